@@ -1,0 +1,27 @@
+"""Measures, honestly and cheaply, what batch size does to neural-network training.
+
+For every batch size the hyperparameters are tuned separately, and the steps needed to reach a goal
+are measured (Shallue et al., "Measuring the Effects of Data Parallelism on Neural Network
+Training", JMLR 20(112), 2019).
+"""
+
+from batchscale import datasets as datasets
+from batchscale import metrics as metrics
+from batchscale import models as models
+from batchscale import plots as plots
+from batchscale import tuner as tuner
+from batchscale import workloads as workloads
+from batchscale.metrics import Goal as Goal
+from batchscale.result import Result as Result
+from batchscale.result import load as load
+from batchscale.runner import Progress as Progress
+from batchscale.study import Study as Study
+from batchscale.study import TrialRun as TrialRun
+from batchscale.study import powers_of_two as powers_of_two
+from batchscale.tuner import Choice as Choice
+from batchscale.tuner import Integer as Integer
+from batchscale.tuner import LogUniform as LogUniform
+from batchscale.tuner import ReverseLogUniform as ReverseLogUniform
+from batchscale.tuner import SearchSpace as SearchSpace
+from batchscale.tuner import Uniform as Uniform
+from batchscale.workloads import Workload as Workload

@@ -1,0 +1,15 @@
+"""Small data sets as NumPy arrays on the host, in named splits; nothing here needs JAX.
+
+Splits are a dictionary of dictionaries of arrays with the examples along axis 0:
+`{"train": {"image": ..., "label": ...}, "validation": {...}, "test": {...}}`.
+"""
+
+from batchscale.datasets.idx import from_idx as from_idx
+from batchscale.datasets.named import load as load
+from batchscale.datasets.named import names as names
+from batchscale.datasets.splits import Splits as Splits
+from batchscale.datasets.splits import check_labels as check_labels
+from batchscale.datasets.splits import fingerprint as fingerprint
+from batchscale.datasets.splits import from_arrays as from_arrays
+from batchscale.datasets.splits import from_npz as from_npz
+from batchscale.datasets.splits import to_npz as to_npz

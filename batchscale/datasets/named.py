@@ -1,0 +1,183 @@
+"""Data sets by name: the standard splits, from wherever this machine can get them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from batchscale.datasets import _prepared, _published
+from batchscale.datasets.splits import Splits, _hold_out, check_labels, from_npz
+
+
+@dataclasses.dataclass(frozen=True)
+class _ImageSet:
+    """What a name promises: `shape` is an image's (height, width, channels), the rest examples."""
+
+    shape: tuple[int, int, int]
+    train: int
+    validation: int
+    test: int
+
+
+_SETS = {
+    "digits": _ImageSet((8, 8, 1), train=1_100, validation=350, test=347),
+    "mnist": _ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
+    "fashion_mnist": _ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
+    "cifar10": _ImageSet((32, 32, 3), train=45_000, validation=5_000, test=10_000),
+}
+_CLASSES = 10
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that `load` knows.
+
+    >>> names()
+    ('digits', 'mnist', 'fashion_mnist', 'cifar10')
+    """
+    return tuple(_SETS)
+
+
+def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Splits:
+    """A data set by name, in its standard splits, as uint8 images and int32 labels.
+
+    ===============  ===========  ======  ==========  ======
+    name             image        train   validation  test
+    ===============  ===========  ======  ==========  ======
+    `digits`         8 x 8 x 1     1,100         350     347
+    `mnist`          28 x 28 x 1  55,000       5,000  10,000
+    `fashion_mnist`  28 x 28 x 1  55,000       5,000  10,000
+    `cifar10`        32 x 32 x 3  45,000       5,000  10,000
+    ===============  ===========  ======  ==========  ======
+
+    `digits` comes with scikit-learn and is shuffled once, always in the same way; its pixels go
+    from 0 to 16. In the others, the last 5,000 training images in file order are the validation
+    split. The first of these that has the set is used:
+
+    1. `<name>.npz` in `directory`, as `to_npz` writes it, with whatever splits it holds;
+    2. a set that TFDS has prepared in array_record format, read without TensorFlow;
+    3. the published IDX files in the cache, downloaded there if need be (not for `cifar10`);
+    4. TFDS, which downloads and prepares the set if TensorFlow is installed.
+
+    TFDS keeps examples in an order of its own, so that 2 and 3 hold out different images of the
+    same set; `fingerprint` tells them apart. The cache is the folder that the environment variable
+    `BATCHSCALE_CACHE` names, or else `batchscale` in `XDG_CACHE_HOME` or in `~/.cache`. The first
+    reading of a prepared set takes some 20 seconds, later ones a fraction of a second.
+
+    Args:
+      name: one of `names()`.
+      directory: where TFDS keeps its data, on a local disk; by default what the environment
+        variable `TFDS_DATA_DIR` names, or else `~/tensorflow_datasets`.
+
+    Returns:
+      `train`, `validation` and `test`, each with `image` (uint8 [n, height, width, channels]) and
+      `label` (int32 [n], 0 to 9).
+
+    Raises:
+      ValueError: the name is not known, or what was found is not that data set.
+      FileNotFoundError: no source has the data set; the message says what was tried and what to do.
+      ImportError: `digits` without scikit-learn.
+
+    >>> splits = load("digits")
+    >>> {split: fields["image"].shape for split, fields in splits.items()}
+    {'train': (1100, 8, 8, 1), 'validation': (350, 8, 8, 1), 'test': (347, 8, 8, 1)}
+    """
+    if name not in _SETS:
+        raise ValueError(
+            f"name: got {name!r}, wanted one of {', '.join(_SETS)}. "
+            "Data of your own comes from from_arrays, from_npz or from_idx."
+        )
+    if directory is not None:
+        stored = Path(directory).expanduser() / f"{name}.npz"
+        if stored.is_file():
+            splits = from_npz(stored)
+            _check_images(name, splits, stored)
+            return splits
+    if name == "digits":
+        return _digits()
+    root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return _from_sources(name, root.expanduser(), _cache())
+
+
+def _digits() -> Splits:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "'digits' comes with scikit-learn, which cannot be imported here "
+            f'({error}). Run: pip install "batchscale[experiments]"'
+        ) from error
+    pixels, labels = map(np.asarray, load_digits(return_X_y=True))
+    sizes = _SETS["digits"]
+    images = pixels.reshape(-1, *sizes.shape).astype(np.uint8)
+    order = np.random.Generator(np.random.PCG64(0)).permutation(len(labels))
+    parts = np.split(order, [sizes.train, sizes.train + sizes.validation])
+    return {
+        split: {"image": images[part], "label": labels[part].astype(np.int32)}
+        for split, part in zip(("train", "validation", "test"), parts, strict=True)
+    }
+
+
+def _from_sources(name: str, root: Path, cache: Path) -> Splits:
+    folder = _prepared.find(root, name)
+    if folder is not None:
+        return _standard(name, _prepared.read(folder, cache), folder)
+    failures = [f"{root / name} holds no array_record files prepared by TFDS"]
+    remedies = [
+        "set `directory` or TFDS_DATA_DIR to where TFDS has prepared it with "
+        "file_format='array_record' (`tfds convert_format` converts other formats)",
+        "install TensorFlow, so that TFDS can download and prepare it",
+    ]
+    if name in _published.SETS:
+        try:
+            return _standard(name, _published.read(name, cache / name), cache / name)
+        except ConnectionError as error:
+            failures.append(f"the published files could not be had ({error})")
+        files = ", ".join(_published.SETS[name].files)
+        remedies.insert(0, f"put {files} into {cache / name}")
+    try:
+        folder = _prepared.prepare(root, name)
+    # TFDS and TensorFlow fail in many ways, and each is one more reason for the user.
+    except Exception as error:
+        failures.append(f"TFDS cannot prepare it here ({type(error).__name__}: {error})")
+    else:
+        return _standard(name, _prepared.read(folder, cache), folder)
+    raise FileNotFoundError(
+        f"{name!r} was not found: {'; '.join(failures)}. Do one of these: {'; '.join(remedies)}."
+    )
+
+
+def _standard(name: str, examples: Splits, where: Path) -> Splits:
+    """All training examples and the test split, checked, with the last ones held out."""
+    sizes = _SETS[name]
+    wanted = {"train": sizes.train + sizes.validation, "test": sizes.test}
+    got = {split: len(fields["label"]) for split, fields in examples.items()}
+    if got != wanted:
+        raise ValueError(
+            f"{where}: it holds {got['train']:,} training and {got['test']:,} test images, wanted "
+            f"{wanted['train']:,} and {wanted['test']:,} for {name!r}. Prepare or fetch the set "
+            "again; a part of it is data of your own, for from_arrays or from_npz."
+        )
+    _check_images(name, examples, where)
+    return _hold_out(examples, sizes.validation)
+
+
+def _check_images(name: str, splits: Splits, where: Path) -> None:
+    shape = _SETS[name].shape
+    for split, fields in splits.items():
+        got = {field: (str(array.dtype), array.shape[1:]) for field, array in fields.items()}
+        wanted = {"image": ("uint8", shape), "label": ("int32", ())}
+        if got != wanted:
+            raise ValueError(
+                f"{where}: an example of split {split!r} is {got}, wanted {wanted} for {name!r}. "
+                "Use from_npz or from_arrays for data of your own."
+            )
+    check_labels(splits, _CLASSES)
+
+
+def _cache() -> Path:
+    if folder := os.environ.get("BATCHSCALE_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchscale"

@@ -1,0 +1,319 @@
+"""Splits of arrays: made from what the user has, checked, stored and fingerprinted."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+Splits: TypeAlias = dict[str, dict[str, np.ndarray]]
+Examples: TypeAlias = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike]
+
+
+def from_arrays(
+    *, train: Examples, validation: Examples | None = None, test: Examples | None = None
+) -> Splits:
+    """Splits from one's own arrays, checked, in types that JAX holds by default.
+
+    64-bit numbers become 32-bit ones and labels become int32; everything else keeps its type, and
+    an array that needs no change is not copied.
+
+    Args:
+      train: arrays by field name, each with the examples along axis 0, or a pair
+        (inputs, labels), which becomes the fields `input` and `label`.
+      validation: the same fields, for choosing hyperparameters.
+      test: the same fields, for reporting.
+
+    Returns:
+      The splits that were given, each a dictionary of arrays by field name.
+
+    Raises:
+      TypeError: a split is neither a mapping nor a pair.
+      ValueError: a split is empty or uneven, a field does not hold numbers, `label` does not hold
+        integers, a number does not fit in 32 bits, or splits differ in their fields.
+
+    >>> splits = from_arrays(train=(np.zeros((4, 2)), np.array([0, 1, 1, 0])))
+    >>> {field: (array.shape, str(array.dtype)) for field, array in splits["train"].items()}
+    {'input': ((4, 2), 'float32'), 'label': ((4,), 'int32')}
+    """
+    given = {"train": train, "validation": validation, "test": test}
+    return _checked(
+        {split: _fields(split, part) for split, part in given.items() if part is not None}
+    )
+
+
+def from_npz(path: str | os.PathLike[str]) -> Splits:
+    """Splits from an .npz file whose arrays are named `split/field`, such as `train/image`.
+
+    Args:
+      path: the file, as `to_npz` or `numpy.savez` writes it.
+
+    Returns:
+      The splits of the file, checked and typed as `from_arrays` does.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is not such a file, or `from_arrays` would refuse its arrays. Objects are
+        refused, so that no code of the file runs.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_npz({"train": {"input": np.arange(3)}}, Path(folder, "three.npz"))
+    ...     from_npz(Path(folder, "three.npz"))
+    {'train': {'input': array([0, 1, 2], dtype=int32)}}
+    """
+    try:
+        with open(path, "rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                raise ValueError("it holds one array without a name")
+            arrays = {name: stored[name] for name in stored.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path}: not a readable .npz file of plain arrays ({error}). "
+            "Write it with datasets.to_npz."
+        ) from error
+    splits: Splits = {}
+    for name, array in arrays.items():
+        split, _, field = name.partition("/")
+        if not split or not field:
+            raise ValueError(
+                f"{path}: the array {name!r} is not named 'split/field'. Name the arrays "
+                "'train/image', 'train/label' and so on, or write the file with datasets.to_npz."
+            )
+        splits.setdefault(split, {})[field] = array
+    return _checked(splits, source=f"{path}: ")
+
+
+def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike[str]) -> None:
+    """Stores splits in one uncompressed .npz file, which `from_npz` reads back.
+
+    The file appears under its name only when it is whole; missing folders are made.
+
+    Args:
+      splits: what to store; checked and typed as `from_arrays` does.
+      path: the file to write or to replace.
+
+    Raises:
+      ValueError: `from_arrays` would refuse the splits, or a split has "/" in its name.
+      OSError: the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     to_npz({"train": {"input": np.zeros(2)}}, Path(folder, "zeros.npz"))
+    ...     np.load(Path(folder, "zeros.npz")).files
+    ['train/input']
+    """
+    arrays = {}
+    for split, fields in _checked(splits).items():
+        if not split or "/" in split:
+            raise ValueError(f"split {split!r}: its name must not be empty or hold '/'. Rename it.")
+        arrays.update({f"{split}/{field}": array for field, array in fields.items()})
+    with _replacing(Path(path)) as file:
+        np.savez(file, **arrays)
+
+
+def check_labels(
+    splits: Mapping[str, Mapping[str, np.ndarray]], classes: int, *, field: str = "label"
+) -> None:
+    """Refuses labels that are not the integers 0 to `classes` - 1.
+
+    JAX clips an index that is out of range, so that training would go on with wrong labels.
+
+    Args:
+      splits: what to check, every split of it.
+      classes: the number of classes, at least 1.
+      field: the field that holds the labels.
+
+    Raises:
+      ValueError: a split has no such field, or labels that are out of range or not integers.
+
+    >>> check_labels({"train": {"label": np.array([0, 3, 9, 12, 11])}}, 10)
+    Traceback (most recent call last):
+    ValueError: labels: split 'train' has 2 labels outside 0 to 9 (smallest 0, largest 12).
+    Renumber the field 'label' from 0, or state the right number of classes.
+    """
+    if classes < 1:
+        raise ValueError(f"classes: got {classes}, wanted at least 1. Count the labels' classes.")
+    for split, fields in splits.items():
+        if field not in fields:
+            raise ValueError(
+                f"labels: split {split!r} has no field {field!r}, only {_listed(fields)}. "
+                "Name the field that holds the labels."
+            )
+        labels = np.asarray(fields[field])
+        _check_integers(f"labels: split {split!r}", field, labels)
+        bad = int(np.count_nonzero((labels < 0) | (labels >= classes)))
+        if bad:
+            raise ValueError(
+                f"labels: split {split!r} has {bad:,} label{'s' if bad > 1 else ''} outside 0 to "
+                f"{classes - 1} (smallest {labels.min()}, largest {labels.max()}). "
+                f"Renumber the field {field!r} from 0, or state the right number of classes."
+            )
+
+
+def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """A digest that changes with any name, type, shape or number in the splits.
+
+    The order of the dictionaries, the layout of the arrays in memory and the machine's byte order
+    do not matter; the order of the examples does.
+
+    Args:
+      splits: arrays of numbers by split and field.
+
+    Returns:
+      BLAKE2b with 128 bits, as 32 hexadecimal digits.
+
+    >>> fingerprint({"train": {"label": np.array([0, 1], np.int32)}})
+    'ca7bcfff63946cb554e28d607f360f21'
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for split in sorted(splits):
+        for field in sorted(splits[split]):
+            array = np.asarray(splits[split][field])
+            little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+            digest.update(json.dumps([split, field, little.dtype.str, little.shape]).encode())
+            digest.update(little.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _checked(splits: Mapping[str, Mapping[str, ArrayLike]], *, source: str = "") -> Splits:
+    """The splits with narrow types, if they are sound; `source` begins the message if not."""
+    result: Splits = {}
+    for split, fields in splits.items():
+        where = f"{source}split {split!r}"
+        result[split] = {field: _array(where, field, fields[field]) for field in fields}
+        _check_lengths(where, result[split])
+    if not result:
+        raise ValueError(f"{source}there are no splits. Give at least 'train'.")
+    first, *others = result
+    for split in others:
+        _check_alike(source, result, first, split)
+    return result
+
+
+def _hold_out(splits: Splits, examples: int) -> Splits:
+    """The splits with the last training examples taken off as `validation`; nothing is copied."""
+    if not examples:
+        return splits
+    train = splits["train"]
+    return {
+        "train": {field: array[:-examples] for field, array in train.items()},
+        "validation": {field: array[-examples:] for field, array in train.items()},
+        **{split: fields for split, fields in splits.items() if split != "train"},
+    }
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into that takes the place of `path` when whole, and vanishes on an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with partial.open("xb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fields(split: str, part: Examples) -> Mapping[str, ArrayLike]:
+    if isinstance(part, Mapping):
+        return part
+    if isinstance(part, tuple) and len(part) == 2:
+        return {"input": part[0], "label": part[1]}
+    got = f"a tuple of {len(part)}" if isinstance(part, tuple) else f"a {type(part).__name__}"
+    raise TypeError(
+        f"{split}: got {got}, wanted a dictionary of arrays by field name or a pair "
+        "(inputs, labels)."
+    )
+
+
+def _array(where: str, field: str, value: ArrayLike) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{where}: field {field!r} has the dtype {array.dtype}, wanted real numbers. "
+            "Encode it as integers or floats, one array a field."
+        )
+    if array.ndim == 0:
+        raise ValueError(
+            f"{where}: field {field!r} is a single number, wanted an array with the examples "
+            "along axis 0."
+        )
+    if not array.size:
+        raise ValueError(
+            f"{where}: field {field!r} is empty (shape {array.shape}). "
+            "Give it examples, or leave the split out."
+        )
+    return _narrow(where, field, array)
+
+
+def _check_integers(where: str, field: str, labels: np.ndarray) -> None:
+    if labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{where}: field {field!r} has the dtype {labels.dtype}, wanted integers, one a class. "
+            "Convert it with .astype(np.int32), or call it 'target' if it is no class."
+        )
+
+
+def _narrow(where: str, field: str, array: np.ndarray) -> np.ndarray:
+    # JAX would narrow 64-bit numbers by itself, and let integers that are too large wrap around.
+    dtype = array.dtype.newbyteorder("=")
+    if dtype.kind == "f" and dtype.itemsize > 4:
+        dtype = np.dtype(np.float32)
+    elif dtype.kind in "iu" and (dtype.itemsize > 4 or field == "label"):
+        dtype = np.dtype(np.int32)
+    if dtype == array.dtype:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    lost = np.isinf(narrow) != np.isinf(array) if dtype.kind == "f" else narrow != array
+    if np.any(lost):
+        raise ValueError(
+            f"{where}: field {field!r} reaches from {np.nanmin(array)} to {np.nanmax(array)}, "
+            f"which {dtype} cannot hold. Scale or renumber it."
+        )
+    return narrow
+
+
+def _check_lengths(where: str, fields: Mapping[str, np.ndarray]) -> None:
+    if not fields:
+        raise ValueError(f"{where}: it has no fields. Give it arrays by field name.")
+    lengths = {field: len(array) for field, array in fields.items()}
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{field!r} {length:,}" for field, length in lengths.items())
+        raise ValueError(
+            f"{where}: its fields differ in length along axis 0: {got}. "
+            "Give every field one entry an example."
+        )
+
+
+def _check_alike(source: str, splits: Splits, first: str, other: str) -> None:
+    if splits[first].keys() != splits[other].keys():
+        raise ValueError(
+            f"{source}split {other!r} has the fields {_listed(splits[other])}, split {first!r} has "
+            f"{_listed(splits[first])}. Give every split the same fields."
+        )
+    for field, wanted in splits[first].items():
+        got = splits[other][field]
+        if (got.shape[1:], got.dtype.kind) != (wanted.shape[1:], wanted.dtype.kind):
+            raise ValueError(
+                f"{source}field {field!r}: an example is {got.dtype} of shape {got.shape[1:]} in "
+                f"split {other!r}, and {wanted.dtype} of shape {wanted.shape[1:]} in split "
+                f"{first!r}. Prepare every split in the same way."
+            )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names)) or "none"

@@ -1,0 +1,44 @@
+"""The devices a study runs on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+
+import jax
+
+_MOST = 8  # a choice: more virtual devices than this leave each of them too few trials
+
+
+def ask_for_cores() -> None:
+    """Asks JAX for one virtual CPU device a core, if its backend has not started yet.
+
+    Half of the trials on each of two devices run up to 1.8 times as fast as all of them on one
+    device with two threads. Where a GPU or TPU is used this changes nothing.
+    """
+    if jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        return  # the user has chosen
+    try:
+        jax.config.update("jax_num_cpu_devices", min(_cores(), _MOST))
+    except RuntimeError:
+        return  # the backend has started, with the devices it has
+
+
+def describe() -> str:
+    """The devices in words.
+
+    >>> describe().endswith("jax " + jax.__version__)
+    True
+    """
+    kinds = Counter(device.device_kind for device in jax.devices())
+    words = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    if jax.default_backend() == "cpu":
+        words += f" on {_cores()} cores"
+    return f"{words}, jax {jax.__version__}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

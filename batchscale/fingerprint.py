@@ -1,0 +1,70 @@
+"""Fingerprints, by which a changed workload is noticed before its rows are mixed with older ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from batchscale import datasets
+from batchscale.optimizers import Optimizer
+from batchscale.workloads import Workload
+
+
+def fingerprint(
+    workload: Workload, optimizer: Optimizer, names: Sequence[str]
+) -> dict[str, str]:
+    """Digests of the data and of the program.
+
+    Args:
+      workload: its splits are hashed byte by byte; its `init`, `loss` and `metrics` as the
+        program that JAX makes of them.
+      optimizer: its update is part of the program.
+      names: the hyperparameters.
+
+    Returns:
+      `data`; `program`; and `compiler`, without which programs cannot be compared, since the text
+      of the same program changes with the version of JAX.
+    """
+    splits = workload.splits()
+    lowered = jax.jit(_program(workload, optimizer)).lower(
+        jax.ShapeDtypeStruct((2,), np.uint32),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"]),
+        {name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(float)) for name in names},
+    )
+    digest = hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()
+    compiler = f"jax {jax.__version__}, {jax.default_backend()}, x64 {jax.config.jax_enable_x64}"
+    return {"data": datasets.fingerprint(splits), "program": digest, "compiler": compiler}
+
+
+def changes(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """What differs between two fingerprints, in words.
+
+    >>> changes({"data": "a", "program": "b", "compiler": "c"},
+    ...         {"data": "z", "program": "x", "compiler": "y"})
+    ['the data']
+    """
+    found = ["the data"] if there["data"] != here["data"] else []
+    if there["compiler"] == here["compiler"] and there["program"] != here["program"]:
+        found.append("the model, its loss, its metrics or the optimizer")
+    return found
+
+
+def _program(workload: Workload, optimizer: Optimizer):  # noqa: ANN202
+    def program(key: PyTree, batch: PyTree, hyperparameters: Mapping[str, PyTree]) -> PyTree:
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
+        params, model_state = workload.init(key)
+        transformation = optimizer.transformation(
+            hyperparameters, hyperparameters.get("learning_rate")
+        )
+        updates, _ = transformation.update(params, transformation.init(params), params)
+        train = workload.loss(
+            params, model_state, workload.prepare(batch, key), key, hyperparameters
+        )
+        metrics = workload.metrics(params, model_state, workload.prepare(batch, None))
+        return updates, train, metrics
+
+    return program

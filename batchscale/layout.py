@@ -1,0 +1,87 @@
+"""How trials are packed on a device: how many at once, and how much of a batch at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from batchscale.workloads import Workload
+
+# Choices, from measurements on two CPU cores; both numbers can be fixed in the study.
+_CPU_LANES = 8
+_ACCELERATOR_LANES = 64
+_BATCH_BYTES = 16_000_000
+_CONVOLUTION_MICROBATCH = 64
+
+
+class Layout(NamedTuple):
+    """How the trials of a batch size are packed: chosen before its first step, kept in the plan.
+
+    Attributes:
+      lanes: trials vmapped together on a device.
+      microbatch: examples whose gradient is taken at once.
+    """
+
+    lanes: int
+    microbatch: int
+
+
+def choose(
+    workload: Workload,
+    *,
+    batch_size: int,
+    trials: int,
+    lanes: int | None = None,
+    microbatch: int | None = None,
+) -> Layout:
+    """A layout for a batch size on this kind of device, whatever their number.
+
+    Args:
+      workload: what is trained. Models that convolve run one lane at a time on a CPU, in small
+        microbatches: a convolution vmapped over kernels is slow there.
+      batch_size: examples a step.
+      trials: feasible trials wanted.
+      lanes: fixed by the user, or None.
+      microbatch: fixed by the user, or None.
+    """
+    cpu = jax.default_backend() == "cpu"
+    convolves = _convolves(workload)
+    if lanes is None:
+        most = (1 if convolves else _CPU_LANES) if cpu else _ACCELERATOR_LANES
+        lanes = min(most, trials)
+    if microbatch is None:
+        if cpu and convolves:
+            most = _CONVOLUTION_MICROBATCH
+        else:
+            one = sum(x[0].size for x in jax.tree.leaves(workload.splits()["train"])) * 4
+            most = max(1, _BATCH_BYTES // (lanes * one))
+        microbatch = _even(batch_size, most)
+    return Layout(lanes, min(microbatch, batch_size))
+
+
+def _even(batch_size: int, most: int) -> int:
+    """A microbatch of at most `most`: a divisor of the batch size if one is near, so that none is
+    left over, and of powers of two always the same power."""
+    if batch_size <= most:
+        return batch_size
+    power = 1 << (most.bit_length() - 1)
+    if batch_size % power == 0:
+        return power
+    divisors = [m for m in range(most, most // 2, -1) if batch_size % m == 0]
+    return divisors[0] if divisors else power
+
+
+def _convolves(workload: Workload) -> bool:
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), workload.splits()["train"]
+    )
+    key = jax.ShapeDtypeStruct((2,), np.uint32)
+
+    def metrics(key: PyTree, batch: PyTree) -> PyTree:
+        params, model_state = workload.init(key)
+        return workload.metrics(params, model_state, workload.prepare(batch, None))
+
+    return "conv_general_dilated" in str(jax.make_jaxpr(metrics)(key, batch))

@@ -1,0 +1,65 @@
+"""A goal: a value that a metric is to get past."""
+
+import dataclasses
+import math
+import numbers
+import re
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool
+from numpy.typing import ArrayLike
+
+Mode = Literal["min", "max"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A value that a metric is to get strictly past.
+
+    Counts come as integers from the device, and the metric is their ratio in float64: in
+    float32, 150 errors in 5,000 examples would be below 0.03.
+
+    Attributes:
+      metric: the column of the measurements, "split/name".
+      value: what to get past; reaching it exactly is not enough.
+      mode: "min" to get below it, "max" to get above.
+
+    Raises:
+      ValueError: a field is not as above.
+
+    >>> goal = Goal("validation/error", 0.03)
+    >>> print(goal)
+    validation/error < 0.03
+    >>> goal.reached([149 / 5000, 150 / 5000, np.float32(150 / 5000), np.nan])
+    array([ True, False,  True, False])
+    """
+
+    metric: str
+    value: float
+    mode: Mode = "min"
+
+    def __post_init__(self):
+        if not isinstance(self.metric, str) or not re.fullmatch("[^/]+/[^/]+", self.metric):
+            raise ValueError(
+                'Goal: metric must be "split/name", such as "validation/error"; '
+                f"got {self.metric!r}."
+            )
+        if not isinstance(self.value, numbers.Real) or not math.isfinite(self.value):
+            raise ValueError(f"Goal: value must be a finite number, got {self.value!r}.")
+        object.__setattr__(self, "value", float(self.value))
+        check_mode(self.mode, "Goal")
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'<' if self.mode == 'min' else '>'} {self.value}"
+
+    def reached(self, values: ArrayLike) -> Bool[np.ndarray, "..."]:
+        """Which values are strictly past the goal, in float64; NaN never is."""
+        values = np.asarray(values, np.float64)
+        return values < self.value if self.mode == "min" else values > self.value
+
+
+def check_mode(mode: str, where: str) -> None:
+    """Refuses, in the name of `where`, what is not a `Mode`."""
+    if mode not in ("min", "max"):
+        raise ValueError(f'{where}: mode must be "min" or "max", got {mode!r}.')

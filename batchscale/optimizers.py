@@ -1,0 +1,116 @@
+"""Optimizers from optax whose hyperparameters are traced values, one set a trial."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import optax
+from jaxtyping import Array, Float
+
+Hyperparameters = Mapping[str, Float[Array, ""]]
+Factory = Callable[[Hyperparameters], optax.GradientTransformation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimizer, and the hyperparameters that belong to it.
+
+    Attributes:
+      name: what plans and tables call it.
+      factory: makes the optax transformation from traced scalars; called inside jit, at every
+        step, so a schedule's learning rate is just another value.
+      required: hyperparameters that a search space must give.
+      defaults: those that it may give.
+      takes_all: whether the factory sees every hyperparameter (one's own) or only its own.
+    """
+
+    name: str
+    factory: Factory
+    required: tuple[str, ...]
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    takes_all: bool = False
+
+    def transformation(
+        self, hyperparameters: Hyperparameters, learning_rate: Float[Array, ""] | None
+    ) -> optax.GradientTransformation:
+        """The optax transformation at one step of one trial.
+
+        Args:
+          hyperparameters: every hyperparameter of the trial; the optimizer takes its own.
+          learning_rate: the schedule's value at this step, in place of the initial one.
+        """
+        own = dict(self.defaults)
+        own |= {
+            name: value
+            for name, value in hyperparameters.items()
+            if self.takes_all or name in self.required or name in self.defaults
+        }
+        if learning_rate is not None:
+            own["learning_rate"] = learning_rate
+        return self.factory(own)
+
+
+_ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+
+_OPTIMIZERS = {
+    optimizer.name: optimizer
+    for optimizer in (
+        Optimizer("sgd", lambda h: optax.sgd(h["learning_rate"]), ("learning_rate",)),
+        Optimizer(
+            "momentum",
+            lambda h: optax.sgd(h["learning_rate"], momentum=h["momentum"]),
+            ("learning_rate", "momentum"),
+        ),
+        Optimizer(
+            "nesterov",
+            lambda h: optax.sgd(h["learning_rate"], momentum=h["momentum"], nesterov=True),
+            ("learning_rate", "momentum"),
+        ),
+        Optimizer(
+            "adam",
+            lambda h: optax.adam(h["learning_rate"], b1=h["b1"], b2=h["b2"], eps=h["eps"]),
+            ("learning_rate",),
+            _ADAM,
+        ),
+        Optimizer(
+            "adamw",
+            lambda h: optax.adamw(
+                h["learning_rate"],
+                b1=h["b1"],
+                b2=h["b2"],
+                eps=h["eps"],
+                weight_decay=h["weight_decay"],
+            ),
+            ("learning_rate", "weight_decay"),
+            _ADAM,
+        ),
+    )
+}
+
+
+def get(optimizer: str | Factory) -> Optimizer:
+    """An optimizer by name, or from one's own function of the hyperparameters.
+
+    The named ones are `sgd`: w -= lr g; `momentum` (heavy ball): v = m v + g, w -= lr v;
+    `nesterov`: v = m v + g, w -= lr (g + m v); `adam` and `adamw` as in optax, with `b1`, `b2` and
+    `eps` searched where the space names them. One's own function gets every hyperparameter, with
+    `learning_rate` as the schedule gives it at the step.
+
+    Raises:
+      ValueError: the name is not known.
+
+    >>> get("nesterov").required
+    ('learning_rate', 'momentum')
+    >>> get(lambda h: optax.lion(h["learning_rate"], b1=h["b1"])).takes_all
+    True
+    """
+    if callable(optimizer):
+        name = getattr(optimizer, "__name__", type(optimizer).__name__)
+        return Optimizer(name, optimizer, (), takes_all=True)
+    if optimizer not in _OPTIMIZERS:
+        raise ValueError(
+            f"optimizer: got {optimizer!r}, wanted one of {', '.join(_OPTIMIZERS)}, "
+            "or a function that makes an optax transformation from a mapping of hyperparameters."
+        )
+    return _OPTIMIZERS[optimizer]

@@ -1,0 +1,192 @@
+"""The plan of a study: what is measured, and every trial's hyperparameters, as JSON.
+
+It is on disk before anything runs, and what is on disk is the truth: a study that goes on later
+reads its hyperparameters and layouts from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from batchscale import tuner
+from batchscale.layout import Layout
+from batchscale.metrics import Goal
+from batchscale.records import Origin
+from batchscale.stopping import Stop, StopRule
+from batchscale.tuner import SearchSpace
+
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """What a study measures, in plain values.
+
+    Attributes:
+      workload: its name.
+      optimizer: its name.
+      schedule: its name.
+      goal: the metric, its value and its direction.
+      spaces: the search space of every batch size.
+      trials: feasible trials a batch size.
+      max_infeasible: diverged trials that are replaced at most, a batch size.
+      max_steps: the budget of every batch size.
+      earlier_budgets: smaller budgets of the same study before it was extended.
+      stop: when trials stop.
+      evaluation_spacing: the relative distance of evaluations.
+      seed: of plans and trials.
+      train_examples: the size of the training set.
+    """
+
+    workload: str
+    optimizer: str
+    schedule: str
+    goal: Goal
+    spaces: Mapping[int, SearchSpace]
+    trials: int
+    max_infeasible: int
+    max_steps: Mapping[int, int]
+    earlier_budgets: Mapping[int, tuple[int, ...]]
+    stop: Stop
+    evaluation_spacing: float
+    seed: int
+    train_examples: int
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The batch sizes, in order."""
+        return sorted(self.spaces)
+
+    def differences(self, other: Definition) -> list[str]:
+        """What makes two definitions different studies, in words; not what an extension changes."""
+        names = ("workload", "optimizer", "schedule", "goal", "evaluation_spacing", "seed")
+        found = [
+            f"{name}: {getattr(self, name)} there, {getattr(other, name)} here"
+            for name in (*names, "train_examples")
+            if getattr(self, name) != getattr(other, name)
+        ]
+        found += [
+            f"space at batch size {batch_size}: {self.spaces[batch_size]} there, "
+            f"{other.spaces[batch_size]} here"
+            for batch_size in self.batch_sizes
+            if batch_size in other.spaces and self.spaces[batch_size] != other.spaces[batch_size]
+        ]
+        return found
+
+    def lacks(self, other: Definition) -> list[str]:
+        """What the other study has more of, in words: what an extension would add."""
+        found = []
+        missing = sorted(set(other.spaces) - set(self.spaces))
+        if missing:
+            found.append(f"batch_sizes: {', '.join(map(str, missing))} are not there")
+        for name in ("trials", "max_infeasible"):
+            if getattr(other, name) > getattr(self, name):
+                found.append(f"{name}: {getattr(self, name)} there, {getattr(other, name)} here")
+        if not StopRule.of(self.stop).covers(StopRule.of(other.stop)):
+            found.append(f"stop: {self.stop!r} there, {other.stop!r} here")
+        for batch_size in self.batch_sizes:
+            there, here = self.max_steps[batch_size], other.max_steps.get(batch_size, 0)
+            if here > there:
+                found.append(f"max_steps at batch size {batch_size}: {there} there, {here} here")
+        return found
+
+    def extended(self, other: Definition) -> Definition:
+        """The study that has what both have; `stop` is the other's."""
+        budgets = dict(self.earlier_budgets)
+        max_steps = {**other.max_steps, **self.max_steps}
+        for batch_size, former in self.max_steps.items():
+            if other.max_steps.get(batch_size, 0) > former:
+                budgets[batch_size] = (*budgets.get(batch_size, ()), former)
+                max_steps[batch_size] = other.max_steps[batch_size]
+        return dataclasses.replace(
+            self,
+            spaces={**self.spaces, **other.spaces},
+            trials=max(self.trials, other.trials),
+            max_infeasible=max(self.max_infeasible, other.max_infeasible),
+            max_steps=max_steps,
+            earlier_budgets=budgets,
+            stop=other.stop,
+        )
+
+
+@dataclasses.dataclass
+class Plan:
+    """A definition, how its trials are packed, and every trial that may run.
+
+    Attributes:
+      definition: what is measured.
+      layouts: how trials are packed, by batch size.
+      fingerprint: what the data and the program hash to.
+      rows: by batch size, a mapping for every trial: its hyperparameters, and why it is there.
+    """
+
+    definition: Definition
+    fingerprint: Mapping[str, str]
+    layouts: dict[int, Layout] = dataclasses.field(default_factory=dict)
+    rows: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+
+    def extend(self, batch_size: int, count: int, origin: Origin) -> bool:
+        """Makes sure that a batch size has `count` trials; says whether it had fewer."""
+        rows = self.rows.setdefault(batch_size, [])
+        if len(rows) >= count:
+            return False
+        table = tuner.plan(
+            self.definition.spaces[batch_size],
+            batch_size=batch_size,
+            trials=count,
+            seed=self.definition.seed,
+        )
+        for values in table.iloc[len(rows) :].to_dict("records"):
+            rows.append({"origin": str(origin), "hyperparameters": values})
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        definition = self.definition
+        fields = {f.name: getattr(definition, f.name) for f in dataclasses.fields(definition)}
+        return {
+            "format": _FORMAT,
+            "study": fields
+            | {
+                "goal": dataclasses.asdict(definition.goal),
+                "spaces": {str(b): space.to_json() for b, space in definition.spaces.items()},
+                "max_steps": {str(b): steps for b, steps in definition.max_steps.items()},
+                "earlier_budgets": {
+                    str(b): list(steps) for b, steps in definition.earlier_budgets.items()
+                },
+            },
+            "fingerprint": dict(self.fingerprint),
+            "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
+            "trials": {str(b): rows for b, rows in self.rows.items()},
+        }
+
+    @classmethod
+    def from_json(cls, plan: Mapping[str, Any]) -> Self:
+        """The plan again.
+
+        Raises:
+          ValueError: it was written by a version that this one does not understand.
+        """
+        if plan.get("format") != _FORMAT:
+            raise ValueError(
+                f"plan.json: got format {plan.get('format')!r}, wanted {_FORMAT}. "
+                "It was written by another version of batchscale; open it with that one."
+            )
+        study = plan["study"]
+        definition = Definition(
+            **study
+            | {
+                "goal": Goal(**study["goal"]),
+                "spaces": _by_size(study["spaces"], SearchSpace.from_json),
+                "max_steps": _by_size(study["max_steps"], int),
+                "earlier_budgets": _by_size(study["earlier_budgets"], tuple),
+            }
+        )
+        layouts = _by_size(plan["layouts"], lambda layout: Layout(**layout))
+        return cls(definition, plan["fingerprint"], layouts, _by_size(plan["trials"], list))
+
+
+def _by_size(table: Mapping[str, Any], make: Any) -> dict[int, Any]:
+    return {int(batch_size): make(value) for batch_size, value in table.items()}

@@ -1,0 +1,218 @@
+"""What all figures share: what they read, axes and colours, and how they are saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from batchscale.tuner import SearchSpace
+
+# Okabe and Ito's colour-blind safe colours, without the yellow, which is too pale for lines.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLUE, VERMILION, *_, ORANGE, _ = COLORS
+GREY = "#707070"
+FIGURE_SIZE = (6.4, 4.4)
+FONT_SIZE = 9
+
+
+class Goal(Protocol):
+    """A metric, a value and a direction."""
+
+    @property
+    def metric(self) -> str:
+        """The column of the measurements."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """What the metric has to pass."""
+        ...
+
+    @property
+    def mode(self) -> str:
+        """Either "min" or "max"."""
+        ...
+
+
+class Result(Protocol):
+    """What figures read of the result of a study."""
+
+    @property
+    def name(self) -> str:
+        """Workload and optimizer."""
+        ...
+
+    @property
+    def goal(self) -> Goal:
+        """What a trial has to reach."""
+        ...
+
+    @property
+    def train_examples(self) -> int:
+        """The size of a full batch."""
+        ...
+
+    @property
+    def space(self) -> SearchSpace:
+        """What the hyperparameters were drawn from."""
+        ...
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """Hyperparameters and statuses by (batch_size, trial, replicate)."""
+        ...
+
+    @property
+    def measurements(self) -> pd.DataFrame:
+        """Metrics by (batch_size, trial, replicate, step)."""
+        ...
+
+    def steps_to_target(self) -> pd.DataFrame:
+        """`batch_size`, `steps` and the winning `trial`, one row a batch size."""
+        ...
+
+
+def save(figure: Axes | Figure | np.ndarray, stem: str | Path) -> tuple[Path, Path]:
+    """Writes a figure as PNG and as SVG.
+
+    The same figure gives the same SVG, byte for byte.
+
+    Args:
+      figure: a figure, one of its axes, or an array of them.
+      stem: where, without a suffix; folders are made as needed.
+
+    Returns:
+      The two paths, `<stem>.png` and `<stem>.svg`.
+
+    >>> import tempfile
+    >>> figure, ax = plt.subplots()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [path.name for path in save(ax, f"{folder}/curves/mnist")]
+    ['mnist.png', 'mnist.svg']
+    >>> plt.close(figure)
+    """
+    drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) else figure
+    if not isinstance(drawn, Figure):
+        drawn = drawn.get_figure(root=True)
+    stem = Path(stem)
+    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(png, dpi=200)
+    with mpl.rc_context({"svg.hashsalt": "batchscale"}):
+        drawn.savefig(svg, metadata={"Date": None})
+    return png, svg
+
+
+def new_axes() -> Axes:
+    """Axes of a new figure, as wide as a README."""
+    return plt.subplots(figsize=FIGURE_SIZE, layout="constrained")[1]
+
+
+def head(ax: Axes, title: str, handles: list[Line2D]) -> None:
+    """A title and, between it and the axes, a legend: points fill the axes themselves."""
+    ax.set_title(title, fontsize=FONT_SIZE + 1, pad=24)
+    ax.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(handles),
+        fontsize=FONT_SIZE,
+        frameon=False,
+    )
+
+
+def axis_label(name: str) -> str:
+    """A metric or hyperparameter as an axis says it: "Validation error"."""
+    text = "1 \N{MINUS SIGN} momentum" if name == "one_minus_momentum" else _words(name)
+    return text[0].upper() + text[1:]
+
+
+def goal_words(goal: Goal) -> str:
+    """A goal as an axis says it: "validation error < 0.03"."""
+    return f"{_words(goal.metric)} {'>' if goal.mode == 'max' else '<'} {goal.value:g}"
+
+
+def _words(name: str) -> str:
+    return name.replace("/", " ").replace("_", " ")
+
+
+def steps_table(result: Result) -> pd.DataFrame:
+    """The result's steps to target in order of batch size; refuses 0, which no log axis shows."""
+    table = result.steps_to_target().sort_values("batch_size")
+    passed = table.loc[table["steps"] == 0, "batch_size"].tolist()
+    if passed:
+        raise ValueError(
+            f"{result.name!r}: at batch size {listed(passed)} the goal {goal_words(result.goal)} "
+            "is reached at step 0, before any training. Choose a harder goal."
+        )
+    return table
+
+
+def only(result: Result, table: pd.DataFrame, batch_size: int, *, caller: str) -> pd.DataFrame:
+    """The rows of one batch size, of trials and not of their replicates."""
+    measured = table.index.unique("batch_size").sort_values().tolist()
+    if batch_size not in measured:
+        raise ValueError(
+            f"{caller}: {result.name!r} has no batch size {batch_size}; it has {listed(measured)}."
+        )
+    return table.xs((batch_size, 0), level=("batch_size", "replicate"))
+
+
+def winner(result: Result, batch_size: int) -> int | None:
+    """The trial that reached the goal first at a batch size, if one did."""
+    table = steps_table(result)
+    trial = table.loc[(table["batch_size"] == batch_size) & table["trial"].notna(), "trial"]
+    return int(trial.iloc[0]) if len(trial) else None
+
+
+def listed(items: Collection[object]) -> str:
+    """Items in words, or none."""
+    return ", ".join(map(str, items)) or "none"
+
+
+def log_axis(ax: Axes, name: Literal["x", "y"], *, base: float = 10) -> Axis:
+    """Gives an axis a logarithmic scale."""
+    if name == "x":
+        ax.set_xscale("log", base=base)
+        return ax.xaxis
+    ax.set_yscale("log", base=base)
+    return ax.yaxis
+
+
+def log2_axis(ax: Axes, name: Literal["x", "y"]) -> None:
+    """Gives an axis a log2 scale with the powers of two as labels."""
+    axis = log_axis(ax, name, base=2)
+    axis.set_major_locator(_PowersOfTwo(base=2, numticks=64))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _power_label(axis, value)))
+    axis.set_minor_locator(NullLocator())
+
+
+class _PowersOfTwo(LogLocator):
+    """A tick at every power of two, and at least two of them in view."""
+
+    def nonsingular(self, v0: float, v1: float) -> tuple[float, float]:
+        low, high = super().nonsingular(v0, v1)
+        if math.floor(math.log2(high)) <= math.ceil(math.log2(low)):
+            return 2.0 ** math.floor(math.log2(low)), 2.0 ** math.ceil(math.log2(high))
+        return low, high
+
+
+def _power_label(axis: Axis, value: float) -> str:
+    """A plain number where all are small and whole, else a power; empty where there is no room."""
+    low, high = sorted(axis.get_view_interval())
+    exponent = round(math.log2(value))
+    if exponent % math.ceil(math.log2(high / low) / max(axis.get_tick_space(), 1)):
+        return ""
+    return f"{2**exponent:,}" if low > 0.5 and high < 2**11 else f"$2^{{{exponent}}}$"

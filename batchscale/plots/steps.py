@@ -1,0 +1,185 @@
+"""Steps to target against batch size: the figure that the library exists for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator
+
+from batchscale.plots.common import (
+    COLORS,
+    FONT_SIZE,
+    Result,
+    goal_words,
+    listed,
+    log2_axis,
+    new_axes,
+    steps_table,
+)
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", (0, (7, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
+_PERFECT: dict[str, Any] = {"label": "perfect scaling", "linestyle": (0, (4, 3)), "linewidth": 1}
+_MISS: dict[str, Any] = {
+    "label": "goal not reached",
+    "linestyle": "none",
+    "markerfacecolor": "white",
+    "markersize": 6.5,
+}
+
+
+def steps_to_target(
+    result_or_results: Result | Sequence[Result] | Mapping[str, Result],
+    *,
+    ax: Axes | None = None,
+    normalize_at: int | None = None,
+    labels: Sequence[str] | None = None,
+) -> Axes:
+    """Steps to the goal against batch size, on log2 axes, for one result or several.
+
+    The dashed line is perfect scaling, `steps(B0) * B0 / B`, from the smallest batch size that
+    reached the goal (Shallue et al. 2019). A batch size at which no trial reached it is an open
+    marker at the top edge, and interrupts the line. A full batch that is not a power of two is
+    marked "full".
+
+    Args:
+      result_or_results: a result, several, or several by label.
+      ax: where to draw; a new figure if not given.
+      normalize_at: a batch size. Steps are divided by those at it, so that different goals and
+        models compare, and perfect scaling is one line from there.
+      labels: what the legend calls the results, in order. If not given, their names, with their
+        goals where these differ.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: there is no result; labels and results differ in number; a result did not reach
+        its goal at `normalize_at`, or reached it at step 0.
+
+    >>> ax = steps_to_target(result)  # doctest: +SKIP
+    >>> ax = steps_to_target({"SGD": sgd, "Nesterov": nesterov}, normalize_at=64)  # doctest: +SKIP
+    """
+    named = _named(result_or_results, labels)
+    tables = [steps_table(result) for _, result in named]
+    if normalize_at is not None:
+        tables = [
+            _normalized(label, table, normalize_at)
+            for (label, _), table in zip(named, tables, strict=True)
+        ]
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    log2_axis(ax, "y")
+    if normalize_at is not None:
+        batch_sizes = np.unique(np.concatenate([table["batch_size"] for table in tables]))
+        _perfect_scaling(ax, batch_sizes, start=normalize_at, steps=1, color="black")
+    handles = []
+    for index, ((label, _), table) in enumerate(zip(named, tables, strict=True)):
+        color, marker = COLORS[index % len(COLORS)], _MARKERS[index % len(_MARKERS)]
+        finite = np.isfinite(table["steps"])
+        if normalize_at is None and finite.any():
+            first = table[finite].iloc[0]
+            _perfect_scaling(
+                ax,
+                table["batch_size"].to_numpy(),
+                start=first["batch_size"],
+                steps=first["steps"],
+                color="black" if len(tables) == 1 else color,
+            )
+        handles += ax.plot(
+            table["batch_size"],
+            table["steps"].where(finite),
+            color=color,
+            marker=marker,
+            markersize=5.5,
+            linestyle=_LINES[index % len(_LINES)],
+            label=label,
+            zorder=3,
+        )
+        missed = table.loc[~finite, "batch_size"]
+        # In axes coordinates: wherever the y axis ends.
+        ax.plot(
+            missed,
+            np.ones(len(missed)),
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            color=color,
+            marker=marker,
+            zorder=4,
+            **_MISS,
+        )
+    _mark_full_batches(ax, [result.train_examples for _, result in named], tables)
+    goals = {goal_words(result.goal) for _, result in named}
+    ax.set_xlabel("Batch size (examples)")
+    if normalize_at is None:
+        ax.set_ylabel(f"Steps to {goals.pop() if len(goals) == 1 else 'goal'}")
+    else:
+        ax.set_ylabel(f"Steps / (steps at B={normalize_at})")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    if any(np.isfinite(table["steps"]).any() for table in tables):
+        handles.append(Line2D([], [], color="black", **_PERFECT))
+    if any(np.isinf(table["steps"]).any() for table in tables):
+        handles.append(Line2D([], [], color="black", marker="o", **_MISS))
+    ax.legend(handles=handles, fontsize=FONT_SIZE, loc="lower left")
+    return ax
+
+
+def _named(
+    results: Result | Sequence[Result] | Mapping[str, Result], labels: Sequence[str] | None
+) -> list[tuple[str, Result]]:
+    """The results, each with what the legend calls it."""
+    if isinstance(results, Mapping):
+        names, members = list(results), list(results.values())
+    else:
+        members = list(results) if isinstance(results, Sequence) else [results]
+        goals = [goal_words(result.goal) for result in members]
+        names = [
+            result.name if len(set(goals)) == 1 else f"{result.name}: {goal}"
+            for result, goal in zip(members, goals, strict=True)
+        ]
+    if not members:
+        raise ValueError("steps_to_target: there is no result to draw.")
+    names = names if labels is None else list(labels)
+    if len(names) != len(members):
+        raise ValueError(
+            f"steps_to_target: {len(names)} labels for {len(members)} results; "
+            "give one a result, in the same order."
+        )
+    return list(zip(names, members, strict=True))
+
+
+def _normalized(label: str, table: pd.DataFrame, anchor: int) -> pd.DataFrame:
+    finite = table[np.isfinite(table["steps"])]
+    at_anchor = finite.loc[finite["batch_size"] == anchor, "steps"]
+    if at_anchor.empty:
+        raise ValueError(
+            f"steps_to_target: {label!r} has no steps to divide by at normalize_at={anchor}; "
+            f"it reached its goal at batch size {listed(finite['batch_size'])}."
+        )
+    return table.assign(steps=table["steps"] / at_anchor.iloc[0])
+
+
+def _perfect_scaling(
+    ax: Axes, batch_sizes: np.ndarray, *, start: float, steps: float, color: str
+) -> None:
+    """The line steps * start / B, over the batch sizes from `start` on."""
+    x = batch_sizes[batch_sizes >= start].astype(float)
+    ax.plot(x, steps * start / x, color=color, zorder=2, **_PERFECT)
+
+
+def _mark_full_batches(ax: Axes, full: Sequence[int], tables: Sequence[pd.DataFrame]) -> None:
+    """Says "full" below a batch of all training examples, where no power of two is labelled."""
+    at = sorted(
+        size
+        for size, table in zip(full, tables, strict=True)
+        if size & (size - 1) and size in table["batch_size"].tolist()
+    )
+    ax.xaxis.set_minor_locator(FixedLocator(at))
+    ax.xaxis.set_minor_formatter(FixedFormatter(["\nfull"] * len(at)))
+    ax.tick_params(axis="x", which="minor", length=6)

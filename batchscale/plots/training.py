@@ -1,0 +1,144 @@
+"""Training curves: a metric against steps, one line a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from batchscale.plots.common import (
+    BLUE,
+    GREY,
+    VERMILION,
+    Result,
+    axis_label,
+    goal_words,
+    head,
+    listed,
+    log2_axis,
+    log_axis,
+    new_axes,
+    only,
+    winner,
+)
+
+_BEST: dict[str, Any] = {"color": BLUE, "linewidth": 2, "zorder": 4}
+_TRIAL: dict[str, Any] = {
+    "label": "trial",
+    "color": GREY,
+    "linewidth": 0.7,
+    "alpha": 0.6,
+    "zorder": 2,
+}
+_DIVERGED: dict[str, Any] = {"color": VERMILION, "linewidth": 0.7, "alpha": 0.6, "zorder": 2}
+_CROSS: dict[str, Any] = {
+    "label": "diverged",
+    "color": VERMILION,
+    "marker": "x",
+    "markersize": 5,
+    "zorder": 5,
+}
+_GOAL: dict[str, Any] = {"color": "black", "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 3}
+
+
+def training_curves(
+    result: Result,
+    *,
+    batch_size: int,
+    metric: str | None = None,
+    ax: Axes | None = None,
+    trials: Collection[int] | None = None,
+) -> Axes:
+    """A metric against steps on a log2 axis, one thin line a trial of one batch size.
+
+    The trial that reached the goal first is the thick line, the goal the dashed one. A trial that
+    diverged ends in a cross. The other trials set the range of the y axis; the cross is at its
+    edge where the last value lies beyond. Step 0 has no place on a log axis and is left out.
+
+    Args:
+      result: of a study.
+      batch_size: examples.
+      metric: a column of the measurements; the goal's if not given.
+      ax: where to draw; a new figure if not given.
+      trials: the numbers of the trials to draw; all if not given.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the result has no such batch size, metric or trial.
+
+    >>> ax = training_curves(result, batch_size=64, metric="train/loss")  # doctest: +SKIP
+    """
+    goal = result.goal
+    metric = goal.metric if metric is None else metric
+    if metric not in result.measurements:
+        raise ValueError(
+            f"training_curves: {result.name!r} has no metric {metric!r}; "
+            f"it has {listed(result.measurements.columns)}."
+        )
+    status = only(result, result.trials, batch_size, caller="training_curves")["status"].to_dict()
+    chosen = list(status if trials is None else trials)
+    unknown = sorted(set(chosen) - set(status))
+    if unknown:
+        raise ValueError(
+            f"training_curves: {result.name!r} has no trial {listed(unknown)} at batch size "
+            f"{batch_size}; it has {listed(status)}."
+        )
+    values = only(result, result.measurements, batch_size, caller="training_curves")[metric]
+    shown = values.loc[np.isfinite(values) & (values.index.get_level_values("step") > 0)]
+    curves = {
+        trial: curve.droplevel("trial")
+        for trial, curve in shown.groupby(level="trial")
+        if trial in chosen
+    }
+    diverged = [trial for trial in curves if status[trial] == "infeasible"]
+    best = winner(result, batch_size)
+
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    for trial, curve in curves.items():
+        style = _BEST if trial == best else _DIVERGED if trial in diverged else _TRIAL
+        ax.plot(curve.index, curve, **{**style, "label": f"trial {trial}"})
+    handles = [Line2D([], [], **_TRIAL)]
+    if best in curves:
+        handles.append(Line2D([], [], **{**_BEST, "label": f"best: trial {best}"}))
+    in_view = [curve for trial, curve in curves.items() if trial not in diverged]
+    in_view = in_view or list(curves.values())
+    if metric == goal.metric:
+        in_view.append(pd.Series([goal.value]))
+        ax.axhline(goal.value, **_GOAL)
+        handles.append(Line2D([], [], **{**_GOAL, "label": goal_words(goal)}))
+    if in_view:
+        _fit_y(ax, np.concatenate(in_view), rising=metric == goal.metric and goal.mode == "max")
+    for trial in diverged:
+        end = curves[trial].iloc[[-1]]
+        ax.plot(end.index, end.clip(*ax.get_ylim()), clip_on=False, **_CROSS)
+    if diverged:
+        handles.append(Line2D([], [], **{**_DIVERGED, **_CROSS, "alpha": 1}))
+    ax.set(xlabel="Steps", ylabel=axis_label(metric))
+    head(ax, f"{result.name}, batch size {batch_size:,}", handles)
+    return ax
+
+
+def _fit_y(ax: Axes, values: np.ndarray, *, rising: bool) -> None:
+    """Fits the y axis to values, on a log scale where they fall by more than a decade."""
+    low, high = values.min(), values.max()
+    positive = values[values > 0]
+    if rising or low < 0 or high <= 10 * positive.min(initial=high):
+        margin = 0.05 * (high - low) or 0.5
+        ax.set_ylim(low - margin, high + margin)
+        return
+    low = positive.min()
+    margin = (high / low) ** 0.05
+    log_axis(ax, "y")
+    ax.set_ylim(low / margin, high * margin)
+    if high < 1e3 * low:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())

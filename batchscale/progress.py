@@ -1,0 +1,74 @@
+"""What a run says while it runs."""
+
+from __future__ import annotations
+
+import math
+import sys
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from batchscale.metrics import Goal
+from batchscale.runner import Progress
+
+
+class ProgressBar:
+    """A bar over batch sizes, and a line for each that is done.
+
+    Args:
+      batch_sizes: how many there are.
+      goal: what is looked for.
+      title: what runs.
+    """
+
+    def __init__(self, batch_sizes: int, goal: Goal, title: str) -> None:
+        self._goal = goal
+        self._bar = tqdm(total=batch_sizes, desc=title, unit="batch size", leave=False)
+
+    def __call__(self, progress: Progress) -> None:
+        """Shows one more evaluation."""
+        if progress.finished:
+            self.say(sentence(progress, self._goal))
+            self._bar.update()
+        else:
+            self._bar.set_postfix_str(
+                f"batch size {progress.batch_size}: step {progress.step:,}, "
+                f"best {self._goal.metric} {progress.best:.4g}",
+                refresh=False,
+            )
+            self._bar.update(0)
+
+    def say(self, line: str) -> None:
+        """Writes a line above the bar."""
+        self._bar.write(line, file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+
+def sentence(progress: Progress, goal: Goal) -> str:
+    """One line about a batch size that is done.
+
+    >>> done = Progress(64, 932, 20000, 0.0298, 932, 32, 3, 4.2, True)
+    >>> sentence(done, Goal("validation/error", 0.03))
+    'batch size     64:     932 steps to validation/error < 0.03 (32 trials, 3 diverged, 4.2 s)'
+    """
+    if math.isfinite(progress.steps):
+        found = f"{int(progress.steps):7,} steps to {goal}"
+    else:
+        found = f"{goal} not reached in {progress.max_steps:,} steps, best {progress.best:.4g}"
+    infeasible = f", {progress.infeasible} diverged" if progress.infeasible else ""
+    return (
+        f"batch size {progress.batch_size:6,}: {found} "
+        f"({progress.trials} trials{infeasible}, {progress.seconds:.1f} s)"
+    )
+

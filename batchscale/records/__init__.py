@@ -1,0 +1,14 @@
+"""What a study leaves on disk: its plan, its tables and its unfinished training states."""
+
+from batchscale.records.environment import provenance as provenance
+from batchscale.records.folder import Records as Records
+from batchscale.records.folder import load_tables as load_tables
+from batchscale.records.tables import MEASUREMENT_INDEX as MEASUREMENT_INDEX
+from batchscale.records.tables import TRIAL_COLUMNS as TRIAL_COLUMNS
+from batchscale.records.tables import TRIAL_INDEX as TRIAL_INDEX
+from batchscale.records.tables import Origin as Origin
+from batchscale.records.tables import Status as Status
+from batchscale.records.tables import StopReason as StopReason
+from batchscale.records.tables import check_index as check_index
+from batchscale.records.tables import measurement_table as measurement_table
+from batchscale.records.tables import trial_table as trial_table

@@ -1,0 +1,80 @@
+"""Where and with what a study was run."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64")
+_PACKAGES = (
+    *("batchscale", "jax", "jaxlib", "flax", "optax"),
+    *("numpy", "scipy", "pandas", "pyarrow"),
+)
+
+
+def provenance() -> dict[str, Any]:
+    """What a run's results may depend on besides its plan. Starts the JAX backend.
+
+    Returns:
+      `date` (UTC), `command` as it was given, `versions`, `platform`, `processor` and how
+      many `processors` this process may use, `devices`, JAX's precision settings, and
+      `git`: the revision of the checkout that tracks this package and whether it is dirty,
+      None where there is none.
+
+    >>> provenance()["versions"]["python"] == platform.python_version()
+    True
+    """
+    import jax
+
+    devices = Counter((device.platform, device.device_kind) for device in jax.devices())
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(sys.argv),
+        "versions": {"python": platform.python_version()}
+        | {package: _version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "processors": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "devices": [
+            {"platform": name, "kind": kind, "count": count}
+            for (name, kind), count in devices.items()
+        ],
+        "git": _git(Path(__file__)),
+    } | {name: getattr(jax.config, name) for name in _SETTINGS}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        if name:
+            return name[1]
+    return platform.processor() or platform.machine()
+
+
+def _git(file: Path) -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", *arguments]
+        run = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    try:
+        # An installed package may lie, untracked, inside somebody else's checkout.
+        git("ls-files", "--error-unmatch", file.name)
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,118 @@
+"""The result of a study: its tables, and the analyses of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from batchscale import metrics, records, tuner
+from batchscale.metrics import Goal
+from batchscale.plan import Definition, Plan
+from batchscale.tuner import SearchSpace
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Tables of a study, complete or not; nothing here trains.
+
+    Attributes:
+      folder: where the tables are.
+      definition: what was measured.
+      trials: one row a trial, indexed by (batch_size, trial, replicate): its hyperparameters, and
+        `origin`, `status`, `steps_trained`, `stop_reason`, `first_crossing`.
+      measurements: one row an evaluation, indexed by (batch_size, trial, replicate, step), with a
+        column a `split/metric`; NaN where it was not evaluated.
+    """
+
+    folder: Path
+    definition: Definition
+    trials: pd.DataFrame
+    measurements: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The workload and the optimizer."""
+        return f"{self.definition.workload}, {self.definition.optimizer}"
+
+    @property
+    def goal(self) -> Goal:
+        """The goal of the study."""
+        return self.definition.goal
+
+    @property
+    def train_examples(self) -> int:
+        """The size of the training set."""
+        return self.definition.train_examples
+
+    @property
+    def space(self) -> SearchSpace:
+        """The search space; a function of batch size where it differs between them."""
+        spaces = self.definition.spaces
+        first = next(iter(spaces.values()))
+
+        def by_size(name: str) -> Callable[[int], tuner.Distribution | float]:
+            return lambda batch_size: spaces[batch_size].at(batch_size)[name]  # pyright: ignore
+
+        same = {name: all(s[name] == first[name] for s in spaces.values()) for name in first}
+        return SearchSpace(**{n: first[n] if same[n] else by_size(n) for n in first})
+
+    def steps_to_target(self, goal: Goal | None = None) -> pd.DataFrame:
+        """The steps to the goal at every batch size; see `metrics.steps_to_target`.
+
+        With `stop="budget"` by the paper's rule: a trial that diverges at any time does not count.
+        With any other stop rule, by the one under which a study can stop: a trial counts until it
+        diverges.
+
+        Args:
+          goal: another goal than the study's, to be read off the same curves.
+
+        Raises:
+          ValueError: the curves were cut too early for that goal; says how to extend them.
+        """
+        budget = self.definition.stop == "budget"
+        table = metrics.steps_to_target(
+            self.measurements,
+            goal or self.goal,
+            trials=self.trials,
+            feasible_trials=None if budget else self.definition.trials,
+        )
+        return table
+
+    def optima(self) -> pd.DataFrame:
+        """The best trial of each batch size, and the edges it lies at; see `tuner.optima`."""
+        return tuner.optima(self.steps_to_target(), self.trials, self.space)
+
+    def save_tables(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Writes the steps to target and the optima as CSV; returns the files."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for name, table in (("steps_to_target", self.steps_to_target()), ("optima", self.optima())):
+            path = folder / f"{name}.csv"
+            table.to_csv(path, index=False)
+            files.append(path)
+        return files
+
+
+def load(folder: str | os.PathLike[str]) -> Result:
+    """A study's result from its folder: tables alone, nothing trains.
+
+    Args:
+      folder: the one that `Study.run` was given.
+
+    Raises:
+      FileNotFoundError: the folder holds no study.
+    """
+    measurements, trials = records.load_tables(folder)
+    with records.Records.open(folder, write=False) as opened:
+        plan = opened.read_plan()
+    if plan is None:
+        raise FileNotFoundError(
+            f"{folder}: no plan.json. Give the folder that study.run was given; tables alone are "
+            "read by batchscale.records.load_tables and analysed by batchscale.metrics."
+        )
+    return Result(Path(folder), Plan.from_json(plan).definition, trials, measurements)

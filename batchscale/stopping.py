@@ -1,0 +1,109 @@
+"""When trials are evaluated and when they stop: the same rules at every batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Literal
+
+Stop = Literal["first", "all", "budget"] | float
+
+
+def evaluation_grid(max_steps: int, spacing: float, *, budgets: Iterable[int] = ()) -> list[int]:
+    """The steps at which trials are evaluated: 0, 1, then each about `spacing` later.
+
+    After step s comes max(s + 1, ceil((1 + spacing) s)), and always the last step of the budget:
+    the resolution is the same share of the steps at every batch size.
+
+    Args:
+      max_steps: the budget, in steps.
+      spacing: the relative distance of evaluations, for example 0.05.
+      budgets: earlier, smaller budgets of the same study, whose last steps were evaluated too.
+
+    >>> evaluation_grid(30, 0.1)
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 21, 24, 27, 30]
+    """
+    growth = 1 + Fraction(str(spacing))  # exact: ceil(1.05 * 60) must be 63 on every machine
+    steps = [0]
+    following = 1
+    while following < max_steps:
+        steps.append(following)
+        following = max(following + 1, math.ceil(growth * following))
+    return sorted({*steps, max_steps, *(budget for budget in budgets if budget < max_steps)})
+
+
+def sparse_grid(grid: list[int]) -> set[int]:
+    """The part of the grid, about each doubling, at which every split is evaluated.
+
+    >>> sorted(sparse_grid(evaluation_grid(30, 0.1)))
+    [0, 1, 2, 4, 8, 17, 30]
+    """
+    sparse = {grid[0], grid[-1]}
+    mark = 1
+    for step in grid:
+        if step >= mark:
+            sparse.add(step)
+            while mark <= step:
+                mark *= 2
+    return sparse
+
+
+@dataclasses.dataclass(frozen=True)
+class StopRule:
+    """How long the trials of a batch size are trained.
+
+    Attributes:
+      kind: `first`: until the first trial reaches the goal; `all`: each trial until it reaches the
+        goal itself; `factor`: all for `factor` times the steps of the first crossing; `budget`: all
+        for the whole budget.
+      factor: above 1 for `factor`.
+    """
+
+    kind: Literal["first", "all", "factor", "budget"]
+    factor: float = 1.0
+
+    @classmethod
+    def of(cls, stop: Stop) -> StopRule:
+        """A rule from how a user writes it.
+
+        >>> StopRule.of("first"), StopRule.of(3.0)
+        (StopRule(kind='first', factor=1.0), StopRule(kind='factor', factor=3.0))
+
+        Raises:
+          ValueError: it is none of the rules.
+        """
+        if isinstance(stop, str) and stop in ("first", "all", "budget"):
+            return cls(stop)
+        if isinstance(stop, (int, float)) and not isinstance(stop, bool) and stop >= 1:
+            if math.isfinite(stop):
+                return cls("first") if stop == 1 else cls("factor", float(stop))
+        raise ValueError(
+            f"stop: got {stop!r}, wanted 'first', 'all', 'budget', or a factor of at least 1: "
+            "how many times the steps of the first crossing every trial is trained."
+        )
+
+    def covers(self, other: StopRule) -> bool:
+        """Whether trials stopped by this rule are trained at least as long as by the other.
+
+        >>> StopRule.of("budget").covers(StopRule.of(3.0)), StopRule.of("all").covers(
+        ...     StopRule.of(3.0))
+        (True, False)
+        """
+        if self == other or other.kind == "first" or self.kind == "budget":
+            return True
+        return self.kind == other.kind == "factor" and self.factor >= other.factor
+
+    def horizon(self, first_crossing: int, grid: list[int]) -> int:
+        """The step at which a batch size ends whose first crossing is known.
+
+        >>> StopRule.of(3.0).horizon(10, [0, 10, 25, 35, 50])
+        35
+        """
+        if self.kind == "first":
+            return first_crossing
+        if self.kind == "factor":
+            wanted = Fraction(str(self.factor)) * first_crossing
+            return next((step for step in grid if step >= wanted), grid[-1])
+        return grid[-1]

@@ -1,0 +1,601 @@
+"""A study: one workload and optimizer, swept over batch sizes, each of them tuned by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from fractions import Fraction
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pandas as pd
+from jaxtyping import PyTree
+
+from batchscale import devices, layout, optimizers, parallel, records, schedules
+from batchscale.engine import Engine, TrialId
+from batchscale.fingerprint import changes, fingerprint
+from batchscale.metrics import Goal
+from batchscale.optimizers import Factory, Optimizer
+from batchscale.plan import Definition, Plan
+from batchscale.progress import ProgressBar
+from batchscale.records import Origin, Records
+from batchscale.result import Result, load
+from batchscale.runner import BatchSizeRun, Progress, Task
+from batchscale.schedules import Schedule
+from batchscale.stopping import Stop, StopRule, evaluation_grid
+from batchscale.tuner import SearchSpace
+from batchscale.workloads import Workload
+
+PerBatchSize = int | Mapping[int, int] | Callable[[int], int]
+
+
+def powers_of_two(first: int, last: int) -> list[int]:
+    """The powers of two from `first` to `last`, both included.
+
+    >>> powers_of_two(1, 16)
+    [1, 2, 4, 8, 16]
+
+    Raises:
+      ValueError: the range is reversed, or holds no power of two.
+    """
+    powers = [1 << n for n in range(64) if first <= 1 << n <= last]
+    if not powers:
+        raise ValueError(
+            f"powers_of_two: there is none from {first} to {last}. Give the smaller number first."
+        )
+    return powers
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialRun:
+    """One trial, run by itself.
+
+    Attributes:
+      curve: the measurements, as in `Result.measurements`.
+      params: the parameters after the last step, host arrays.
+      model_state: what the model keeps besides.
+      hyperparameters: of the trial, by name.
+      diverged: whether the parameters stopped being finite.
+    """
+
+    curve: pd.DataFrame
+    params: PyTree
+    model_state: PyTree
+    hyperparameters: Mapping[str, float]
+    diverged: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """What to measure: steps to a goal against batch size, with tuned hyperparameters at each.
+
+    Attributes:
+      workload: from `workloads.get`, or a `Workload` of one's own.
+      optimizer: `sgd`, `momentum`, `nesterov`, `adam`, `adamw`, or a function that makes an optax
+        transformation from a mapping of hyperparameters.
+      space: what the hyperparameters are drawn from.
+      batch_sizes: integers; `"full"` is the size of the training set.
+      goal: the metric, its value and its direction.
+      trials: feasible trials (that do not diverge) at each batch size.
+      max_steps: the budget of a trial in steps: a number, a mapping, or a function of batch size.
+      max_epochs: the budget in passes over the training set instead.
+      stop: how long trials run. `"first"`: until the first of the batch size reaches the goal;
+        `"all"`: each until it does itself; a factor such as 3.0: that many times the steps of the
+        first crossing; `"budget"`: the whole budget, the rule of Shallue et al. (2019).
+      schedule: `constant`, `linear_decay`, or a function of (step, hyperparameters).
+      evaluation_spacing: evaluations are this share of the steps apart.
+      max_infeasible: diverged trials that are replaced at most; ten times `trials` by default.
+      lanes: trials vmapped together on a device; `"auto"` chooses.
+      microbatch: examples whose gradient is taken at once; `"auto"` chooses.
+      seed: of the plan and of every trial.
+
+    Raises:
+      ValueError, TypeError: an argument is not as above; nothing has been compiled or loaded.
+
+    >>> import batchscale as bs
+    >>> study = bs.Study(
+    ...     workload=bs.workloads.get("mnist/fc_128_128_128"),
+    ...     optimizer="sgd",
+    ...     space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
+    ...     batch_sizes=[*bs.powers_of_two(1, 32), "full"],
+    ...     goal=bs.Goal("validation/error", 0.03),
+    ...     trials=32,
+    ...     max_steps=20_000,
+    ... )
+    >>> study.resolved_batch_sizes()
+    [1, 2, 4, 8, 16, 32, 55000]
+    """
+
+    workload: Workload
+    optimizer: str | Factory
+    space: SearchSpace
+    batch_sizes: Sequence[int | Literal["full"]]
+    goal: Goal
+    trials: int
+    max_steps: PerBatchSize | None = None
+    max_epochs: float | None = None
+    stop: Stop = "first"
+    schedule: str | Schedule = "constant"
+    evaluation_spacing: float = 0.05
+    max_infeasible: int | None = None
+    lanes: int | Literal["auto"] = "auto"
+    microbatch: int | Literal["auto"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "max_infeasible", "lanes", "microbatch"):
+            value = getattr(self, name)
+            smallest = 0 if name == "max_infeasible" else 1
+            if value not in (None, "auto") and not _is_integer(value, smallest):
+                raise ValueError(f"{name}: got {value!r}, wanted an integer, {smallest} or more.")
+        if not (_is_integer(self.seed, 0) and self.seed < 2**32):
+            raise ValueError(f"seed: got {self.seed!r}, wanted an integer in 0 to 2^32 - 1.")
+        if not 0 < self.evaluation_spacing <= 1:
+            raise ValueError(
+                f"evaluation_spacing: got {self.evaluation_spacing!r}, wanted a share of the steps "
+                "above 0 and at most 1; 0.05 evaluates every 5% of the steps."
+            )
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ValueError(
+                f"max_steps, max_epochs: got {self.max_steps!r} and {self.max_epochs!r}, wanted "
+                "one of them: the budget of a trial in steps, or in epochs."
+            )
+        StopRule.of(self.stop)
+        self._check_names()
+        if self.workload.train_examples is not None:
+            self._definition()
+
+    def resolved_batch_sizes(self) -> list[int]:
+        """The batch sizes as integers, in increasing order."""
+        examples = self._train_examples()
+        sizes = []
+        for batch_size in self.batch_sizes:
+            size = examples if batch_size == "full" else batch_size
+            if not _is_integer(size, 1):
+                raise ValueError(
+                    f"batch_sizes: got {batch_size!r}, wanted integers, 1 or more, or 'full'."
+                )
+            if size > examples:
+                raise ValueError(
+                    f"batch_sizes: {size} is larger than the {examples:,} training examples of "
+                    f"{self.workload.name!r}. Batches are drawn without replacement; use at most "
+                    f'{examples} ("full").'
+                )
+            sizes.append(int(size))
+        if not sizes:
+            raise ValueError("batch_sizes: got none, wanted at least one.")
+        if len(set(sizes)) < len(sizes):
+            twice = next(size for size in sizes if sizes.count(size) > 1)
+            raise ValueError(f"batch_sizes: {twice} is given twice; wanted each once.")
+        return sorted(sizes)
+
+    def estimate(self) -> pd.DataFrame:
+        """What the study costs at most, before it starts.
+
+        Returns:
+          One row a batch size: `max_steps` of a trial; `trials`; `examples`, how many are trained
+          on if every trial is trained for its whole budget; `flops`, the floating-point operations
+          of that (evaluation not counted). With `stop="first"` most studies cost far less.
+        """
+        definition = self._definition()
+        each = self._flops_of_an_example()
+        rows = []
+        for batch_size in definition.batch_sizes:
+            steps = definition.max_steps[batch_size]
+            examples = steps * batch_size * self.trials
+            rows.append((batch_size, steps, self.trials, examples, examples * each))
+        return pd.DataFrame(rows, columns=["batch_size", "max_steps", "trials", "examples", "flops"])
+
+    def run(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        progress: bool | Callable[[Progress], None] = True,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> Result:
+        """Runs the study, or what is left of it, and writes everything into a folder.
+
+        The plan is written first. A run that is interrupted, by whatever means, goes on where it
+        was when the same study is run in the same folder, and ends with the same tables.
+
+        Args:
+          folder: one for each study.
+          progress: a bar; False for silence; or a function that is told of every evaluation.
+          devices: JAX devices; all of them by default. On a CPU one virtual device a core is asked
+            for first, if JAX has not started yet.
+
+        Returns:
+          The tables.
+
+        Raises:
+          ValueError: the folder holds another study, or the data or the model have changed.
+        """
+        return self._run(folder, progress, devices, extend=False)
+
+    def extend(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        progress: bool | Callable[[Progress], None] = True,
+        devices: Sequence[jax.Device] | None = None,
+        **more: Any,
+    ) -> Result:
+        """Goes on with a study that is in a folder: more steps, trials or batch sizes.
+
+        What has been measured stays and is not measured again. Trials whose training states are
+        gone are trained once more up to where they were, with the same results, and then further.
+
+        Args:
+          folder: the study's.
+          progress: as in `run`.
+          devices: as in `run`.
+          **more: any of `stop`, `trials`, `batch_sizes`, `max_steps`, `max_epochs`,
+            `max_infeasible`, with their new values.
+
+        Raises:
+          TypeError: something else is to be changed.
+          ValueError: as in `run`.
+        """
+        allowed = (
+            "stop", "trials", "batch_sizes", "max_steps", "max_epochs", "max_infeasible"
+        )  # fmt: skip
+        others = sorted(set(more) - set(allowed))
+        if others:
+            raise TypeError(
+                f"extend: got {', '.join(others)}, wanted any of {', '.join(allowed)}. "
+                "Anything else makes another study, for another folder."
+            )
+        if more.get("max_epochs") is not None:
+            more.setdefault("max_steps", None)
+        elif more.get("max_steps") is not None:
+            more.setdefault("max_epochs", None)
+        study = dataclasses.replace(self, **more)
+        return study._run(folder, progress, devices, extend=True)
+
+    def run_trial(
+        self,
+        *,
+        batch_size: int,
+        trial: int,
+        replicate: int = 0,
+        steps: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> TrialRun:
+        """Runs one trial again, bit for bit as in the study, and keeps its parameters.
+
+        Args:
+          batch_size: one of the study's.
+          trial: its number.
+          replicate: 0, or another number for a fresh seed.
+          steps: how many; by default until the trial is past the goal, or its budget is spent.
+          devices: as in `run`.
+        """
+        definition = self._definition()
+        if batch_size not in definition.spaces:
+            raise ValueError(
+                f"batch_size: got {batch_size}, wanted one of the study's: "
+                f"{', '.join(map(str, definition.batch_sizes))}."
+            )
+        if not (_is_integer(trial, 0) and _is_integer(replicate, 0)):
+            raise ValueError(
+                f"trial, replicate: got {trial!r} and {replicate!r}, wanted integers, 0 or more."
+            )
+        plan = Plan(definition, {})
+        plan.extend(batch_size, trial + 1, Origin.PLAN)
+        values = plan.rows[batch_size][trial]["hyperparameters"]
+        grid = evaluation_grid(steps or definition.max_steps[batch_size], self.evaluation_spacing)
+        name = TrialId(trial, replicate)
+        with ExitStack() as stack:
+            engine = stack.enter_context(self._engine(devices))
+            self._check_metric()
+            packing = self._layout(batch_size)
+            packs = engine.start([name], lambda _: values, batch_size=batch_size, layout=packing)
+            rows: dict[tuple[int, ...], dict[str, float]] = {}
+            diverged = False
+            at = 0
+            for step in grid:
+                engine.advance(packs, batch_size=batch_size, layout=packing, step=at, to=step)
+                at = step
+                measured, bad = engine.measure(packs, engine.splits, layout=packing)
+                diverged = name in bad
+                if diverged:
+                    break
+                rows[batch_size, trial, replicate, step] = measured[name]
+                past = self.goal.reached(np.asarray(measured[name][self.goal.metric]))
+                if steps is None and past:
+                    break
+            params, model_state = engine.params(engine.unpack(packs), name)
+        index = pd.MultiIndex.from_tuples(list(rows), names=records.MEASUREMENT_INDEX)
+        curve = records.measurement_table(pd.DataFrame(list(rows.values()), index=index))
+        return TrialRun(curve, params, model_state, values, diverged)
+
+    def _run(
+        self,
+        folder: str | os.PathLike[str],
+        progress: bool | Callable[[Progress], None],
+        devices: Sequence[jax.Device] | None,
+        *,
+        extend: bool,
+    ) -> Result:
+        definition = self._definition()
+        with ExitStack() as stack:
+            folder_records = stack.enter_context(Records.open(folder))
+            # The bar and the engine come after the cheap checks; the plan before any training.
+            engine = stack.enter_context(self._engine(devices))
+            self._check_metric()
+            plan = self._plan(definition, folder_records, extend=extend)
+            folder_records.write_provenance(records.provenance())
+            definition = plan.definition
+            report: Callable[[Progress], None] = lambda _: None  # noqa: E731
+            if callable(progress):
+                report = progress
+            elif progress:
+                title = f"{definition.workload}, {definition.optimizer}"
+                bar = ProgressBar(len(definition.batch_sizes), definition.goal, title)
+                report = stack.enter_context(bar)
+                bar.say(self._opening())
+            measurements, trials = folder_records.tables()
+            runs = [
+                _batch_size_run(batch_size, plan, engine, folder_records, measurements, trials, report)
+                for batch_size in definition.batch_sizes
+            ]
+            for now, following in zip(runs, [*runs[1:], None], strict=True):
+                now.run(following)
+            folder_records.compact()
+        result = load(folder)
+        _warn_of_misses(result)
+        return result
+
+    def _plan(self, definition: Definition, folder: Records, *, extend: bool) -> Plan:
+        """The plan on disk, after what is new in it has been written there."""
+        marks = fingerprint(self.workload, self._optimizer(), self.space.names)
+        stored = folder.read_plan()
+        if stored is None:
+            plan = Plan(definition, marks)
+        else:
+            plan = Plan.from_json(stored)
+            differ = plan.definition.differences(definition)
+            differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
+            lacks = plan.definition.lacks(definition)
+            if differ:
+                raise ValueError(
+                    f"{folder.folder}: holds another study ({'; '.join(differ)}). "
+                    "Give this one a folder of its own."
+                )
+            if lacks and not extend:
+                raise ValueError(
+                    f"{folder.folder}: holds a smaller study ({'; '.join(lacks)}). Call "
+                    "study.extend(folder, ...) to go on with it, or give another folder."
+                )
+            if extend:
+                plan.definition = plan.definition.extended(definition)
+        for batch_size in plan.definition.batch_sizes:
+            plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
+            if batch_size not in plan.layouts:
+                plan.layouts[batch_size] = self._layout(batch_size)
+        folder.write_plan(plan.to_json())
+        return plan
+
+    def _definition(self) -> Definition:
+        """The study in plain values, checked against the size of the training set."""
+        sizes = self.resolved_batch_sizes()
+        infeasible = 10 * self.trials if self.max_infeasible is None else self.max_infeasible
+        return Definition(
+            workload=self.workload.name,
+            optimizer=self._optimizer().name,
+            schedule=_name(self.schedule),
+            goal=self.goal,
+            spaces={size: self.space.at(size) for size in sizes},
+            trials=self.trials,
+            max_infeasible=infeasible,
+            max_steps={size: self._budget(size) for size in sizes},
+            earlier_budgets={},
+            stop=self.stop,
+            evaluation_spacing=self.evaluation_spacing,
+            seed=self.seed,
+            train_examples=self._train_examples(),
+        )
+
+    def _budget(self, batch_size: int) -> int:
+        if self.max_epochs is not None:
+            epochs = Fraction(str(self.max_epochs))
+            steps = math.ceil(epochs * self._train_examples() / batch_size)
+        elif callable(self.max_steps):
+            steps = self.max_steps(batch_size)
+        elif isinstance(self.max_steps, Mapping):
+            if batch_size not in self.max_steps:
+                raise ValueError(
+                    f"max_steps: has no entry for batch size {batch_size}; wanted one for each."
+                )
+            steps = self.max_steps[batch_size]
+        else:
+            steps = self.max_steps
+        if not (_is_integer(steps, 1) and steps < 2**31):
+            raise ValueError(
+                f"max_steps: got {steps!r} at batch size {batch_size}, "
+                "wanted an integer, 1 to 2^31 - 1."
+            )
+        return int(steps)
+
+    def _train_examples(self) -> int:
+        if self.workload.train_examples is not None:
+            return self.workload.train_examples
+        return len(jax.tree.leaves(self.workload.splits()["train"])[0])
+
+    def _optimizer(self) -> Optimizer:
+        return optimizers.get(self.optimizer)
+
+    def _check_names(self) -> None:
+        """Every hyperparameter that is needed is in the space, and every one there is read."""
+        optimizer = self._optimizer()
+        _, scheduled = schedules.get(self.schedule)
+        needed = dict.fromkeys(scheduled, f"schedule {_name(self.schedule)!r}")
+        needed |= dict.fromkeys(optimizer.required, f"optimizer {optimizer.name!r}")
+        for name, by in needed.items():
+            if name not in self.space:
+                raise ValueError(
+                    f"space: {by} needs {name!r}, and the space has {', '.join(self.space)}. "
+                    f"Add {name}=... to the SearchSpace; a plain number is a fixed value."
+                )
+        if optimizer.takes_all or callable(self.schedule) or self.workload.hyperparameters is None:
+            return
+        read = {*needed, *optimizer.defaults, *self.workload.hyperparameters}
+        unread = [name for name in self.space if name not in read]
+        if unread:
+            raise ValueError(
+                f"space: nothing reads {', '.join(map(repr, unread))}; optimizer "
+                f"{optimizer.name!r}, schedule {_name(self.schedule)!r} and workload "
+                f"{self.workload.name!r} read {', '.join(sorted(read))}."
+            )
+
+    def _check_metric(self) -> None:
+        """The goal's metric is one that the workload has."""
+        workload = self.workload
+        splits = workload.splits()
+        some = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), splits["train"]
+        )
+
+        def measured(key: PyTree, batch: PyTree) -> PyTree:
+            params, model_state = workload.init(key)
+            return workload.metrics(params, model_state, workload.prepare(batch, None))
+
+        names = jax.eval_shape(measured, jax.ShapeDtypeStruct((2,), np.uint32), some)
+        known = [f"{split}/{name}" for split in splits for name in names]
+        if self.goal.metric not in known:
+            raise ValueError(
+                f"goal: workload {workload.name!r} has no metric {self.goal.metric!r}; "
+                f"wanted one of {', '.join(known)}."
+            )
+
+    def _engine(self, chosen: Sequence[jax.Device] | None) -> Engine:
+        if chosen is None:
+            devices.ask_for_cores()
+        return Engine(
+            self.workload,
+            self._optimizer(),
+            schedules.get(self.schedule)[0],
+            names=self.space.names,
+            seed=self.seed,
+            mesh=parallel.mesh(chosen),
+        )
+
+    def _layout(self, batch_size: int) -> layout.Layout:
+        return layout.choose(
+            self.workload,
+            batch_size=batch_size,
+            trials=self.trials,
+            lanes=None if self.lanes == "auto" else self.lanes,
+            microbatch=None if self.microbatch == "auto" else self.microbatch,
+        )
+
+    def _opening(self) -> str:
+        table = self.estimate()
+        return (
+            f"{len(table)} batch sizes, {self.trials} trials each, on {devices.describe()}; at most "
+            f"{table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} operations of "
+            "training, if no trial stops before its budget"
+        )
+
+    def _flops_of_an_example(self) -> float:
+        """Operations of one example's gradient, as XLA counts them."""
+        workload = self.workload
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), workload.splits()["train"]
+        )
+        values = {name: jax.ShapeDtypeStruct((), np.float32) for name in self.space.names}
+
+        def gradient(key: PyTree, batch: PyTree, values: Mapping[str, PyTree]) -> PyTree:
+            key = jax.random.wrap_key_data(key, impl="threefry2x32")
+            params, model_state = workload.init(key)
+
+            def loss(params: PyTree) -> PyTree:
+                prepared = workload.prepare(batch, key)
+                return workload.loss(params, model_state, prepared, key, values)[0][0]
+
+            return jax.grad(loss)(params)
+
+        key = jax.ShapeDtypeStruct((2,), np.uint32)
+        cost = jax.jit(gradient).lower(key, batch, values).cost_analysis()
+        return float((cost or {}).get("flops", math.nan))
+
+
+def _batch_size_run(
+    batch_size: int,
+    plan: Plan,
+    engine: Engine,
+    folder: Records,
+    measurements: pd.DataFrame,
+    trials: pd.DataFrame,
+    report: Callable[[Progress], None],
+) -> BatchSizeRun:
+    definition = plan.definition
+    task = Task(
+        batch_size=batch_size,
+        trials=definition.trials,
+        max_infeasible=definition.max_infeasible,
+        grid=evaluation_grid(
+            definition.max_steps[batch_size],
+            definition.evaluation_spacing,
+            budgets=definition.earlier_budgets.get(batch_size, ()),
+        ),
+        goal=definition.goal,
+        rule=StopRule.of(definition.stop),
+        layout=plan.layouts[batch_size],
+    )
+
+    def hyperparameters(trial: TrialId) -> Mapping[str, float]:
+        if plan.extend(batch_size, trial.number + 1, Origin.TOPUP):
+            folder.write_plan(plan.to_json())
+        return plan.rows[batch_size][trial.number]["hyperparameters"]
+
+    def origin(trial: TrialId) -> Origin:
+        return Origin(plan.rows[batch_size][trial.number]["origin"])
+
+    return BatchSizeRun(
+        task,
+        engine,
+        folder,
+        measurements=measurements.query("batch_size == @batch_size"),
+        trials=trials.query("batch_size == @batch_size"),
+        hyperparameters=hyperparameters,
+        origin=origin,
+        report=report,
+    )
+
+
+def _warn_of_misses(result: Result) -> None:
+    table = result.steps_to_target()
+    missed = table.loc[np.isinf(table["steps"]), "batch_size"].tolist()
+    if not missed:
+        return
+    column = result.measurements.get(result.goal.metric)
+    best = "nothing finite was measured"
+    if column is not None and column.notna().any():
+        best = f"the best value there was {_best(column, missed, result.goal):.4g}"
+    warnings.warn(
+        f"no trial reached {result.goal} at batch size {', '.join(map(str, missed))}; {best}. "
+        "Their steps are inf. Choose an easier goal, or extend the study: more max_steps, or "
+        "more trials.",
+        stacklevel=4,
+    )
+
+
+def _best(column: pd.Series, batch_sizes: list[int], goal: Goal) -> float:
+    some = column[column.index.get_level_values("batch_size").isin(batch_sizes)]
+    return float(some.min() if goal.mode == "min" else some.max())
+
+
+def _is_integer(value: object, smallest: int) -> bool:
+    return (
+        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= smallest
+    )
+
+
+def _name(schedule: str | Schedule) -> str:
+    return schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "own")

@@ -1,0 +1,303 @@
+"""The pure training step, a segment of steps, and an exact evaluation: one trial, no I/O.
+
+Nothing here knows of other trials, devices, files or goals. Every function is written for a single
+trial; `parallel` maps it over lanes and devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
+
+from batchscale import sampling
+from batchscale.optimizers import Hyperparameters, Optimizer
+from batchscale.sampling import Position
+from batchscale.schedules import Schedule
+from batchscale.workloads import Workload
+
+_INIT, _SHUFFLE, _LOSS = 0, 1, 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """The state of one trial.
+
+    Attributes:
+      params: what is trained.
+      model_state: what the model keeps besides (batch statistics); may be empty.
+      opt_state: the optimizer's.
+      key: raw key data of the trial, two words; never changes.
+    """
+
+    params: PyTree[Array]
+    model_state: PyTree[Array]
+    opt_state: PyTree[Array]
+    key: UInt32[Array, "2"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a segment begins: scalars, the same for all trials of a pack.
+
+    Attributes:
+      step: steps taken before.
+      epoch: whole passes over the training set before.
+      offset: examples of the present epoch used before.
+      batch_size: examples a step.
+    """
+
+    step: Int[Array, ""] | int
+    epoch: Int[Array, ""] | int
+    offset: Int[Array, ""] | int
+    batch_size: Int[Array, ""] | int
+
+
+def start(step: int, *, batch_size: int, examples: int) -> Start:
+    """The `Start` of a segment, in exact integers on the host.
+
+    >>> start(3, batch_size=4, examples=10)
+    Start(step=3, epoch=1, offset=2, batch_size=4)
+    """
+    place = sampling.position(step, batch_size=batch_size, examples=examples)
+    return Start(step, place.epoch, place.offset, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How trials of a workload are trained: everything static, so it names an executable.
+
+    Attributes:
+      workload: data, model, loss and metrics.
+      optimizer: the update.
+      schedule: the learning rate at a step.
+      microbatch: examples whose gradient is taken at once; gradients of microbatches are summed.
+      rest: examples of the last, smaller microbatch; 0 where microbatches divide the batch.
+      whole: whether the batch is one microbatch; if not, their number is traced, so one
+        executable serves every batch size with the same microbatch and rest.
+    """
+
+    workload: Workload
+    optimizer: Optimizer
+    schedule: Schedule
+    microbatch: int
+    rest: int = 0
+    whole: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        workload: Workload,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        microbatch: int,
+    ) -> Recipe:
+        """The recipe for a batch size."""
+        if microbatch >= batch_size:
+            return cls(workload, optimizer, schedule, batch_size)
+        return cls(workload, optimizer, schedule, microbatch, batch_size % microbatch, False)
+
+
+def init(
+    recipe: Recipe, key: UInt32[Array, "2"], hyperparameters: Hyperparameters
+) -> TrainState:
+    """The state before the first step: parameters from the trial's key, an empty optimizer."""
+    params, model_state = recipe.workload.init(_key(key, _INIT))
+    transformation = recipe.optimizer.transformation(hyperparameters, None)
+    return TrainState(params, model_state, transformation.init(params), key)
+
+
+def step(
+    recipe: Recipe,
+    state: TrainState,
+    hyperparameters: Hyperparameters,
+    data: PyTree[Array],
+    start: Start,
+) -> TrainState:
+    """One step of one trial: draw the batch, take the gradient of its mean loss, update.
+
+    Args:
+      recipe: how to train; static.
+      state: the trial's state.
+      hyperparameters: the trial's, traced scalars by name.
+      data: the training split, examples along axis 0.
+      start: the step's place in the run.
+
+    Returns:
+      The state after the step. A step that diverges makes values that are not finite; nothing
+      stops, and `finite` tells.
+    """
+    gradient, model_state = _gradient(recipe, state, hyperparameters, data, start)
+    learning_rate = recipe.schedule(jnp.asarray(start.step), hyperparameters)
+    transformation = recipe.optimizer.transformation(hyperparameters, learning_rate)
+    updates, opt_state = transformation.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, model_state, opt_state, state.key)
+
+
+def segment(
+    recipe: Recipe,
+    state: TrainState,
+    hyperparameters: Hyperparameters,
+    data: PyTree[Array],
+    start: Start,
+    steps: Int[Array, ""],
+) -> TrainState:
+    """Any number of steps; the number is traced, so one executable runs a segment of any length."""
+    examples = _examples(data)
+
+    def body(_: Int[Array, ""], carry: tuple[TrainState, Start]) -> tuple[TrainState, Start]:
+        state, at = carry
+        place = sampling.advance(
+            Position(at.epoch, at.offset), batch_size=at.batch_size, examples=examples
+        )
+        after = Start(at.step + 1, place.epoch, place.offset, at.batch_size)
+        return step(recipe, state, hyperparameters, data, at), after
+
+    at = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), start)
+    state, _ = jax.lax.fori_loop(0, steps, body, (state, at))
+    return state
+
+
+def evaluate(
+    workload: Workload,
+    params: PyTree[Array],
+    model_state: PyTree[Array],
+    split: PyTree[Array],
+    *,
+    batch: int,
+) -> Mapping[str, PyTree[Array]]:
+    """Exact sums of every metric over a split, whatever the evaluation batch.
+
+    Args:
+      workload: the metrics; static.
+      params: of one trial.
+      model_state: of the same trial.
+      split: examples along axis 0.
+      batch: examples evaluated at once; static. It need not divide the split.
+
+    Returns:
+      What the workload's metrics return, with one entry for each evaluation batch along axis 0:
+      the host adds them in integers or float64, so nothing is lost to float32.
+    """
+
+    def sums(examples: PyTree[Array]) -> Mapping[str, PyTree[Array]]:
+        return workload.metrics(params, model_state, workload.prepare(examples, None))
+
+    def nth(index: Int[Array, ""]) -> Mapping[str, PyTree[Array]]:
+        return sums(
+            jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * batch, batch), split)
+        )
+
+    total = _examples(split)
+    batch = min(batch, total)
+    parts = jax.lax.map(nth, jnp.arange(total // batch))
+    if total % batch:
+        last = sums(jax.tree.map(lambda x: x[total // batch * batch :], split))
+        parts = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), parts, last)
+    return parts
+
+
+def finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether every value of a trial's parameters (or any tree) is finite."""
+    leaves = jax.tree.leaves(tree)
+    checks = [jnp.all(jnp.isfinite(x)) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def trial_key(
+    seed: Int[Array, ""] | int,
+    batch_size: Int[Array, ""] | int,
+    number: Int[Array, ""] | int,
+    replicate: Int[Array, ""] | int,
+) -> UInt32[Array, "2"]:
+    """The key of a trial: of what it is called, never of its hyperparameters or its place."""
+    key = jax.random.key(seed, impl="threefry2x32")
+    for name in (batch_size, number, replicate):
+        key = jax.random.fold_in(key, name)
+    return jax.random.key_data(key)
+
+
+def _key(key: UInt32[Array, "2"], purpose: int) -> Any:
+    return jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), purpose)
+
+
+def _examples(split: PyTree[Array]) -> int:
+    return jax.tree.leaves(split)[0].shape[0]
+
+
+def _gradient(
+    recipe: Recipe,
+    state: TrainState,
+    hyperparameters: Hyperparameters,
+    data: PyTree[Array],
+    start: Start,
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """The gradient of the batch's mean loss, and the model's state after the batch."""
+    workload = recipe.workload
+    examples = _examples(data)
+    shuffle = jax.random.key_data(_key(state.key, _SHUFFLE))
+    loss_key = jax.random.fold_in(_key(state.key, _LOSS), start.step)
+
+    def gather(first: Int[Array, ""] | int, count: int) -> PyTree[Array]:
+        if recipe.whole and count == examples:
+            return data  # the full batch: its order does not matter
+        indices = sampling.batch_indices(
+            shuffle, Position(start.epoch, start.offset), first + jnp.arange(count), examples=examples
+        )
+        # batch_indices lies within the split, and clipping would cost a pass.
+        return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), data)
+
+    def loss(
+        params: PyTree[Array], model_state: PyTree[Array], first: Int[Array, ""] | int, count: int
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], PyTree[Array]]]:
+        key = jax.random.fold_in(loss_key, first)
+        prepare_key, key = jax.random.split(key)
+        batch = workload.prepare(gather(first, count), prepare_key)
+        (total, weight), model_state = workload.loss(
+            params, model_state, batch, key, hyperparameters
+        )
+        return total, (weight, model_state)
+
+    if recipe.whole:
+
+        def mean(params: PyTree[Array]) -> tuple[Float[Array, ""], PyTree[Array]]:
+            total, (weight, model_state) = loss(params, state.model_state, 0, recipe.microbatch)
+            return total / weight, model_state
+
+        return jax.grad(mean, has_aux=True)(state.params)
+
+    def add(
+        carry: tuple[PyTree[Array], Float[Array, ""], PyTree[Array]],
+        first: Int[Array, ""] | int,
+        count: int,
+    ) -> tuple[PyTree[Array], Float[Array, ""], PyTree[Array]]:
+        summed, weights, model_state = carry
+        gradient, (weight, model_state) = jax.grad(loss, has_aux=True)(
+            state.params, model_state, first, count
+        )
+        return jax.tree.map(jnp.add, summed, gradient), weights + weight, model_state
+
+    weight_shape = jax.eval_shape(
+        lambda: loss(state.params, state.model_state, 0, recipe.microbatch)[1][0]
+    )
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    carry = (zeros, jnp.zeros((), weight_shape.dtype), state.model_state)
+    count = recipe.microbatch
+    microbatches = jnp.asarray(start.batch_size) // count
+    carry = jax.lax.fori_loop(0, microbatches, lambda i, c: add(c, i * count, count), carry)
+    if recipe.rest:
+        carry = add(carry, microbatches * count, recipe.rest)
+    summed, weights, model_state = carry
+    return jax.tree.map(lambda x: x / weights, summed), model_state
+
+

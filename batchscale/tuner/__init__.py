@@ -1,0 +1,13 @@
+"""Search spaces, plans of trials, and the best trial of each batch size."""
+
+from batchscale.tuner.best import derived as derived
+from batchscale.tuner.best import effective_learning_rate as effective_learning_rate
+from batchscale.tuner.best import optima as optima
+from batchscale.tuner.distributions import Choice as Choice
+from batchscale.tuner.distributions import Distribution as Distribution
+from batchscale.tuner.distributions import Integer as Integer
+from batchscale.tuner.distributions import LogUniform as LogUniform
+from batchscale.tuner.distributions import ReverseLogUniform as ReverseLogUniform
+from batchscale.tuner.distributions import Uniform as Uniform
+from batchscale.tuner.planning import plan as plan
+from batchscale.tuner.search_space import SearchSpace as SearchSpace

@@ -1,0 +1,178 @@
+"""The search space: what each hyperparameter is drawn from, at every batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from batchscale.tuner.distributions import Distribution, number
+
+Resolved = float | Distribution
+"""A fixed value, or what to draw from."""
+
+Dimension = Resolved | Callable[[int], Resolved]
+"""A fixed value, a distribution, or a function of batch size that returns either."""
+
+# Columns that tables of results already have.
+_TAKEN = {
+    *("batch_size", "trial", "replicate", "step", "steps", "previous_evaluation", "origin"),
+    *("status", "steps_trained", "stop_reason", "first_crossing"),
+    *("effective_learning_rate", "one_minus_momentum"),
+}
+
+
+class SearchSpace(Mapping[str, Dimension]):
+    """The hyperparameters of a study, each with what its values are drawn from.
+
+    An immutable mapping from name to dimension. The order counts: it is the order of a plan's
+    columns and of the quasi-random dimensions, so spaces in another order are not equal.
+
+    Args:
+      **dimensions: for each hyperparameter a distribution, a plain number (a fixed value), or a
+        function of batch size that returns either.
+
+    Raises:
+      TypeError: a dimension is none of these.
+      ValueError: there are no hyperparameters, a fixed value is not finite, or a name is that of
+        another column of the result tables.
+
+    >>> from batchscale.tuner import LogUniform
+    >>> space = SearchSpace(
+    ...     learning_rate=lambda batch_size: LogUniform(1e-3 * batch_size, 1.0), momentum=0.9
+    ... )
+    >>> space
+    SearchSpace(learning_rate=<function of batch size>, momentum=0.9)
+    >>> space.at(64)
+    SearchSpace(learning_rate=LogUniform(low=0.064, high=1.0), momentum=0.9)
+    """
+
+    def __init__(self, /, **dimensions: Dimension):
+        if not dimensions:
+            raise ValueError(
+                "SearchSpace: no hyperparameters. Give at least one, such as "
+                "SearchSpace(learning_rate=LogUniform(0.001, 10))."
+            )
+        for name in dimensions:
+            if name in _TAKEN:
+                raise ValueError(
+                    f"SearchSpace: {name!r} is already a column of the result tables. "
+                    "Give the hyperparameter another name."
+                )
+        self._dimensions = {
+            name: dimension if callable(dimension) else _resolved(name, dimension)
+            for name, dimension in dimensions.items()
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All hyperparameters, in order.
+
+        >>> SearchSpace(learning_rate=0.1, momentum=0.9).names
+        ('learning_rate', 'momentum')
+        """
+        return tuple(self._dimensions)
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The hyperparameters that are not fixed; a function of batch size counts as searched.
+
+        >>> from batchscale.tuner import LogUniform
+        >>> SearchSpace(learning_rate=LogUniform(0.1, 10), momentum=0.9).searched
+        ('learning_rate',)
+        """
+        return tuple(name for name, d in self._dimensions.items() if not isinstance(d, float))
+
+    def at(self, batch_size: int) -> SearchSpace:
+        """The space at one batch size, without functions.
+
+        Args:
+          batch_size: examples; what the functions are called with.
+
+        Raises:
+          TypeError: a function returned neither a number nor a distribution.
+
+        >>> SearchSpace(learning_rate=lambda batch_size: batch_size / 256).at(64)
+        SearchSpace(learning_rate=0.25)
+        """
+        return SearchSpace(
+            **{
+                name: _resolved(f"{name} at batch size {batch_size}", dimension(batch_size))
+                if callable(dimension)
+                else dimension
+                for name, dimension in self._dimensions.items()
+            }
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A list of plain records in the space's order, for `from_json`.
+
+        Raises:
+          ValueError: a dimension is a function of batch size; call `at` first.
+
+        >>> SearchSpace(momentum=0.9).to_json()
+        [{'name': 'momentum', 'value': 0.9}]
+        """
+        records = []
+        for name, dimension in self._dimensions.items():
+            if isinstance(dimension, Distribution):
+                records.append({"name": name, **dimension.to_json()})
+            elif isinstance(dimension, float):
+                records.append({"name": name, "value": dimension})
+            else:
+                raise ValueError(
+                    f"SearchSpace.to_json: {name} is a function of batch size, which JSON cannot "
+                    "hold. Write space.at(batch_size).to_json() for each batch size."
+                )
+        return records
+
+    @staticmethod
+    def from_json(records: Sequence[Mapping[str, Any]]) -> SearchSpace:
+        """The space that `to_json` wrote.
+
+        >>> SearchSpace.from_json([{"name": "momentum", "value": 0.9}])
+        SearchSpace(momentum=0.9)
+        """
+        dimensions: dict[str, Dimension] = {}
+        for record in records:
+            fields = dict(record)
+            name = fields.pop("name")
+            dimensions[name] = (
+                fields["value"] if "value" in fields else Distribution.from_json(fields)
+            )
+        return SearchSpace(**dimensions)
+
+    def __getitem__(self, name: str) -> Dimension:
+        return self._dimensions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dimensions)
+
+    def __len__(self) -> int:
+        return len(self._dimensions)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SearchSpace):
+            return NotImplemented
+        return list(self.items()) == list(other.items())
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.items()))
+
+    def __repr__(self) -> str:
+        dimensions = (
+            f"{name}={'<function of batch size>' if callable(dimension) else repr(dimension)}"
+            for name, dimension in self.items()
+        )
+        return f"SearchSpace({', '.join(dimensions)})"
+
+
+def _resolved(what: str, dimension: object) -> Resolved:
+    if isinstance(dimension, Distribution):
+        return dimension
+    try:
+        return number(f"SearchSpace: {what}", dimension)
+    except TypeError:
+        raise TypeError(
+            f"SearchSpace: {what} is {dimension!r}, but must be a number, a distribution (such as "
+            "LogUniform(0.001, 10)) or a function of batch size that returns either."
+        ) from None

@@ -1,0 +1,367 @@
+"""Workloads: a data set, a model, its loss and its metrics, as pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from jaxtyping import Array, Float, PyTree
+
+from batchscale import datasets, models
+
+Hyperparameters = Mapping[str, Float[Array, ""]]
+Splits = Mapping[str, Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # its functions have no equality but identity
+class Workload:
+    """What is trained and how it is judged; see `from_functions` and `from_flax` for short ways.
+
+    Attributes:
+      name: what tables and figures call it.
+      init: `init(key) -> (params, model_state)`. Model state is what is not trained (batch
+        statistics); it may be empty.
+      loss: `loss(params, model_state, batch, key, hyperparameters) -> ((sum, count), model_state)`.
+        The sum over the batch and what it counts (examples, tokens): microbatches of unequal size
+        and padding stay exact. The key feeds dropout.
+      metrics: `metrics(params, model_state, batch) -> {name: (sum, count)}`; integer sums are
+        compared with the goal exactly. With `finalize`, any pytree that adds over batches.
+      data: splits by name, each a mapping of arrays with the examples along axis 0; or a function
+        that loads them. `train` is needed, and the split of the goal.
+      preprocess: `preprocess(batch, key) -> batch`, inside jit; the key is None in evaluations,
+        where nothing should be augmented.
+      finalize: for metrics that are not sum / count: functions of the added pytree, on the host.
+      evaluated_parameters: `f(params, opt_state) -> params`, the parameters that are evaluated;
+        averages of iterates, for example.
+      hyperparameters: the names that the loss reads; None where it is not known.
+      classes: where it is given, labels are checked to lie in 0 to classes - 1.
+      labels: the field of the labels.
+      train_examples: the size of the training set, where it is known before loading.
+    """
+
+    name: str
+    init: Callable[[Any], tuple[PyTree, PyTree]]
+    loss: Callable[..., tuple[tuple[Array, Array], PyTree]]
+    metrics: Callable[..., Mapping[str, PyTree]]
+    data: Splits | Callable[[], Splits]
+    preprocess: Callable[[PyTree, Any], PyTree] | None = None
+    finalize: Mapping[str, Callable[[PyTree], float]] = dataclasses.field(default_factory=dict)
+    evaluated_parameters: Callable[[PyTree, PyTree], PyTree] | None = None
+    hyperparameters: tuple[str, ...] | None = None
+    classes: int | None = None
+    labels: str = "label"
+    train_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.data):
+            _check_splits(self.data, self)
+            examples = _examples(self.data["train"])
+            object.__setattr__(self, "train_examples", examples)
+
+    @classmethod
+    def from_functions(
+        cls,
+        init: Callable[[Any], PyTree],
+        loss: Callable[[PyTree, PyTree], Array],
+        *,
+        data: Any,
+        metrics: Mapping[str, Callable[[PyTree, PyTree], Array]] | None = None,
+        name: str = "own",
+        **others: Any,
+    ) -> Workload:
+        """A workload from one's own pure functions.
+
+        Args:
+          init: `init(key) -> params`.
+          loss: `loss(params, batch)`, one loss an example, or their mean.
+          data: splits by name: mappings of arrays, or pairs `(inputs, labels)`, which become the
+            fields `input` and `label`.
+          metrics: functions like `loss`, by name. One boolean an example (wrong or not) is counted
+            in integers. The loss itself is always measured, as `loss`.
+          name: what tables and figures call it.
+          **others: further fields of `Workload`.
+
+        >>> import numpy as np
+        >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
+        >>> workload = Workload.from_functions(
+        ...     init=lambda key: {"slope": jnp.zeros(())},
+        ...     loss=lambda params, batch: (params["slope"] * batch["input"] - batch["label"]) ** 2,
+        ...     data={"train": (x, 2 * x), "validation": (x[::4], 2 * x[::4])},
+        ... )
+        >>> workload.train_examples
+        64
+        """
+        measured = {"loss": loss, **(metrics or {})}
+
+        def sums(values: Array, batch: PyTree) -> tuple[Array, Array]:
+            count = _examples(batch)
+            if values.ndim == 0:
+                return values * count, jnp.asarray(count)
+            return _total(values), jnp.asarray(values.size)
+
+        def total_loss(params, model_state, batch, key, hyperparameters):  # noqa: ANN001, ANN202
+            del key, hyperparameters
+            return sums(loss(params, batch), batch), model_state
+
+        def all_metrics(params, model_state, batch):  # noqa: ANN001, ANN202
+            del model_state
+            return {name: sums(value(params, batch), batch) for name, value in measured.items()}
+
+        return cls(
+            name=name,
+            init=lambda key: (init(key), {}),
+            loss=total_loss,
+            metrics=all_metrics,
+            data=datasets.from_arrays(**data) if isinstance(data, Mapping) else data,
+            **{"hyperparameters": (), **others},
+        )
+
+    @classmethod
+    def from_flax(
+        cls,
+        module: nn.Module,
+        data: Any,
+        *,
+        name: str | None = None,
+        labels: str = "label",
+        scale: float = 255.0,
+        **others: Any,
+    ) -> Workload:
+        """A classifier from a Flax (Linen) module that maps inputs to logits.
+
+        The loss is the softmax cross-entropy, with `label_smoothing` where that is a
+        hyperparameter; the metrics are `error`, the share of wrong examples, and `loss`. A module
+        whose call takes `train` is told; `dropout_rate` reaches a module whose call takes it.
+
+        Args:
+          module: called as `module(inputs)`.
+          data: splits by name: pairs `(inputs, labels)`, or mappings with the field of the labels
+            and one more, the inputs.
+          name: what tables and figures call it; the module's class by default.
+          labels: the field of the labels, integers from 0.
+          scale: unsigned 8-bit inputs are divided by it; others are taken as they are.
+          **others: further fields of `Workload`.
+
+        >>> images = np.zeros((32, 8, 8, 1), np.uint8)
+        >>> digits = (images, np.arange(32) % 10)
+        >>> workload = Workload.from_flax(models.get("fc_16", 10), {"train": digits})
+        >>> workload.name, workload.classes
+        ('Perceptron', 10)
+        """
+        splits = datasets.from_arrays(**data)
+        return _classifier(
+            module,
+            name=name or type(module).__name__,
+            data=splits,
+            example=_example(splits["train"], labels),
+            labels=labels,
+            scale=scale,
+            **others,
+        )
+
+    def splits(self) -> Splits:
+        """The data, loaded and checked.
+
+        Raises:
+          ValueError: a split is missing, uneven or empty, or labels are out of range.
+        """
+        return _loaded(self)
+
+    def prepare(self, batch: PyTree, key: Any) -> PyTree:
+        """A batch as the loss and the metrics take it."""
+        return batch if self.preprocess is None else self.preprocess(batch, key)
+
+
+@functools.lru_cache(maxsize=8)
+def _loaded(workload: Workload) -> Splits:
+    splits = workload.data() if callable(workload.data) else workload.data
+    _check_splits(splits, workload)
+    return splits
+
+
+def _check_splits(splits: Splits, workload: Workload) -> None:
+    if "train" not in splits:
+        raise ValueError(
+            f"data: {workload.name!r} has the splits {sorted(splits)}, and no 'train'. "
+            "Name the training split 'train'."
+        )
+    for split, fields in splits.items():
+        sizes = {name: len(values) for name, values in fields.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise ValueError(
+                f"data: the fields of split {split!r} of {workload.name!r} have the lengths "
+                f"{sizes}; wanted one length, above 0. Put the examples along axis 0."
+            )
+    if workload.classes is not None:
+        datasets.check_labels(splits, workload.classes, field=workload.labels)
+
+
+def _classifier(
+    module: nn.Module,
+    *,
+    name: str,
+    data: Splits | Callable[[], Splits],
+    example: jax.ShapeDtypeStruct,
+    labels: str,
+    scale: float,
+    **others: Any,
+) -> Workload:
+    """A workload of softmax cross-entropy; `example` is the shape and type of one input."""
+    takes = inspect.signature(type(module).__call__).parameters
+
+    def inputs(batch: PyTree) -> Array:
+        (field,) = [name for name in batch if name != labels]
+        return batch[field]
+
+    def preprocess(batch: PyTree, key: Any) -> PyTree:
+        del key
+        return {k: _scaled(v, scale) if k != labels else v for k, v in batch.items()}
+
+    def arguments(train: bool, hyperparameters: Hyperparameters) -> dict[str, Any]:
+        chosen: dict[str, Any] = {"train": train} if "train" in takes else {}
+        if "dropout_rate" in takes and "dropout_rate" in hyperparameters:
+            chosen["dropout_rate"] = hyperparameters["dropout_rate"]
+        return chosen
+
+    def init(key: Any) -> tuple[PyTree, PyTree]:
+        x = _scaled(jnp.zeros((1, *example.shape), example.dtype), scale)
+        variables = dict(module.init(key, x, **arguments(False, {})))
+        return variables.pop("params", {}), variables
+
+    def loss(
+        params: PyTree, model_state: PyTree, batch: PyTree, key: Any, hyperparameters: Hyperparameters
+    ) -> tuple[tuple[Array, Array], PyTree]:
+        logits, model_state = module.apply(
+            {"params": params, **model_state},
+            inputs(batch),
+            **arguments(True, hyperparameters),
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
+        targets = batch[labels]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        if "label_smoothing" in hyperparameters:
+            uniform = -jax.nn.log_softmax(logits).mean(-1)
+            amount = hyperparameters["label_smoothing"]
+            losses = (1 - amount) * losses + amount * uniform
+        return (losses.sum(), jnp.asarray(targets.size)), model_state
+
+    def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
+        logits = module.apply(
+            {"params": params, **model_state}, inputs(batch), **arguments(False, {})
+        )
+        targets = batch[labels]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        count = jnp.asarray(targets.size)
+        return {
+            "error": (_total(logits.argmax(-1) != targets), count),
+            "loss": (losses.sum(), count),
+        }
+
+    def logits_shape() -> tuple[int, ...]:
+        x = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
+        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+
+        def forward(key: Any, x: Array) -> Array:
+            x = _scaled(x, scale)
+            variables = module.init(key, x, **arguments(False, {}))
+            return module.apply(variables, x, **arguments(False, {}))
+
+        return jax.eval_shape(forward, key, x).shape
+
+    known = ["label_smoothing"] + ["dropout_rate"] * ("dropout_rate" in takes)
+    return Workload(
+        name=name,
+        init=init,
+        loss=loss,
+        metrics=metrics,
+        data=data,
+        **{
+            "preprocess": preprocess,
+            "hyperparameters": tuple(known),
+            "classes": logits_shape()[-1],
+            "labels": labels,
+            **others,
+        },
+    )
+
+
+def _total(values: Array) -> Array:
+    """A sum that counts booleans in integers."""
+    return values.sum(dtype=jnp.int32 if values.dtype == bool else None)
+
+
+def _scaled(x: Array, scale: float) -> Array:
+    return x.astype(float) / scale if x.dtype == jnp.uint8 else x
+
+
+def _examples(split: PyTree) -> int:
+    return len(jax.tree.leaves(split)[0])
+
+
+def _example(split: Mapping[str, np.ndarray], labels: str) -> jax.ShapeDtypeStruct:
+    others = [name for name in split if name != labels]
+    if labels not in split or len(others) != 1:
+        raise ValueError(
+            f"data: got the fields {sorted(split)}, wanted the labels as {labels!r} and one more, "
+            "the inputs. Name the field of the labels with labels=..., or write a Workload."
+        )
+    values = split[others[0]]
+    return jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    shape: tuple[int, ...]
+    train_examples: int
+    scale: float
+
+
+_DATASETS = {
+    "digits": _Images((8, 8, 1), 1_100, 16.0),
+    "mnist": _Images((28, 28, 1), 55_000, 255.0),
+    "fashion_mnist": _Images((28, 28, 1), 55_000, 255.0),
+}
+_CLASSES = 10
+
+
+@functools.lru_cache(maxsize=None)
+def get(name: str) -> Workload:
+    """A workload by name: `data set/model`.
+
+    Data sets: `digits`, `mnist`, `fashion_mnist` (see `datasets.load`; loaded when first needed).
+    Models: `fc_128_128_128` and other widths, `simple_cnn_base`, `simple_cnn_narrow`,
+    `simple_cnn_wide` (see `models.get`). Pixels are divided by their largest value, not centred.
+
+    Raises:
+      ValueError: the data set or the model is not known.
+
+    >>> get("mnist/fc_128_128_128").train_examples
+    55000
+    """
+    dataset, _, model = name.partition("/")
+    if dataset not in _DATASETS or not model:
+        raise ValueError(
+            f"workload: got {name!r}, wanted 'data set/model' with a data set of "
+            f"{', '.join(_DATASETS)}; for example 'mnist/fc_128_128_128'. "
+            "workloads.table() lists them; write a Workload for data of your own."
+        )
+    images = _DATASETS[dataset]
+    return _classifier(
+        models.get(model, _CLASSES),
+        name=name,
+        data=functools.partial(datasets.load, dataset),
+        example=jax.ShapeDtypeStruct(images.shape, jnp.uint8),
+        labels="label",
+        scale=images.scale,
+        train_examples=images.train_examples,
+    )

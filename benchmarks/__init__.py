@@ -1,0 +1,1 @@
+"""Measurements of speed; each module prints a table."""

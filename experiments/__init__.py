@@ -1,0 +1,1 @@
+"""Scripts that reproduce figures: one module a figure."""

@@ -1,0 +1,867 @@
+"""Data sets: splits and their checks, files, downloads, prepared sets and the order of sources."""
+
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import types
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from batchscale import datasets
+from batchscale.datasets import _prepared as prepared
+from batchscale.datasets import _published as published
+from batchscale.datasets import named
+
+PREPARED = Path(
+    os.environ.get("TFDS_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data" / "tfds"
+)
+FILES = tuple(published.SETS["mnist"].files)
+
+
+def message(kind, call, *args, **kwargs):
+    with pytest.raises(kind) as raised:
+        call(*args, **kwargs)
+    return str(raised.value)
+
+
+def assert_same(got, wanted):
+    assert {split: set(fields) for split, fields in got.items()} == {
+        split: set(fields) for split, fields in wanted.items()
+    }
+    for split, fields in wanted.items():
+        for field, array in fields.items():
+            assert got[split][field].dtype == array.dtype
+            np.testing.assert_array_equal(got[split][field], array)
+
+
+def digits_like(examples, *, start=0, shape=(28, 28, 1)):
+    """Random images; their labels count up from `start`, so that the order can be read off."""
+    images = np.random.default_rng(start).integers(0, 256, (examples, *shape), np.uint8)
+    return {"image": images, "label": np.arange(start, start + examples, dtype=np.int32) % 10}
+
+
+def idx_bytes(array):
+    magic = 0x0800 + array.ndim
+    return (
+        struct.pack(f">{1 + array.ndim}I", magic, *array.shape) + array.astype(np.uint8).tobytes()
+    )
+
+
+def idx_files(train, test):
+    arrays = train["image"][..., 0], train["label"], test["image"][..., 0], test["label"]
+    return {file: idx_bytes(array) for file, array in zip(FILES, arrays, strict=True)}
+
+
+def write_prepared(root, name, splits, *, version="3.0.1"):
+    """A data set as TFDS prepares it in array_record format, written without TensorFlow."""
+    array_record_module = pytest.importorskip("array_record.python.array_record_module")
+    from PIL import Image
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    kinds = "tensorflow_datasets.core.features."
+    height, width, channels = splits["train"]["image"].shape[1:]
+    dimensions = [str(height), str(width), str(channels)]
+    features = {
+        "image": {
+            "pythonClassName": f"{kinds}image_feature.Image",
+            "image": {"dtype": "uint8", "shape": {"dimensions": dimensions}},
+        },
+        "label": {
+            "pythonClassName": f"{kinds}class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": "10"},
+        },
+    }
+    structure = {
+        "pythonClassName": f"{kinds}features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
+    (folder / "features.json").write_text(json.dumps(structure))
+    shards = []
+    for split, fields in splits.items():
+        path = folder / f"{name}-{split}.array_record-00000-of-00001"
+        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+        for image, label in zip(fields["image"], fields["label"], strict=True):
+            encoded = io.BytesIO()
+            Image.fromarray(image[..., 0] if channels == 1 else image).save(encoded, "PNG")
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(encoded.getvalue())
+            example.features.feature["label"].int64_list.value.append(int(label))
+            writer.write(example.SerializeToString())
+        writer.close()
+        shards.append(
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(path.stat().st_size),
+                "shardLengths": [str(len(fields["label"]))],
+            }
+        )
+    info = {"name": name, "version": version, "fileFormat": "array_record", "splits": shards}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def tensorflow(monkeypatch, spec):
+    """Has TensorFlow installed or not; a module of that name would be more than TFDS can bear."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: spec if name == "tensorflow" else find_spec(name, *rest),
+    )
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("BATCHSCALE_CACHE", str(folder))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing prepared"))
+    tensorflow(monkeypatch, None)
+    return folder
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def unreachable(url, **_):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+
+
+@pytest.fixture
+def small_mnist(monkeypatch):
+    """MNIST with 6 + 2 training and 3 test images, as `load` would have it whole."""
+    sizes = named._ImageSet((28, 28, 1), train=6, validation=2, test=3)
+    monkeypatch.setitem(named._SETS, "mnist", sizes)
+    return {"train": digits_like(8), "test": digits_like(3, start=5)}
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch, small_mnist):
+    """A folder that stands in for the place of publication; a second, empty one comes first."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    files = {}
+    for file, content in idx_files(**small_mnist).items():
+        zipped = gzip.compress(content)
+        (folder / file).write_bytes(zipped)
+        files[file] = len(zipped), hashlib.sha256(zipped).hexdigest()
+    addresses = f"{(tmp_path / 'down').as_uri()}/", f"{folder.as_uri()}/"
+    monkeypatch.setitem(published.SETS, "mnist", published.Published(addresses, files))
+    return folder
+
+
+def test_a_pair_becomes_input_and_label():
+    x, y = np.ones((3, 2), np.float32), np.array([0, 1, 2], np.int32)
+    splits = datasets.from_arrays(train=(x, y), test=(x[:1], y[:1]))
+    assert_same(
+        splits, {"train": {"input": x, "label": y}, "test": {"input": x[:1], "label": y[:1]}}
+    )
+    assert splits["train"]["input"] is x
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "kept"),
+    [
+        ("image", np.uint8, np.uint8),
+        ("input", np.float64, np.float32),
+        ("input", np.float16, np.float16),
+        ("input", np.int64, np.int32),
+        ("input", ">i4", np.int32),
+        ("input", np.uint64, np.int32),
+        ("input", np.int16, np.int16),
+        ("input", np.bool_, np.bool_),
+        ("label", np.uint8, np.int32),
+        ("label", np.int64, np.int32),
+    ],
+)
+def test_types_become_those_that_jax_holds(field, given, kept):
+    array = np.array([1, 0, 1]).astype(given)
+    result = datasets.from_arrays(train={field: array})["train"][field]
+    assert result.dtype == kept
+    assert result.dtype.isnative
+    assert result.tolist() == array.tolist()
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (
+            {"image": np.zeros((10, 2)), "label": np.zeros(9, int)},
+            "split 'train': its fields differ in length along axis 0: 'image' 10, 'label' 9. "
+            "Give every field one entry an example.",
+        ),
+        (
+            {"image": np.zeros((0, 2))},
+            "split 'train': field 'image' is empty (shape (0, 2)). "
+            "Give it examples, or leave the split out.",
+        ),
+        ({}, "split 'train': it has no fields. Give it arrays by field name."),
+        (
+            (np.zeros((2, 2)), np.array([0.0, 1.0])),
+            "split 'train': field 'label' has the dtype float64, wanted integers, one a class. "
+            "Convert it with .astype(np.int32), or call it 'target' if it is no class.",
+        ),
+        (
+            {"text": np.array(["a", "b"])},
+            "split 'train': field 'text' has the dtype <U1, wanted real numbers. "
+            "Encode it as integers or floats, one array a field.",
+        ),
+        (
+            {"input": np.float32(3)},
+            "split 'train': field 'input' is a single number, wanted an array with the examples "
+            "along axis 0.",
+        ),
+        (
+            {"token": np.array([0, 2**31])},
+            "split 'train': field 'token' reaches from 0 to 2147483648, which int32 cannot hold. "
+            "Scale or renumber it.",
+        ),
+        (
+            {"input": np.array([1e39, 0.0])},
+            "split 'train': field 'input' reaches from 0.0 to 1e+39, which float32 cannot hold. "
+            "Scale or renumber it.",
+        ),
+    ],
+)
+def test_unsound_arrays_are_refused(train, expected):
+    assert message(ValueError, datasets.from_arrays, train=train) == expected
+
+
+def test_infinities_and_nans_are_kept():
+    array = np.array([np.inf, -np.inf, np.nan, 1.0])
+    kept = datasets.from_arrays(train={"input": array})["train"]["input"]
+    np.testing.assert_array_equal(kept, array.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("train", "got"), [([1, 2], "a list"), ((1, 2, 3), "a tuple of 3"), (np.zeros(3), "a ndarray")]
+)
+def test_a_split_is_a_mapping_or_a_pair(train, got):
+    assert message(TypeError, datasets.from_arrays, train=train) == (
+        f"train: got {got}, wanted a dictionary of arrays by field name or a pair (inputs, labels)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("validation", "expected"),
+    [
+        (
+            {"image": np.zeros((2, 3), np.uint8)},
+            "split 'validation' has the fields 'image', split 'train' has 'image', 'label'. "
+            "Give every split the same fields.",
+        ),
+        (
+            {"image": np.zeros((2, 4), np.uint8), "label": np.zeros(2, int)},
+            "field 'image': an example is uint8 of shape (4,) in split 'validation', and uint8 of "
+            "shape (3,) in split 'train'. Prepare every split in the same way.",
+        ),
+        (
+            {"image": np.zeros((2, 3)), "label": np.zeros(2, int)},
+            "field 'image': an example is float32 of shape (3,) in split 'validation', and uint8 "
+            "of shape (3,) in split 'train'. Prepare every split in the same way.",
+        ),
+    ],
+)
+def test_splits_that_do_not_match_are_refused(validation, expected):
+    train = {"image": np.zeros((5, 3), np.uint8), "label": np.zeros(5, int)}
+    got = message(ValueError, datasets.from_arrays, train=train, validation=validation)
+    assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (
+            [0, 12, 10, 11],
+            "labels: split 'train' has 3 labels outside 0 to 9 (smallest 0, largest 12). "
+            "Renumber the field 'label' from 0, or state the right number of classes.",
+        ),
+        (
+            [-1, 9, 0, 3],
+            "labels: split 'train' has 1 label outside 0 to 9 (smallest -1, largest 9). "
+            "Renumber the field 'label' from 0, or state the right number of classes.",
+        ),
+        (
+            [0.0, 1.0],
+            "labels: split 'train': field 'label' has the dtype float64, wanted integers, one a "
+            "class. Convert it with .astype(np.int32), or call it 'target' if it is no class.",
+        ),
+    ],
+)
+def test_bad_labels_are_counted_and_named(labels, expected):
+    splits = {"train": {"label": np.array(labels)}}
+    assert message(ValueError, datasets.check_labels, splits, 10) == expected
+
+
+def test_labels_are_checked_in_every_split_and_in_the_field_that_is_named():
+    splits = {"train": {"digit": np.array([0, 1])}, "test": {"digit": np.array([[1, 2], [0, 2]])}}
+    datasets.check_labels(splits, 3, field="digit")
+    assert message(ValueError, datasets.check_labels, splits, 2, field="digit").startswith(
+        "labels: split 'test' has 2 labels outside 0 to 1 (smallest 0, largest 2)."
+    )
+    assert message(ValueError, datasets.check_labels, splits, 2) == (
+        "labels: split 'train' has no field 'label', only 'digit'. "
+        "Name the field that holds the labels."
+    )
+    assert message(ValueError, datasets.check_labels, splits, 0) == (
+        "classes: got 0, wanted at least 1. Count the labels' classes."
+    )
+
+
+arrays = st.sampled_from(["uint8", "int32", "float32", "bool"]).flatmap(
+    lambda dtype: npst.arrays(dtype, npst.array_shapes(max_dims=3, max_side=4))
+)
+field_names = st.text("abc/_", min_size=1, max_size=4).filter(lambda name: name != "label")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.dictionaries(field_names, arrays, min_size=1, max_size=3), st.data())
+def test_npz_files_give_back_what_was_stored(tmp_path_factory, fields, data):
+    examples = min(len(array) for array in fields.values())
+    train = {field: array[:examples] for field, array in fields.items()}
+    splits = {"train": train, data.draw(st.sampled_from(["validation", "test", "x"])): train}
+    path = tmp_path_factory.mktemp("npz") / "deep" / "splits.npz"
+    datasets.to_npz(splits, path)
+    assert_same(datasets.from_npz(path), splits)
+    assert [file.name for file in path.parent.iterdir()] == ["splits.npz"]
+
+
+def test_npz_files_of_numpy_are_read(tmp_path):
+    labels = np.array([3, 1])
+    np.savez_compressed(tmp_path / "a.npz", **{"train/label": labels, "test/label": labels[:1]})
+    wanted = {"train": {"label": np.int32([3, 1])}, "test": {"label": np.int32([3])}}
+    assert_same(datasets.from_npz(tmp_path / "a.npz"), wanted)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "splits.npz"
+    datasets.to_npz({"train": {"label": np.arange(3)}}, path)
+    before = path.read_bytes()
+
+    def savez(file, **_):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(np, "savez", savez)
+    with pytest.raises(OSError, match="No space left"):
+        datasets.to_npz({"train": {"label": np.arange(4)}}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_npz_files_that_are_something_else_are_refused(tmp_path):
+    path = tmp_path / "bad.npz"
+    advice = "Write it with datasets.to_npz."
+
+    np.savez(path, images=np.zeros(3))
+    assert message(ValueError, datasets.from_npz, path) == (
+        f"{path}: the array 'images' is not named 'split/field'. Name the arrays 'train/image', "
+        "'train/label' and so on, or write the file with datasets.to_npz."
+    )
+    np.savez(path, **{"train/image": np.zeros(3), "train/label": np.zeros(2, int)})
+    assert message(ValueError, datasets.from_npz, path).startswith(
+        f"{path}: split 'train': its fields differ in length along axis 0: 'image' 3, 'label' 2."
+    )
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    assert message(ValueError, datasets.from_npz, path) == (
+        f"{path}: not a readable .npz file of plain arrays (it holds one array without a name). "
+        + advice
+    )
+    with zipfile.ZipFile(path, "w"):
+        pass
+    assert message(ValueError, datasets.from_npz, path) == (
+        f"{path}: there are no splits. Give at least 'train'."
+    )
+    datasets.to_npz({"train": {"label": np.arange(1000)}}, path)
+    whole = path.read_bytes()
+    for content in (b"", b"<html>", whole[:-500], whole[:200] + b"?" + whole[201:]):
+        path.write_bytes(content)
+        got = message(ValueError, datasets.from_npz, path)
+        assert got.startswith(f"{path}: not a readable .npz file of plain arrays (")
+        assert got.endswith(advice)
+    with pytest.raises(FileNotFoundError):
+        datasets.from_npz(tmp_path / "absent.npz")
+
+
+def test_no_code_of_an_npz_file_runs(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path / "sprung").mkdir, ()
+
+    path = tmp_path / "objects.npz"
+    np.savez(path, **{"train/label": np.array([Trap()], object)})
+    assert "Object arrays cannot be loaded" in message(ValueError, datasets.from_npz, path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_split_whose_name_would_not_come_back_is_not_stored(tmp_path):
+    splits = {"a/b": {"label": np.arange(2)}}
+    assert message(ValueError, datasets.to_npz, splits, tmp_path / "a.npz") == (
+        "split 'a/b': its name must not be empty or hold '/'. Rename it."
+    )
+
+
+def test_the_fingerprint_is_blake2b_of_names_types_shapes_and_bytes():
+    images = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    labels = np.array([7, 258], np.int32)
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(b'["train", "image", "|u1", [2, 2, 3]]' + bytes(range(12)))
+    digest.update(b'["train", "label", "<i4", [2]]' + bytes([7, 0, 0, 0, 2, 1, 0, 0]))
+    assert datasets.fingerprint({"train": {"image": images, "label": labels}}) == digest.hexdigest()
+
+
+def test_the_fingerprint_ignores_order_of_names_layout_and_byte_order():
+    a, b = np.arange(6, dtype=np.int32).reshape(2, 3), np.arange(2, dtype=np.float32)
+    one = {"train": {"a": a, "b": b}, "test": {"a": a[:1], "b": b[:1]}}
+    two = {
+        "test": {"b": b[:1], "a": a[:1]},
+        "train": {"b": b.astype(">f4"), "a": np.asfortranarray(a)},
+    }
+    assert datasets.fingerprint(one) == datasets.fingerprint(two)
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrays, st.data())
+def test_the_fingerprint_sees_every_change(array, data):
+    changed = array.copy()
+    place = data.draw(st.integers(0, array.size - 1))
+    changed.reshape(-1).view(np.uint8)[place * array.itemsize] ^= 1
+    same = datasets.fingerprint({"train": {"a": array}})
+    others = [
+        {"train": {"a": changed}},
+        {"train": {"b": array}},
+        {"test": {"a": array}},
+        {"train": {"a": array[np.newaxis]}},
+        {"train": {"a": array.astype(np.float64)}},
+        {"train": {"a": array, "b": array}},
+        {"train": {"a": array}, "test": {"a": array}},
+    ]
+    assert same not in {datasets.fingerprint(other) for other in others}
+    assert len(same) == 32
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files_become_splits_in_file_order(tmp_path, zipped):
+    train, test = digits_like(7, shape=(4, 5, 1)), digits_like(3, start=40, shape=(4, 5, 1))
+    for file, content in idx_files(train, test).items():
+        name, content = (file, gzip.compress(content)) if zipped else (file[:-3], content)
+        (tmp_path / name).write_bytes(content)
+    parts = {
+        "train": {field: array[:5] for field, array in train.items()},
+        "validation": {field: array[5:] for field, array in train.items()},
+        "test": test,
+    }
+    assert_same(datasets.from_idx(tmp_path, validation=2), parts)
+    assert_same(datasets.from_idx(tmp_path, validation=0), {"train": train, "test": test})
+    for validation in (7, -1, 5000):
+        assert message(ValueError, datasets.from_idx, tmp_path, validation=validation) == (
+            f"validation: got {validation:,}, wanted 0 to 6, since {tmp_path} holds 7 training "
+            "examples. Hold out fewer."
+        )
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        (
+            "train-labels-idx1-ubyte",
+            lambda content: b"\0\0\x08\x03" + content[4:],
+            "its magic number is 2051, wanted 2049 for unsigned bytes in 1 dimension. "
+            "Check that the file is what its name says.",
+        ),
+        (
+            "t10k-images-idx3-ubyte",
+            lambda content: b"<!DOCTYPE html>",
+            "its magic number is 1008813135, wanted 2051 for unsigned bytes in 3 dimensions. "
+            "Check that the file is what its name says.",
+        ),
+        (
+            "t10k-images-idx3-ubyte",
+            lambda content: content[:9],
+            "it ends after 9 bytes, within the header of 16 bytes. Fetch the file again.",
+        ),
+        (
+            "t10k-labels-idx1-ubyte",
+            lambda content: b"",
+            "it ends after 0 bytes, within the header of 8 bytes. Fetch the file again.",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            lambda content: content[:-1],
+            "27 bytes follow the header, wanted 7 x 2 x 2 = 28. Fetch the file again.",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            lambda content: content + b"\0",
+            "29 bytes follow the header, wanted 7 x 2 x 2 = 28. Fetch the file again.",
+        ),
+        (
+            "train-images-idx3-ubyte",
+            lambda content: gzip.compress(content)[:-9],
+            "its gzip stream is damaged (Compressed file ended before the end-of-stream marker was "
+            "reached). Fetch the file again.",
+        ),
+    ],
+)
+def test_damaged_idx_files_are_refused(tmp_path, file, change, expected):
+    small = digits_like(7, shape=(2, 2, 1)), digits_like(3, shape=(2, 2, 1))
+    for name, content in idx_files(*small).items():
+        (tmp_path / name[:-3]).write_bytes(content)
+    path = tmp_path / file
+    path.write_bytes(change(path.read_bytes()))
+    got = message(ValueError, datasets.from_idx, tmp_path)
+    assert got == f"{tmp_path}: {file}: {expected}"
+
+
+def test_missing_idx_files_and_uneven_ones_are_named(tmp_path):
+    train, test = digits_like(7), digits_like(3)
+    files = idx_files(train, {**test, "label": test["label"][:2]})
+    for name in FILES[1:]:
+        (tmp_path / name).write_bytes(files[name])
+    assert message(FileNotFoundError, datasets.from_idx, tmp_path) == (
+        f"{tmp_path}: no train-images-idx3-ubyte, with or without .gz. "
+        "Put the four IDX files of the data set into this folder."
+    )
+    (tmp_path / FILES[0]).write_bytes(files[FILES[0]])
+    assert message(ValueError, datasets.from_idx, tmp_path) == (
+        f"{tmp_path}: split 'test': its fields differ in length along axis 0: 'image' 3, "
+        "'label' 2. Give every field one entry an example."
+    )
+
+
+def test_digits_are_scikit_learns_in_one_fixed_order():
+    source = pytest.importorskip("sklearn.datasets").load_digits()
+    splits = datasets.load("digits")
+    assert {split: len(fields["label"]) for split, fields in splits.items()} == {
+        "train": 1100,
+        "validation": 350,
+        "test": 347,
+    }
+    images = np.concatenate([fields["image"] for fields in splits.values()])
+    labels = np.concatenate([fields["label"] for fields in splits.values()])
+    assert (images.dtype, images.shape[1:], labels.dtype) == (np.uint8, (8, 8, 1), np.int32)
+
+    def rows(images, labels):
+        return sorted(map(tuple, np.column_stack([images.reshape(-1, 64), labels]).astype(int)))
+
+    assert rows(images, labels) == rows(source.images, source.target)
+    assert datasets.fingerprint(splits) == "c2c141284ef4b7233894f869dd593a44"
+
+
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    got = message(ImportError, datasets.load, "digits")
+    assert got.startswith("'digits' comes with scikit-learn, which cannot be imported here (")
+    assert got.endswith('). Run: pip install "batchscale[experiments]"')
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    assert datasets.names() == ("digits", "mnist", "fashion_mnist", "cifar10")
+    assert message(ValueError, datasets.load, "mnits") == (
+        "name: got 'mnits', wanted one of digits, mnist, fashion_mnist, cifar10. "
+        "Data of your own comes from from_arrays, from_npz or from_idx."
+    )
+
+
+def test_an_npz_file_in_the_directory_comes_first(tmp_path, cache, no_network, small_mnist):
+    write_prepared(tmp_path, "mnist", small_mnist)
+    stored = {"train": digits_like(4, start=90)}
+    datasets.to_npz(stored, tmp_path / "mnist.npz")
+    assert_same(datasets.load("mnist", directory=tmp_path), stored)
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        (
+            {"image": np.zeros((2, 28, 28), np.uint8), "label": np.zeros(2, int)},
+            "an example of split 'train' is {'image': ('uint8', (28, 28)), 'label': ('int32', ())},"
+            " wanted {'image': ('uint8', (28, 28, 1)), 'label': ('int32', ())} for 'mnist'. "
+            "Use from_npz or from_arrays for data of your own.",
+        ),
+        (
+            {"image": np.zeros((1, 28, 28, 1), np.uint8), "label": np.array([10])},
+            "labels: split 'train' has 1 label outside 0 to 9 (smallest 10, largest 10).",
+        ),
+    ],
+)
+def test_an_npz_file_that_is_not_the_named_set_is_refused(tmp_path, train, expected):
+    datasets.to_npz({"train": train}, tmp_path / "mnist.npz")
+    assert expected in message(ValueError, datasets.load, "mnist", directory=tmp_path)
+
+
+def held_out(examples):
+    """The standard splits of the small MNIST."""
+    return {
+        "train": {field: array[:6] for field, array in examples["train"].items()},
+        "validation": {field: array[6:] for field, array in examples["train"].items()},
+        "test": examples["test"],
+    }
+
+
+@pytest.mark.parametrize("by", ["argument", "variable"])
+def test_prepared_sets_are_read_without_tensorflow(
+    tmp_path, cache, no_network, monkeypatch, small_mnist, by
+):
+    write_prepared(tmp_path, "mnist", small_mnist)
+    if by == "variable":
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    splits = datasets.load("mnist", directory=tmp_path if by == "argument" else None)
+    assert_same(splits, held_out(small_mnist))
+
+
+def test_colour_images_are_read_in_three_channels(tmp_path, cache, monkeypatch):
+    sizes = named._ImageSet((32, 32, 3), train=4, validation=1, test=2)
+    monkeypatch.setitem(named._SETS, "cifar10", sizes)
+    examples = {
+        "train": digits_like(5, shape=(32, 32, 3)),
+        "test": digits_like(2, shape=(32, 32, 3)),
+    }
+    write_prepared(tmp_path, "cifar10", examples, version="3.0.2")
+    splits = datasets.load("cifar10", directory=tmp_path)
+    np.testing.assert_array_equal(splits["train"]["image"], examples["train"]["image"][:4])
+    np.testing.assert_array_equal(splits["validation"]["image"], examples["train"]["image"][4:])
+
+
+def test_the_newest_complete_version_is_read(tmp_path, cache, small_mnist):
+    other = {"train": digits_like(8, start=3), "test": digits_like(3, start=3)}
+    write_prepared(tmp_path, "mnist", other, version="3.0.9")
+    newest = write_prepared(tmp_path, "mnist", small_mnist, version="3.0.10")
+    write_prepared(tmp_path, "mnist", other, version="3.0.11.incompleteABC")
+    write_prepared(tmp_path, "mnist", {"train": other["train"]}, version="4.0.0")
+    assert prepared.find(tmp_path, "mnist") == newest
+    assert_same(datasets.load("mnist", directory=tmp_path), held_out(small_mnist))
+
+
+def test_decoded_images_are_cached_until_the_set_changes(tmp_path, cache, monkeypatch, small_mnist):
+    folder = write_prepared(tmp_path, "mnist", small_mnist)
+    decoded = []
+    decode = prepared._decoded
+    monkeypatch.setattr(prepared, "_decoded", lambda folder: decoded.append(1) or decode(folder))
+
+    first = datasets.load("mnist", directory=tmp_path)
+    (stored,) = (cache / "tfds").iterdir()
+    assert stored.name.startswith("mnist-3.0.1-")
+    assert_same(datasets.load("mnist", directory=tmp_path), first)
+    assert len(decoded) == 1
+
+    stored.write_bytes(stored.read_bytes()[:500])
+    assert_same(datasets.load("mnist", directory=tmp_path), first)
+    assert len(decoded) == 2
+
+    record = next(folder.glob("mnist-test.array_record-*"))
+    os.utime(record, ns=(1, 1))
+    assert_same(datasets.load("mnist", directory=tmp_path), first)
+    assert len(decoded) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, small_mnist, server):
+    cache.write_text("a file where the folder should be")
+    assert_same(datasets.load("mnist"), held_out(small_mnist))
+    write_prepared(tmp_path, "mnist", small_mnist)
+    assert_same(datasets.load("mnist", directory=tmp_path), held_out(small_mnist))
+
+
+def test_a_part_of_a_set_does_not_pass_for_it(tmp_path, cache):
+    folder = write_prepared(tmp_path, "mnist", {"train": digits_like(5), "test": digits_like(2)})
+    assert message(ValueError, datasets.load, "mnist", directory=tmp_path) == (
+        f"{folder}: it holds 5 training and 2 test images, wanted 60,000 and 10,000 for 'mnist'. "
+        "Prepare or fetch the set again; a part of it is data of your own, for from_arrays or "
+        "from_npz."
+    )
+
+
+def test_published_files_are_downloaded_once_from_the_first_address_that_has_them(
+    cache, small_mnist, server, monkeypatch
+):
+    asked = []
+    urlopen = urllib.request.urlopen
+    monkeypatch.setattr(
+        urllib.request, "urlopen", lambda url, **kwargs: asked.append(url) or urlopen(url, **kwargs)
+    )
+    assert_same(datasets.load("mnist"), held_out(small_mnist))
+    first, second = published.SETS["mnist"].addresses
+    assert asked == [address + file for file in FILES for address in (first, second)]
+    assert sorted(file.name for file in (cache / "mnist").iterdir()) == sorted(FILES)
+
+    asked.clear()
+    assert_same(datasets.load("mnist"), held_out(small_mnist))
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"short", "5 bytes, wanted {size:,}"),
+        (bytes(5000), "more bytes, wanted {size:,}"),
+        (None, "SHA-256 {got}, wanted {wanted}"),
+    ],
+)
+def test_files_that_are_not_the_published_ones_are_refused(cache, server, content, fault):
+    file = "t10k-labels-idx1-ubyte.gz"
+    size, wanted = published.SETS["mnist"].files[file]
+    content = bytes(size) if content is None else content
+    (server / file).write_bytes(content)
+    fault = fault.format(size=size, wanted=wanted, got=hashlib.sha256(content).hexdigest())
+    got = message(FileNotFoundError, datasets.load, "mnist")
+    assert f"{server.as_uri()}/{file}: {fault})" in got
+    assert not (cache / "mnist" / file).exists()
+
+
+def test_a_damaged_cached_file_is_fetched_again(cache, small_mnist, server, monkeypatch):
+    datasets.load("mnist")
+    damaged = cache / "mnist" / FILES[0]
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-1])
+    assert_same(datasets.load("mnist"), held_out(small_mnist))
+    assert damaged.read_bytes() == good
+
+    damaged.write_bytes(good[:-1])
+    (server / FILES[0]).unlink()
+    assert f"{damaged}: {len(good) - 1:,} bytes, wanted {len(good):,}; " in message(
+        FileNotFoundError, datasets.load, "mnist"
+    )
+
+
+def test_without_a_network_the_error_says_what_was_tried_and_what_to_do(
+    tmp_path, cache, no_network
+):
+    urls = [
+        f"https://{host}/mnist/train-images-idx3-ubyte.gz: "
+        "<urlopen error Name or service not known>"
+        for host in ("storage.googleapis.com/cvdf-datasets", "ossci-datasets.s3.amazonaws.com")
+    ]
+    assert message(FileNotFoundError, datasets.load, "mnist") == (
+        f"'mnist' was not found: {tmp_path}/nothing prepared/mnist holds no array_record files "
+        f"prepared by TFDS; the published files could not be had ({'; '.join(urls)}); TFDS cannot "
+        "prepare it here (ModuleNotFoundError: TensorFlow is not installed). "
+        "Do one of these: put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, "
+        f"t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz into {cache}/mnist; set "
+        "`directory` or TFDS_DATA_DIR to where TFDS has prepared it with "
+        "file_format='array_record' (`tfds convert_format` converts other formats); install "
+        "TensorFlow, so that TFDS can download and prepare it."
+    )
+    cifar = message(FileNotFoundError, datasets.load, "cifar10", directory=tmp_path)
+    assert cifar.startswith(f"'cifar10' was not found: {tmp_path}/cifar10 holds no array_record")
+    assert "idx" not in cifar
+
+
+def test_tfds_prepares_what_nothing_else_has(tmp_path, cache, no_network, monkeypatch, small_mnist):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    tensorflow(monkeypatch, "found")
+
+    def builder(name, *, data_dir, file_format):
+        assert file_format == "array_record"
+
+        def download_and_prepare():
+            write_prepared(data_dir, name, small_mnist)
+
+        return types.SimpleNamespace(download_and_prepare=download_and_prepare)
+
+    monkeypatch.setattr(tfds, "builder", builder)
+    assert_same(datasets.load("mnist", directory=tmp_path / "new"), held_out(small_mnist))
+
+
+def test_what_tfds_says_when_it_fails_is_passed_on(tmp_path, cache, no_network, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    tensorflow(monkeypatch, "found")
+    idle = types.SimpleNamespace(download_and_prepare=lambda: None)
+    monkeypatch.setattr(tfds, "builder", lambda name, **_: idle)
+    assert (
+        "TFDS cannot prepare it here (FileNotFoundError: it made no array_record files under "
+        f"{tmp_path}/cifar10). Do one of these: "
+    ) in message(FileNotFoundError, datasets.load, "cifar10", directory=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"BATCHSCALE_CACHE": "/a", "XDG_CACHE_HOME": "/b"}, "/a"),
+        ({"BATCHSCALE_CACHE": "", "XDG_CACHE_HOME": "/b"}, "/b/batchscale"),
+        ({"BATCHSCALE_CACHE": "", "XDG_CACHE_HOME": ""}, "/home/me/.cache/batchscale"),
+        ({"BATCHSCALE_CACHE": "~/c", "XDG_CACHE_HOME": ""}, "/home/me/c"),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(monkeypatch, variables, expected):
+    for name, value in {"HOME": "/home/me", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert named._cache() == Path(expected)
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_the_published_checksums_are_those_of_tfds(dataset):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    table = Path(tfds.__file__).parent / "url_checksums" / f"{dataset}.txt"
+    theirs = {tuple(line.split("\t")[:3]) for line in table.read_text().splitlines()}
+    ours = published.SETS[dataset]
+    assert theirs == {
+        (ours.addresses[0] + file, str(size), sha256) for file, (size, sha256) in ours.files.items()
+    }
+
+
+def test_optional_and_slow_packages_are_imported_only_when_a_set_needs_them():
+    code = "import sys, batchscale.datasets; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert not {"sklearn", "tensorflow_datasets", "tensorflow"} & set(run.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    """MNIST itself, decoded once and then taken from the user's own cache."""
+    if prepared.find(PREPARED, "mnist") is None:
+        pytest.skip(f"MNIST is not prepared for TFDS in {PREPARED}; set TFDS_DATA_DIR")
+    return datasets.load("mnist", directory=PREPARED)
+
+
+@pytest.mark.data
+def test_mnist_has_the_published_number_of_each_digit(mnist):
+    assert {split: fields["image"].shape for split, fields in mnist.items()} == {
+        "train": (55_000, 28, 28, 1),
+        "validation": (5_000, 28, 28, 1),
+        "test": (10_000, 28, 28, 1),
+    }
+    counts = {split: np.bincount(fields["label"]) for split, fields in mnist.items()}
+    assert (counts["train"] + counts["validation"]).tolist() == [
+        5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949
+    ]  # fmt: skip
+    assert counts["test"].tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert counts["validation"].min() > 400
+
+
+@pytest.mark.data
+def test_mnist_pixels_have_the_well_known_mean_and_deviation(mnist):
+    pixels = np.concatenate([mnist["train"]["image"], mnist["validation"]["image"]])
+    counts = np.bincount(pixels.ravel(), minlength=256) / pixels.size
+    values = np.arange(256) / 255
+    mean = counts @ values
+    assert mean == pytest.approx(0.1307, abs=5e-5)
+    assert np.sqrt(counts @ (values - mean) ** 2) == pytest.approx(0.3081, abs=5e-5)
+
+
+@pytest.mark.data
+def test_the_last_5000_training_images_of_mnist_are_held_out(mnist):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    source = tfds.builder("mnist", data_dir=PREPARED).as_data_source("train")
+    for split, first in [("train", 0), ("validation", 55_000)]:
+        for place in (0, len(mnist[split]["label"]) - 1):
+            example = source[first + place]
+            np.testing.assert_array_equal(mnist[split]["image"][place], example["image"])
+            assert mnist[split]["label"][place] == example["label"]

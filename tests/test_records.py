@@ -1,0 +1,638 @@
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchscale.records import (
+    MEASUREMENT_INDEX,
+    TRIAL_COLUMNS,
+    TRIAL_INDEX,
+    Origin,
+    Records,
+    Status,
+    StopReason,
+    environment,
+    load_tables,
+    measurement_table,
+    provenance,
+    trial_table,
+)
+
+
+def measurements(rows: dict) -> pd.DataFrame:
+    """The table of {(batch_size, trial, replicate, step): {column: value}}."""
+    index = pd.MultiIndex.from_tuples(rows, names=MEASUREMENT_INDEX)
+    return pd.DataFrame(list(rows.values()), index)
+
+
+def trials(rows: list[tuple], **columns) -> pd.DataFrame:
+    index = pd.MultiIndex.from_tuples(rows, names=TRIAL_INDEX)
+    defaults = {
+        "learning_rate": 0.1,
+        "origin": Origin.PLAN,
+        "status": Status.COMPLETE,
+        "steps_trained": 9,
+        "stop_reason": StopReason.BUDGET,
+        "first_crossing": math.inf,
+    }
+    return pd.DataFrame(defaults | columns, index)
+
+
+ROW = measurements({(8, 0, 0, 5): {"validation/error": 0.5}})
+
+
+def test_tables_come_back_in_their_exact_form(tmp_path):
+    with Records.open(tmp_path) as records:
+        records.append_measurements(
+            measurements({(8, 0, 0, 5): {"validation/error": 1}, (4, 1, 0, 2): {"train/loss": 7}})
+        )
+        records.append_measurements(measurements({(8, 0, 0, 0): {"validation/error": 0.1}}))
+        records.write_trials(
+            8, trials([(8, 1, 0), (8, 0, 0)], momentum=[0, 1], status="infeasible")
+        )
+        records.write_trials(4, trials([(4, 1, 0)], origin="topup", first_crossing=[7]))
+    measured, tried = load_tables(tmp_path)
+    nan = np.nan
+    expected = pd.DataFrame(
+        {"train/loss": [7.0, nan, nan], "validation/error": [nan, 0.1, 1.0]},
+        pd.MultiIndex.from_tuples(
+            [(4, 1, 0, 2), (8, 0, 0, 0), (8, 0, 0, 5)], names=MEASUREMENT_INDEX
+        ),
+    )
+    pd.testing.assert_frame_equal(measured, expected)
+    assert tried.columns.tolist() == ["learning_rate", "momentum", *TRIAL_COLUMNS]
+    assert tried.index.tolist() == [(4, 1, 0), (8, 0, 0), (8, 1, 0)]
+    assert tried["momentum"].tolist() == pytest.approx([nan, 1, 0], nan_ok=True)
+    assert tried["status"].tolist() == ["complete", "infeasible", "infeasible"]
+    assert tried["first_crossing"].tolist() == [7, np.inf, np.inf]
+    assert [str(tried[name].dtype) for name in ("steps_trained", "first_crossing")] == [
+        "int64",
+        "float64",
+    ]
+    assert tried["origin"].dtype == pd.Series(["plan"], dtype=str).dtype
+    assert {str(level.dtype) for table in (measured, tried) for level in table.index.levels} == {
+        "int64"
+    }
+
+
+def test_an_empty_study_has_empty_tables_of_the_right_form(tmp_path):
+    with Records.open(tmp_path) as records:
+        records.append_measurements(measurement_table(ROW).iloc[:0])
+        assert not list(tmp_path.glob("parts/*"))
+        before = records.tables()
+        records.compact()
+        after = records.tables()
+    for measured, tried in (before, after):
+        pd.testing.assert_frame_equal(measured, measurement_table(ROW).iloc[:0][[]])
+        pd.testing.assert_frame_equal(tried, trial_table(trials([(8, 0, 0)])).iloc[:0, 1:])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_tables_do_not_depend_on_the_order_or_number_of_parts(data):
+    keys = st.tuples(st.sampled_from([1, 8]), st.integers(0, 2), st.just(0), st.integers(0, 3))
+    values = st.fixed_dictionaries(
+        {}, optional={"train/loss": st.floats(), "validation/error": st.floats()}
+    )
+    rows = data.draw(st.dictionaries(keys, values, min_size=1))
+    whole = measurement_table(measurements(rows))
+    order = data.draw(st.permutations(list(rows)))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(order)))) | {len(order)})
+    with tempfile.TemporaryDirectory() as folder, Records.open(folder) as records:
+        for start, end in zip([0, *cuts], cuts, strict=False):
+            part = measurements({key: rows[key] for key in order[start:end]})
+            records.append_measurements(part)
+            if data.draw(st.booleans()):
+                records.compact()
+            if data.draw(st.booleans()):
+                records.append_measurements(part.iloc[:1])
+        pd.testing.assert_frame_equal(records.tables()[0], whole)
+
+
+def test_a_row_or_batch_size_written_again_replaces_the_former(tmp_path):
+    with Records.open(tmp_path) as records:
+        for number in range(12):  # part 10 comes after part 9, not after part 1
+            records.append_measurements(ROW * 0 + number)
+        records.write_trials(8, trials([(8, 0, 0), (8, 1, 0)], steps_trained=1))
+        records.write_trials(4, trials([(4, 0, 0)]))
+        assert records.tables()[0]["validation/error"].tolist() == [11]
+        records.compact()
+        records.append_measurements(ROW * 0 + 12)
+        records.write_trials(8, trials([(8, 0, 0)], steps_trained=2))
+        measured, tried = records.tables()
+    assert measured["validation/error"].tolist() == [12]
+    assert tried.index.tolist() == [(4, 0, 0), (8, 0, 0)]
+    assert tried["steps_trained"].tolist() == [9, 2]
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+def operations_before_a_kill(monkeypatch, alive: int):
+    """Lets `alive` operations on the disk through; from then on all of them fail."""
+    left = [alive]
+
+    def guard(function):
+        def guarded(*arguments, **keywords):
+            if left[0] == 0:
+                raise KilledError
+            left[0] -= 1
+            return function(*arguments, **keywords)
+
+        return guarded
+
+    monkeypatch.setattr(os, "fsync", guard(os.fsync))
+    monkeypatch.setattr(os, "replace", guard(os.replace))
+    monkeypatch.setattr(Path, "unlink", guard(Path.unlink))
+
+
+@pytest.mark.parametrize("alive", range(13))
+def test_a_kill_within_compaction_changes_no_table(tmp_path, monkeypatch, alive):
+    with Records.open(tmp_path) as records:
+        records.append_measurements(ROW)
+        records.write_trials(8, trials([(8, 0, 0)]))
+        records.compact()
+        records.append_measurements(ROW + 1)  # a row of three versions
+        records.append_measurements(measurements({(8, 0, 0, 6): {"train/loss": 1.0}}))
+        records.append_measurements(ROW + 2)
+        records.write_trials(8, trials([(8, 0, 0), (8, 1, 0)], status="infeasible"))
+        records.write_trials(4, trials([(4, 0, 0)]))
+        before = records.tables()
+        with monkeypatch.context() as patch:
+            operations_before_a_kill(patch, alive)
+            if alive < 11:  # 2 files to sync, rename and sync again, 5 parts to remove
+                with pytest.raises(KilledError):
+                    records.compact()
+            else:
+                records.compact()
+    for table, former in zip(load_tables(tmp_path), before, strict=True):
+        pd.testing.assert_frame_equal(table, former)
+    with Records.open(tmp_path) as records:
+        records.append_measurements(ROW + 3)
+        assert records.tables()[0].loc[(8, 0, 0, 5), "validation/error"] == 3.5
+        records.compact()
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        ".lock",
+        "measurements.parquet",
+        "trials.parquet",
+    ]
+
+
+@pytest.mark.parametrize("alive", range(3))
+def test_a_kill_within_a_write_leaves_the_former_file(tmp_path, monkeypatch, alive):
+    with Records.open(tmp_path) as records:
+        records.write_plan({"version": 1})
+        records.write_state(8, {"x": np.ones(3)}, {"step": 1})
+        with monkeypatch.context() as patch:
+            operations_before_a_kill(patch, alive)
+            with pytest.raises(KilledError):
+                records.write_plan({"version": 2})
+            operations_before_a_kill(patch, min(alive, 1))
+            with pytest.raises(KilledError):
+                records.write_state(8, {"x": np.zeros(3)}, {"step": 2})
+    with Records.open(tmp_path) as records:
+        assert records.read_plan() == {"version": 1 if alive < 2 else 2}
+        assert records.read_state(8)[1] == {"step": 1}
+        assert not list(tmp_path.rglob(".unfinished-*"))
+
+
+WRITER = """
+import sys
+import pandas as pd
+from batchscale.records import MEASUREMENT_INDEX, Records
+records = Records.open(sys.argv[1])
+for step in range(10_000):
+    index = pd.MultiIndex.from_tuples([(8, 0, 0, step)], names=MEASUREMENT_INDEX)
+    records.append_measurements(pd.DataFrame({"train/loss": [step / 7]}, index))
+    if step % 5 == 4:
+        records.compact()
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_killed_writer_loses_nothing_it_had_written_and_holds_no_lock(tmp_path):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        while writer.stdout.readline().strip() != "17":
+            pass
+        with pytest.raises(RuntimeError) as error:
+            Records.open(tmp_path)
+        load_tables(tmp_path)  # reading goes on beside it
+        writer.send_signal(signal.SIGKILL)
+    assert str(error.value) == (
+        f"{tmp_path}: another process is writing this study. Wait until it has ended, "
+        "or give another folder; its tables can be loaded meanwhile."
+    )
+    with Records.open(tmp_path) as records:
+        measured = records.tables()[0]
+    steps = measured.index.get_level_values("step")
+    assert len(steps) >= 18
+    assert steps.tolist() == list(range(len(steps)))
+    np.testing.assert_array_equal(measured["train/loss"], np.arange(len(steps)) / 7)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with (
+        pytest.warns(UserWarning, match=r"its file system has no locks .*only one process"),
+        Records.open(tmp_path) as records,
+    ):
+        records.write_plan({})
+
+
+def test_reading_survives_a_compaction_beside_it(tmp_path, monkeypatch):
+    with Records.open(tmp_path) as records:
+        records.append_measurements(ROW)
+        read, compactions = pq.ParquetFile, []
+
+        def read_after_compaction(path):
+            if not compactions:
+                compactions.append(records)
+                records.compact()
+            return read(path)
+
+        monkeypatch.setattr(pq, "ParquetFile", read_after_compaction)
+        pd.testing.assert_frame_equal(load_tables(tmp_path)[0], measurement_table(ROW))
+
+
+@given(st.recursive(st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.none()
+                    | st.booleans() | st.integers(),
+                    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
+@settings(deadline=None, max_examples=30)
+def test_a_plan_comes_back_exactly(value):
+    with tempfile.TemporaryDirectory() as folder, Records.open(folder) as records:
+        assert records.read_plan() is None
+        records.write_plan({"value": value})
+        assert records.read_plan() == {"value": value}
+
+
+def test_numpy_scalars_and_tuples_of_a_plan_become_those_of_json(tmp_path):
+    with Records.open(tmp_path) as records:
+        records.write_plan({"x": np.float32(0.1), "n": np.int64(3), "t": (1, 2), "o": Origin.PLAN})
+        assert records.read_plan() == {
+            "x": float(np.float32(0.1)),
+            "n": 3,
+            "t": [1, 2],
+            "o": "plan",
+        }
+
+
+@pytest.mark.parametrize(
+    ("plan", "kind", "message"),
+    [
+        (
+            {"trials": [{"learning_rate": math.inf}]},
+            ValueError,
+            "plan.trials[0].learning_rate: JSON has no inf. "
+            "Use None for what is absent or endless.",
+        ),
+        (
+            {"x": np.float32("nan")},
+            ValueError,
+            "plan.x: JSON has no nan. Use None for what is absent or endless.",
+        ),
+        (
+            {"max_steps": {64: 10}},
+            TypeError,
+            "plan.max_steps: key 64 must be a string to be kept in JSON.",
+        ),
+        ({"x": {1, 2}}, TypeError, "plan.x: set cannot be kept in JSON."),
+    ],
+)
+def test_a_plan_that_json_cannot_hold_is_refused(tmp_path, plan, kind, message):
+    with Records.open(tmp_path) as records:
+        records.write_plan({"seed": 1})
+        with pytest.raises(kind) as error:
+            records.write_plan(plan)
+        assert str(error.value) == message
+        assert records.read_plan() == {"seed": 1}
+
+
+def test_provenance_keeps_every_run(tmp_path):
+    for run in (1, 2):
+        with Records.open(tmp_path) as records:
+            records.write_provenance({"run": run})
+    written = json.loads((tmp_path / "provenance.json").read_text())
+    assert written == {"runs": [{"run": 1}, {"run": 2}]}
+
+
+ARRAYS = {
+    "params/dense/kernel": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "file": np.array(3, np.int64),  # a name that NumPy's own function takes for itself
+    "allow_pickle": np.array(True),
+    "": np.empty((0, 4), np.uint8),
+    "keys": np.arange(4, dtype=np.uint32),
+    "big endian": np.arange(3, dtype=">i4"),
+    "bfloat16": np.array([[1.5, -2], [np.inf, np.nan]], ml_dtypes.bfloat16),
+    "scalar bfloat16": np.array(0.1, ml_dtypes.bfloat16),
+    "float8": np.array([0.5, 448], ml_dtypes.float8_e4m3fn),
+    "int4": np.array([-8, 7], ml_dtypes.int4),
+    "empty bfloat16": np.empty((3, 0), ml_dtypes.bfloat16),
+}
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    about = {"step": 12, "lanes": [0, 3], "loss": 0.1}
+    with Records.open(tmp_path) as records:
+        assert records.read_state(8) is None
+        records.write_state(8, ARRAYS, about)
+        arrays, read = records.read_state(8)
+        assert read == about
+        assert list(arrays) == list(ARRAYS)
+        for name, array in ARRAYS.items():
+            assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
+            assert arrays[name].tobytes() == array.tobytes()
+        records.write_state(8, {}, {})
+        assert records.read_state(8) == ({}, {})
+        records.drop_state(8)
+        records.drop_state(8)
+        assert records.read_state(8) is None
+
+
+def test_a_state_of_python_objects_is_refused(tmp_path):
+    with Records.open(tmp_path) as records:
+        with pytest.raises(TypeError) as error:
+            records.write_state(8, {"x": np.array([None])}, {})
+        assert str(error.value) == "state: array 'x' holds Python objects; wanted numbers."
+
+
+def test_a_torn_state_is_ignored_with_a_warning(tmp_path):
+    with Records.open(tmp_path) as records:
+        records.write_state(8, ARRAYS, {"step": 1})
+        path = tmp_path / "state/8.npz"
+        whole = path.read_bytes()
+        for length in range(0, len(whole), len(whole) // 40):
+            path.write_bytes(whole[:length])
+            with pytest.warns(UserWarning, match="not a whole training state") as warned:
+                assert records.read_state(8) is None
+        assert str(warned[0].message).startswith(f"{path}: not a whole training state (")
+        assert str(warned[0].message).endswith(
+            "It is ignored, and batch size 8 is trained from its beginning."
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*not a whole training state")
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 255))
+def test_a_damaged_state_is_never_taken_for_a_whole_one(place, change):
+    with tempfile.TemporaryDirectory() as folder, Records.open(folder) as records:
+        records.write_state(8, {"x": np.arange(20.0)}, {"step": 1})
+        path = Path(folder) / "state/8.npz"
+        content = bytearray(path.read_bytes())
+        content[place % len(content)] ^= change
+        path.write_bytes(content)
+        state = records.read_state(8)
+        if state is not None:  # the change was of no consequence, of a date for instance
+            np.testing.assert_array_equal(state[0]["x"], np.arange(20.0))
+            assert state[1] == {"step": 1}
+
+
+def _foreign(path, kind):
+    if kind == "text":
+        path.write_text("hello")
+    elif kind == "array":
+        with open(path, "wb") as file:
+            np.save(file, np.ones(3))
+    elif kind == "another archive":
+        np.savez(path, x=np.ones(3))
+    else:
+        np.savez(path, header=np.array([None]))  # NumPy would have to unpickle it
+
+
+@pytest.mark.parametrize("kind", ["text", "array", "another archive", "pickle"])
+def test_a_foreign_state_is_ignored_with_a_warning(tmp_path, kind):
+    with Records.open(tmp_path) as records:
+        _foreign(tmp_path / "state/8.npz", kind)
+        with pytest.warns(UserWarning, match="not a whole training state"):
+            assert records.read_state(8) is None
+
+
+def test_what_a_kill_left_unfinished_is_removed_by_the_next_writer(tmp_path):
+    with Records.open(tmp_path) as records:
+        records.append_measurements(ROW)
+    left = [
+        tmp_path / ".unfinished-plan.json",
+        tmp_path / "parts/.unfinished-measurements-00000002.parquet",
+        tmp_path / "state/.unfinished-8.npz",
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    pd.testing.assert_frame_equal(load_tables(tmp_path)[0], measurement_table(ROW))
+    assert all(path.exists() for path in left)
+    with Records.open(tmp_path) as records:
+        assert not any(path.exists() for path in left)
+        assert records.read_plan() is None
+
+
+def test_only_an_open_folder_is_written(tmp_path):
+    with Records.open(tmp_path) as records:
+        records.write_plan({})
+        with pytest.raises(RuntimeError, match="another process is writing"):
+            Records.open(tmp_path)
+    for closed in (records, Records.open(tmp_path, write=False)):
+        for write in (
+            lambda it: it.write_plan({}),
+            lambda it: it.write_provenance({}),
+            lambda it: it.append_measurements(ROW),
+            lambda it: it.write_trials(8, trials([(8, 0, 0)])),
+            lambda it: it.write_state(8, {}, {}),
+            lambda it: it.drop_state(8),
+            lambda it: it.compact(),
+        ):
+            with pytest.raises(RuntimeError) as error:
+                write(closed)
+            assert str(error.value) == (
+                f"{tmp_path}: not open for writing. Open it with Records.open(folder)."
+            )
+        assert closed.read_plan() == {}
+
+
+def test_a_folder_that_is_no_study_is_refused(tmp_path):
+    def message(folder):
+        with pytest.raises(FileNotFoundError) as error:
+            load_tables(folder)
+        return str(error.value)
+
+    missing = tmp_path / "missing"
+    assert message(missing) == (
+        f"{missing}: no such folder. Give the one that study.run was given."
+    )
+    assert not missing.exists()
+    empty = (
+        f"{tmp_path}: not a study, it holds neither plan.json nor tables. "
+        "Give the folder that study.run was given."
+    )
+    assert message(tmp_path) == empty
+    for name in ("sgd", "adam"):
+        with Records.open(tmp_path / name) as records:
+            records.write_plan({})
+    assert message(tmp_path) == f"{empty} There are studies in it: adam, sgd."
+
+
+def test_a_study_is_where_its_folder_is(tmp_path):
+    # Parquet readers may take "learning_rate=7" in a path for a column.
+    with Records.open(tmp_path / "learning_rate=7/x") as records:
+        records.write_trials(8, trials([(8, 0, 0)]))
+        records.compact()
+    shutil.move(tmp_path / "learning_rate=7", tmp_path / "origin=8")
+    tried = load_tables(tmp_path / "origin=8/x")[1]
+    assert tried["learning_rate"].tolist() == [0.1]
+    assert tried["origin"].tolist() == ["plan"]
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    with Records.open(tmp_path) as records:
+        records.append_measurements(ROW)
+        path = tmp_path / "parts/measurements-00000001.parquet"
+        path.write_bytes(path.read_bytes()[:-7])
+        with pytest.raises(ValueError, match="not a readable table") as error:
+            records.tables()
+    assert str(error.value).startswith(f"{path}: not a readable table (")
+    assert str(error.value).endswith("restore it, or remove it and run the study again.")
+
+
+def test_a_damaged_plan_is_named(tmp_path):
+    (tmp_path / "plan.json").write_text('{"seed": ')
+    with pytest.raises(ValueError, match="not JSON") as error:
+        Records.open(tmp_path, write=False).read_plan()
+    assert str(error.value).startswith(f"{tmp_path / 'plan.json'}: not JSON (")
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (
+            ROW.droplevel("replicate"),
+            "measurements: the index must be (batch_size, trial, replicate, step), got "
+            "(batch_size, trial, step). Set it with measurements.set_index(['batch_size', "
+            "'trial', 'replicate', 'step']); replicate is 0 for a plain trial.",
+        ),
+        (
+            ROW.rename(columns={"validation/error": "error"}),
+            "measurements: column 'error' must be named \"split/metric\".",
+        ),
+        (
+            pd.concat([ROW, ROW]),
+            "measurements: batch_size 8, trial 0, replicate 0, step 5 has more than one row; "
+            "wanted one.",
+        ),
+        (
+            ROW.astype(str).replace("0.5", "low"),
+            "measurements: column 'validation/error' must be numbers: "
+            "could not convert string to float: 'low'.",
+        ),
+        (
+            ROW.rename(index=float, level="step"),
+            "measurements: index level 'step' must be integers, got float64.",
+        ),
+    ],
+)
+def test_measurements_of_another_form_are_refused(tmp_path, frame, message):
+    with Records.open(tmp_path) as records:
+        with pytest.raises(ValueError) as error:  # noqa: PT011  (its words are compared below)
+            records.append_measurements(frame)
+        assert str(error.value) == message
+    assert not list(tmp_path.glob("parts/*"))
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (
+            trials([(8, 0, 0)], status="done"),
+            "trials: status 'done' is not one of complete, incomplete, infeasible.",
+        ),
+        (
+            trials([(8, 0, 0)]).drop(columns=["status", "origin"]),
+            "trials: lacks the columns origin, status.",
+        ),
+        (
+            trials([(8, 0, 0), (16, 0, 0)]),
+            "trials: batch size 8 was given rows of batch size 16. "
+            "Write each batch size by itself.",
+        ),
+    ],
+)
+def test_trials_of_another_form_are_refused(tmp_path, frame, message):
+    with Records.open(tmp_path) as records:
+        with pytest.raises(ValueError) as error:  # noqa: PT011  (its words are compared below)
+            records.write_trials(8, frame)
+        assert str(error.value) == message
+
+
+def test_the_words_of_a_trial_are_those_a_user_reads():
+    assert [*Status, *Origin, *StopReason] == [
+        *("complete", "incomplete", "infeasible"),
+        *("plan", "topup", "refine", "expand", "confirm"),
+        *("first crossing", "own crossing", "factor", "budget", "diverged", "interrupted"),
+    ]
+    tried = trial_table(trials([(8, 0, 0)]))
+    assert (tried["status"] == Status.COMPLETE).tolist() == [True]
+
+
+def test_provenance_says_what_a_run_depends_on(tmp_path, monkeypatch):
+    import jax
+
+    monkeypatch.setattr(sys, "argv", ["run.py", "--goal", "a b"])
+    found = provenance()
+    assert found["command"] == "run.py --goal 'a b'"
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["pandas"] == pd.__version__
+    assert sum(device["count"] for device in found["devices"]) == len(jax.devices())
+    assert found["devices"][0]["platform"] == jax.devices()[0].platform
+    assert found["jax_enable_x64"] is jax.config.jax_enable_x64
+    assert found["date"].endswith("+00:00")
+    assert 1 <= found["processors"] <= os.cpu_count()
+    assert found["processor"]
+    with Records.open(tmp_path) as records:
+        records.write_provenance(found)
+
+
+def test_a_package_that_is_absent_has_no_version(monkeypatch):
+    monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package",))
+    assert provenance()["versions"]["no-such-package"] is None
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_git_revision_is_that_of_a_checkout_that_tracks_the_file(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    file = tmp_path / "package.py"
+    file.write_text("x = 1\n")
+    assert environment._git(file) is None
+    git("init", "--quiet")
+    assert environment._git(file) is None  # an installed package inside another project
+    git("add", "package.py")
+    git("commit", "--quiet", "--message", "first")
+    assert environment._git(file) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    file.write_text("x = 2\n")
+    assert environment._git(file) == {"revision": git("rev-parse", "HEAD"), "dirty": True}
+
+
+def test_where_there_is_no_git_there_is_no_revision(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment._git(Path(__file__)) is None
