@@ -81,9 +81,10 @@ class Definition:
         missing = sorted(set(other.spaces) - set(self.spaces))
         if missing:
             found.append(f"batch_sizes: {', '.join(map(str, missing))} are not there")
-        for name in ("trials", "max_infeasible"):
-            if getattr(other, name) > getattr(self, name):
-                found.append(f"{name}: {getattr(self, name)} there, {getattr(other, name)} here")
+        if other.trials > self.trials:
+            found.append(f"trials: {self.trials} there, {other.trials} here")
+        elif other.max_infeasible > self.max_infeasible:  # its default grows with the trials
+            found.append(f"max_infeasible: {self.max_infeasible} there, {other.max_infeasible} here")
         if not StopRule.of(self.stop).covers(StopRule.of(other.stop)):
             found.append(f"stop: {self.stop!r} there, {other.stop!r} here")
         for batch_size in self.batch_sizes:

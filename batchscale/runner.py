@@ -325,7 +325,8 @@ class BatchSizeRun:
         self._best = float(extreme(best)) if np.isfinite(best).any() else math.nan
 
     def _merge(self) -> None:
-        """Puts cohorts that have come to the same step together."""
+        """Puts cohorts that have come to the same step together, and drops those that diverged."""
+        self._cohorts = [c for c in self._cohorts if not self._diverged.keys() >= set(c.ids)]
         for step in {cohort.step for cohort in self._cohorts}:
             same = [cohort for cohort in self._cohorts if cohort.step == step]
             if len(same) > 1:

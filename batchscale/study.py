@@ -505,24 +505,21 @@ class Study:
     def _flops_of_an_example(self) -> float:
         """Operations of one example's gradient, as XLA counts them."""
         workload = self.workload
+        key = jax.ShapeDtypeStruct((2,), np.uint32)
         batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), workload.splits()["train"]
         )
         values = {name: jax.ShapeDtypeStruct((), np.float32) for name in self.space.names}
 
-        def gradient(key: PyTree, batch: PyTree, values: Mapping[str, PyTree]) -> PyTree:
-            key = jax.random.wrap_key_data(key, impl="threefry2x32")
-            params, model_state = workload.init(key)
+        def loss(
+            params: PyTree, model_state: PyTree, key: PyTree, batch: PyTree, values: PyTree
+        ) -> PyTree:
+            prepared = workload.prepare(batch, key)
+            return workload.loss(params, model_state, prepared, key, values)[0][0]
 
-            def loss(params: PyTree) -> PyTree:
-                prepared = workload.prepare(batch, key)
-                return workload.loss(params, model_state, prepared, key, values)[0][0]
-
-            return jax.grad(loss)(params)
-
-        key = jax.ShapeDtypeStruct((2,), np.uint32)
-        cost = jax.jit(gradient).lower(key, batch, values).cost_analysis()
-        return float((cost or {}).get("flops", math.nan))
+        params, model_state = jax.eval_shape(workload.init, key)
+        lowered = jax.jit(jax.grad(loss)).lower(params, model_state, key, batch, values)
+        return float((lowered.cost_analysis() or {}).get("flops", math.nan))
 
 
 def _batch_size_run(

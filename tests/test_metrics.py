@@ -302,8 +302,10 @@ def test_a_trial_that_cannot_count_may_be_short():
     )
     result = steps_to_target(measurements, GOAL, trials=trials, feasible_trials=1)
     assert answer(result) == {8: (20.0, 10.0, 0)}
-    with pytest.raises(ValueError, match="too short"):
+    with pytest.raises(ValueError, match="trial 1 was trained for 10 steps"):
         steps_to_target(measurements, GOAL, trials=trials, feasible_trials=2)
+    with pytest.raises(ValueError, match="trial 0 was trained for 20 steps"):
+        steps_to_target(measurements, Goal(ERROR, 0.1), trials=trials, feasible_trials=1)
     complete = trials[trials["status"] == Status.COMPLETE]
     assert answer(steps_to_target(measurements, GOAL, trials=complete)) == {8: (20.0, 10.0, 0)}
 

@@ -100,7 +100,7 @@ def test_an_empty_study_has_empty_tables_of_the_right_form(tmp_path):
         pd.testing.assert_frame_equal(tried, trial_table(trials([(8, 0, 0)])).iloc[:0, 1:])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.data())
 def test_tables_do_not_depend_on_the_order_or_number_of_parts(data):
     keys = st.tuples(st.sampled_from([1, 8]), st.integers(0, 2), st.just(0), st.integers(0, 3))

@@ -39,8 +39,8 @@ def from_arrays(
 
     Raises:
       TypeError: a split is neither a mapping nor a pair.
-      ValueError: a split is empty or uneven, a field does not hold numbers, `label` does not hold
-        integers, a number does not fit in 32 bits, or splits differ in their fields.
+      ValueError: a split is empty or uneven, a field does not hold numbers, a number does not
+        fit in 32 bits, or splits differ in their fields.
 
     >>> splits = from_arrays(train=(np.zeros((4, 2)), np.array([0, 1, 1, 0])))
     >>> {field: (array.shape, str(array.dtype)) for field, array in splits["train"].items()}

@@ -40,9 +40,9 @@ def fast_conv_general_dilated(
     and under a `vmap` over kernels its lanes run one after another. All other convolutions, and
     all platforms but the CPU, get JAX's own. Values and gradients are the same everywhere.
 
-    The gradients are a `jax.custom_vjp`, so of the second derivatives only forward over reverse
-    works: `jax.jvp(jax.grad(f), ...)` and `jax.hessian`. Forward mode alone, and reverse over
-    reverse, raise.
+    The gradients are a `jax.custom_vjp`, so forward-mode differentiation (`jax.jvp`, `jax.jacfwd`)
+    of the convolution itself raises. Second derivatives work, forward over reverse
+    (`jax.jvp(jax.grad(f), ...)`, `jax.hessian`) and reverse over reverse, at JAX's own speed.
 
     Args:
       lhs: the images, "batch height width in_channels" on the fast path.
@@ -159,26 +159,48 @@ def _backward(
 _convolution.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _convolve(
     lhs: _Images, rhs: _Kernel, strides: tuple[int, ...], pads: _Pads, precision: Any
 ) -> _Images:
     @jax.custom_batching.custom_vmap
     def one_lane(lhs: _Images, rhs: _Kernel) -> _Images:
-        return lax.conv_general_dilated(
-            lhs, rhs, strides, pads, dimension_numbers=_NHWC, precision=precision
-        )
+        return _native(lhs, rhs, strides, pads, precision)
 
     @one_lane.def_vmap
     def lanes(count: int, batched: list[bool], lhs: Array, rhs: Array) -> tuple[Array, bool]:
         lhs_batched, rhs_batched = batched
-        if not rhs_batched:
-            out = one_lane(lhs.reshape(-1, *lhs.shape[2:]), rhs)
-            return out.reshape(count, -1, *out.shape[1:]), True
-        if not lhs_batched:
+        if lhs_batched and rhs_batched:
+            return lax.map(lambda operands: one_lane(*operands), (lhs, rhs)), True
+        if rhs_batched:
             return lax.map(lambda kernel: one_lane(lhs, kernel), rhs), True
-        return lax.map(lambda operands: one_lane(*operands), (lhs, rhs)), True
+        out = one_lane(lhs.reshape(-1, *lhs.shape[2:]), rhs)
+        return out.reshape(count, -1, *out.shape[1:]), True
 
     return one_lane(lhs, rhs)
+
+
+@_convolve.defjvp
+def _second_derivatives(
+    strides: tuple[int, ...],
+    pads: _Pads,
+    precision: Any,
+    primals: tuple[_Images, _Kernel],
+    tangents: tuple[_Images, _Kernel],
+) -> tuple[_Images, _Images]:
+    # JAX cannot transpose a custom_vmap, so the tangents are its own convolutions.
+    (lhs, rhs), (lhs_tangent, rhs_tangent) = primals, tangents
+    tangent = _native(lhs_tangent, rhs, strides, pads, precision)
+    tangent += _native(lhs, rhs_tangent, strides, pads, precision)
+    return _convolve(lhs, rhs, strides, pads, precision), tangent
+
+
+def _native(
+    lhs: _Images, rhs: _Kernel, strides: tuple[int, ...], pads: _Pads, precision: Any
+) -> _Images:
+    return lax.conv_general_dilated(
+        lhs, rhs, strides, pads, dimension_numbers=_NHWC, precision=precision
+    )
 
 
 def max_pool(

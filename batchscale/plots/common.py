@@ -20,8 +20,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from batchscale.tuner import SearchSpace
 
 # Okabe and Ito's colour-blind safe colours, without the yellow, which is too pale for lines.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-BLUE, VERMILION, *_, ORANGE, _ = COLORS
+BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
+COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", ORANGE, "#56B4E9")
 GREY = "#707070"
 FIGURE_SIZE = (6.4, 4.4)
 FONT_SIZE = 9
@@ -120,17 +120,32 @@ def new_axes() -> Axes:
     return plt.subplots(figsize=FIGURE_SIZE, layout="constrained")[1]
 
 
-def head(ax: Axes, title: str, handles: list[Line2D]) -> None:
-    """A title and, between it and the axes, a legend: points fill the axes themselves."""
-    ax.set_title(title, fontsize=FONT_SIZE + 1, pad=24)
+def head(ax: Axes, title: str, handles: list[Line2D], *, above: float = 0) -> None:
+    """A title and, between it and the axes, a legend: points fill the axes themselves.
+
+    Args:
+      ax: what to head.
+      title: the title.
+      handles: the legend's.
+      above: room to leave for labels at the top edge, in points.
+    """
+    columns = legend_columns(handles)
+    rows = math.ceil(len(handles) / columns)
+    ax.set_title(title, fontsize=FONT_SIZE + 1, pad=8 + 15 * rows + above)
     ax.legend(
         handles=handles,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-        ncols=len(handles),
+        borderaxespad=0.2 + above / FONT_SIZE,
+        ncols=columns,
         fontsize=FONT_SIZE,
         frameon=False,
     )
+
+
+def legend_columns(handles: list[Line2D]) -> int:
+    """How many entries fit into one row, at the width of a README."""
+    return 4 if len(handles) <= 4 else 3
 
 
 def axis_label(name: str) -> str:
@@ -160,21 +175,26 @@ def steps_table(result: Result) -> pd.DataFrame:
     return table
 
 
-def only(result: Result, table: pd.DataFrame, batch_size: int, *, caller: str) -> pd.DataFrame:
-    """The rows of one batch size, of trials and not of their replicates."""
-    measured = table.index.unique("batch_size").sort_values().tolist()
+def check_batch_size(result: Result, batch_size: int, *, caller: str) -> None:
+    """Refuses, in the name of `caller`, a batch size that the result does not have."""
+    measured = result.trials.index.unique("batch_size").sort_values().tolist()
     if batch_size not in measured:
         raise ValueError(
             f"{caller}: {result.name!r} has no batch size {batch_size}; it has {listed(measured)}."
         )
-    return table.xs((batch_size, 0), level=("batch_size", "replicate"))
 
 
-def winner(result: Result, batch_size: int) -> int | None:
-    """The trial that reached the goal first at a batch size, if one did."""
-    table = steps_table(result)
-    trial = table.loc[(table["batch_size"] == batch_size) & table["trial"].notna(), "trial"]
-    return int(trial.iloc[0]) if len(trial) else None
+def plain_rows(table: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    """The rows of one batch size, of trials and not of their replicates."""
+    rows = table.index.get_level_values("batch_size") == batch_size
+    rows &= table.index.get_level_values("replicate") == 0
+    return table.take(np.flatnonzero(rows)).droplevel(["batch_size", "replicate"])
+
+
+def winners(result: Result) -> dict[int, int]:
+    """The trial that reached the goal first at each batch size where one did."""
+    table = steps_table(result).dropna(subset=["trial"])
+    return dict(zip(table["batch_size"].tolist(), table["trial"].tolist(), strict=True))
 
 
 def listed(items: Collection[object]) -> str:

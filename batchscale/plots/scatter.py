@@ -20,27 +20,29 @@ from batchscale.plots.common import (
     VERMILION,
     Result,
     axis_label,
+    check_batch_size,
     goal_words,
     head,
+    legend_columns,
     listed,
     log2_axis,
     log_axis,
     new_axes,
-    only,
-    winner,
+    plain_rows,
+    winners,
 )
-from batchscale.tuner import LogUniform, derived
+from batchscale.tuner import LogUniform, SearchSpace, derived
 
 _POINTS: dict[str, dict[str, Any]] = {
     "diverged": {"color": VERMILION, "marker": "x", "markersize": 5},
-    "did not reach the goal": {
+    "goal not reached": {
         "color": GREY,
         "marker": "o",
         "markersize": 5,
         "markerfacecolor": "white",
     },
-    "reached it": {"color": BLUE, "marker": "o", "markersize": 5},
-    "best": {"color": ORANGE, "marker": "*", "markersize": 14, "markeredgecolor": "black"},
+    "goal reached": {"color": BLUE, "marker": "o", "markersize": 5},
+    "best": {"color": ORANGE, "marker": "*", "markersize": 12, "markeredgecolor": "black"},
 }
 _EQUAL = "equal effective learning rate"
 _EQUAL_STYLE: dict[str, Any] = {"color": "0.7", "linewidth": 0.8}
@@ -76,18 +78,42 @@ def hyperparameters(
       ValueError: the result has no such batch size or hyperparameter, or `ax` is given without a
         batch size.
 
-    >>> ax = hyperparameters(result, batch_size=64)  # doctest: +SKIP
+    >>> import pandas as pd
+    >>> from types import SimpleNamespace
+    >>> index = pd.MultiIndex.from_tuples(
+    ...     [(64, 0, 0), (64, 1, 0)], names=["batch_size", "trial", "replicate"]
+    ... )
+    >>> result = SimpleNamespace(
+    ...     name="mnist/fc_128_128_128, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.03, mode="min"),
+    ...     space=SearchSpace(learning_rate=LogUniform(0.01, 10)),
+    ...     trials=pd.DataFrame(
+    ...         {"learning_rate": [0.1, 0.5], "status": "complete", "first_crossing": [3e3, 932]},
+    ...         index,
+    ...     ),
+    ...     steps_to_target=lambda: pd.DataFrame(
+    ...         {"batch_size": [64], "steps": [932.0], "trial": [1]}
+    ...     ),
+    ... )
+    >>> ax = hyperparameters(result, batch_size=64)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('Learning rate', 'Steps to validation error < 0.03')
+    >>> plt.close(ax.figure)
     """
-    if batch_size is not None:
-        ax = new_axes() if ax is None else ax
-        y = _default_y(result, [batch_size]) if y is None else y
-        drawn = _draw(ax, result, batch_size, x, y) | _contours(ax, x, y, labelled=True)
-        ax.set(xlabel=_label(result, x), ylabel=_label(result, y))
-        head(ax, f"{result.name}, batch size {batch_size:,}", _handles(drawn))
-        return ax
-    if ax is not None:
-        raise ValueError("hyperparameters: ax holds one batch size; give batch_size with it.")
-    return _grid(result, x, y)
+    _check_axes(result, x, y)
+    if batch_size is None:
+        if ax is not None:
+            raise ValueError("hyperparameters: ax holds one batch size; give batch_size with it.")
+        return _grid(result, x, y)
+    check_batch_size(result, batch_size, caller="hyperparameters")
+    y = _default_y(result, [batch_size]) if y is None else y
+    ax = new_axes() if ax is None else ax
+    best = winners(result).get(batch_size)
+    drawn = _draw(ax, result, batch_size, best, x, y) | _equal_rates(ax, x, y, labelled=True)
+    ax.set(xlabel=_label(result, x), ylabel=_label(result, y))
+    title = f"{result.name}, batch size {batch_size:,}"
+    head(ax, title, _handles(drawn), above=FONT_SIZE + 2 if _EQUAL in drawn else 0)
+    return ax
 
 
 def _grid(result: Result, x: str, y: str | None) -> np.ndarray:
@@ -98,27 +124,31 @@ def _grid(result: Result, x: str, y: str | None) -> np.ndarray:
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(FIGURE_SIZE[0], 1.1 + 1.5 * rows),
+        figsize=(FIGURE_SIZE[0], max(3.2, 1.1 + 1.5 * rows)),
         sharex=True,
         sharey=True,
         squeeze=False,
         layout="constrained",
     )
     drawn = set()
+    best = winners(result)
     used = axes.flat[: len(batch_sizes)]
     for panel, batch_size in zip(used, batch_sizes, strict=True):
-        drawn |= _draw(panel, result, batch_size, x, y)
+        drawn |= _draw(panel, result, batch_size, best.get(batch_size), x, y)
         panel.set_title(f"B = {batch_size:,}", fontsize=FONT_SIZE)
     for panel in used:
-        drawn |= _contours(panel, x, y, labelled=False)
+        drawn |= _equal_rates(panel, x, y, labelled=False)
     for panel in axes.flat[len(batch_sizes) :]:
         panel.remove()
+    for panel in used[-columns:]:
+        panel.tick_params(labelbottom=True)
     figure.supxlabel(_label(result, x), fontsize=FONT_SIZE + 1)
     figure.supylabel(_label(result, y), fontsize=FONT_SIZE + 1)
+    handles = _handles(drawn)
     figure.legend(
-        handles=_handles(drawn),
+        handles=handles,
         loc="outside upper center",
-        ncols=3,
+        ncols=legend_columns(handles),
         fontsize=FONT_SIZE,
         frameon=False,
     )
@@ -130,29 +160,35 @@ def _default_y(result: Result, batch_sizes: Iterable[int]) -> str:
     return "one_minus_momentum" if momentum else "first_crossing"
 
 
-def _draw(ax: Axes, result: Result, batch_size: int, x: str, y: str) -> set[str]:
-    """Draws the trials, and returns which kinds of points there are."""
-    trials = only(result, result.trials, batch_size, caller="hyperparameters")
-    table = trials.join(derived(trials))
-    names = [*result.space.names, *derived(trials)]
-    for name, allowed in ((x, names), (y, [*names, "first_crossing"])):
-        if name not in allowed:
+def _check_axes(result: Result, x: str, y: str | None) -> None:
+    names = [*result.space.names, *derived(result.trials)]
+    for axis, name, allowed in (("x", x, names), ("y", y, [*names, "first_crossing"])):
+        if name is not None and name not in allowed:
             raise ValueError(
-                f"hyperparameters: {name!r} is no axis of {result.name!r}; use {listed(allowed)}."
+                f"hyperparameters: {axis} is {name!r}, which {result.name!r} does not have; "
+                f"it has {listed(allowed)}."
             )
-    _scale(ax, "x", result, batch_size, x)
-    _scale(ax, "y", result, batch_size, y)
+
+
+def _draw(ax: Axes, result: Result, batch_size: int, best: int | None, x: str, y: str) -> set[str]:
+    """Draws the trials, and returns which kinds of points there are."""
+    trials = plain_rows(result.trials, batch_size)
+    table = trials.join(derived(trials))
+    space = result.space.at(batch_size)
+    _scale(ax, "x", x, space)
+    _scale(ax, "y", y, space)
     infeasible = table["status"] == "infeasible"
     reached = ~infeasible & np.isfinite(table["first_crossing"])
     kinds = {
         "diverged": infeasible,
-        "did not reach the goal": ~infeasible & ~reached,
-        "reached it": reached,
-        "best": table.index == winner(result, batch_size),
+        "goal not reached": ~infeasible & ~reached,
+        "goal reached": reached,
+        "best": table.index == best,
     }
+    kinds = {kind: chosen for kind, chosen in kinds.items() if np.any(chosen)}
     for kind, chosen in kinds.items():
         points = table[chosen]
-        top = y == "first_crossing" and kind in ("diverged", "did not reach the goal")
+        top = y == "first_crossing" and kind in ("diverged", "goal not reached")
         ax.plot(
             points[x],
             np.ones(len(points)) if top else points[y],
@@ -163,36 +199,39 @@ def _draw(ax: Axes, result: Result, batch_size: int, x: str, y: str) -> set[str]
             zorder=3,
             **_POINTS[kind],
         )
-    return {kind for kind, chosen in kinds.items() if np.any(chosen)}
+    return set(kinds)
 
 
-def _scale(ax: Axes, axis: Literal["x", "y"], result: Result, batch_size: int, name: str) -> None:
+def _scale(ax: Axes, axis: Literal["x", "y"], name: str, space: SearchSpace) -> None:
     if name == "first_crossing":
         log2_axis(ax, axis)
-    elif name in derived(result.trials) or isinstance(
-        result.space.at(batch_size)[name], LogUniform
-    ):
-        log_axis(ax, axis)
+    elif name not in space or isinstance(space[name], LogUniform):
+        log_axis(ax, axis)  # derived quantities are positive and span decades
 
 
-def _contours(ax: Axes, x: str, y: str, *, labelled: bool) -> set[str]:
-    """Lines of equal effective learning rate, a decade apart, across the axes as they are."""
-    if (x, y) != ("learning_rate", "one_minus_momentum"):
+def _equal_rates(ax: Axes, x: str, y: str, *, labelled: bool) -> set[str]:
+    """Lines of equal effective learning rate, a decade apart, across log axes as they are."""
+    named = (x, y) == ("learning_rate", "one_minus_momentum")
+    if not named or ax.get_xscale() != "log" or ax.get_yscale() != "log":
         return set()
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    rate, rest = np.geomspace(left, right, 50), np.geomspace(bottom, top, 50)
-    decades = range(math.ceil(math.log10(left / top)), math.floor(math.log10(right / bottom)) + 1)
-    lines = ax.contour(
-        rate,
-        rest,
-        rate / rest[:, np.newaxis],
-        levels=[10.0**decade for decade in decades],
-        colors=_EQUAL_STYLE["color"],
-        linewidths=_EQUAL_STYLE["linewidth"],
-        zorder=1,
-    )
-    if labelled:
-        ax.clabel(lines, fmt="%g", fontsize=FONT_SIZE, colors=GREY)
+    low, high = math.log10(left / top), math.log10(right / bottom)
+    for rate in 10.0 ** np.arange(math.ceil(low), math.floor(high) + 1):
+        ax.plot([rate * bottom, rate * top], [bottom, top], zorder=1, **_EQUAL_STYLE)
+        if labelled:
+            # Beyond the edge where the line leaves the axes, clear of the points.
+            at_top = rate * top <= right
+            ax.annotate(
+                f"{rate:g}",
+                (rate * top, top) if at_top else (right, right / rate),
+                xytext=(0, 2) if at_top else (3, 0),
+                textcoords="offset points",
+                ha="center" if at_top else "left",
+                va="bottom" if at_top else "center",
+                color=GREY,
+                fontsize=FONT_SIZE,
+                annotation_clip=False,
+            )
     ax.set(xlim=(left, right), ylim=(bottom, top))
     return {_EQUAL}
 

@@ -62,8 +62,22 @@ def steps_to_target(
       ValueError: there is no result; labels and results differ in number; a result did not reach
         its goal at `normalize_at`, or reached it at step 0.
 
-    >>> ax = steps_to_target(result)  # doctest: +SKIP
-    >>> ax = steps_to_target({"SGD": sgd, "Nesterov": nesterov}, normalize_at=64)  # doctest: +SKIP
+    A result is anything with these attributes, such as tables made elsewhere:
+
+    >>> from types import SimpleNamespace
+    >>> result = SimpleNamespace(
+    ...     name="mnist/fc_128_128_128, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.03, mode="min"),
+    ...     train_examples=55_000,
+    ...     steps_to_target=lambda: pd.DataFrame(
+    ...         {"batch_size": [16, 64, 256], "steps": [3000.0, 932.0, float("inf")]}
+    ...     ),
+    ... )
+    >>> ax = steps_to_target(result)
+    >>> ax.get_ylabel()
+    'Steps to validation error < 0.03'
+    >>> import matplotlib.pyplot as plt
+    >>> plt.close(ax.figure)
     """
     named = _named(result_or_results, labels)
     tables = [steps_table(result) for _, result in named]
@@ -101,18 +115,19 @@ def steps_to_target(
             label=label,
             zorder=3,
         )
-        missed = table.loc[~finite, "batch_size"]
-        # In axes coordinates: wherever the y axis ends.
-        ax.plot(
-            missed,
-            np.ones(len(missed)),
-            transform=ax.get_xaxis_transform(),
-            clip_on=False,
-            color=color,
-            marker=marker,
-            zorder=4,
-            **_MISS,
-        )
+        if not finite.all():
+            missed = table.loc[~finite, "batch_size"]
+            # In axes coordinates: at the top edge wherever the y axis ends.
+            ax.plot(
+                missed,
+                np.ones(len(missed)),
+                transform=ax.get_xaxis_transform(),
+                clip_on=False,
+                color=color,
+                marker=marker,
+                zorder=4,
+                **_MISS,
+            )
     _mark_full_batches(ax, [result.train_examples for _, result in named], tables)
     goals = {goal_words(result.goal) for _, result in named}
     ax.set_xlabel("Batch size (examples)")
@@ -126,7 +141,7 @@ def steps_to_target(
         handles.append(Line2D([], [], color="black", **_PERFECT))
     if any(np.isinf(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], color="black", marker="o", **_MISS))
-    ax.legend(handles=handles, fontsize=FONT_SIZE, loc="lower left")
+    ax.legend(handles=handles, fontsize=FONT_SIZE)
     return ax
 
 
@@ -175,11 +190,12 @@ def _perfect_scaling(
 
 def _mark_full_batches(ax: Axes, full: Sequence[int], tables: Sequence[pd.DataFrame]) -> None:
     """Says "full" below a batch of all training examples, where no power of two is labelled."""
-    at = sorted(
+    at = {
         size
         for size, table in zip(full, tables, strict=True)
         if size & (size - 1) and size in table["batch_size"].tolist()
-    )
-    ax.xaxis.set_minor_locator(FixedLocator(at))
-    ax.xaxis.set_minor_formatter(FixedFormatter(["\nfull"] * len(at)))
+    }
+    labels = [f"\nfull: {size:,}" if len(at) == 1 else "\nfull" for size in sorted(at)]
+    ax.xaxis.set_minor_locator(FixedLocator(sorted(at)))
+    ax.xaxis.set_minor_formatter(FixedFormatter(labels))
     ax.tick_params(axis="x", which="minor", length=6)

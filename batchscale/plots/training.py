@@ -17,14 +17,15 @@ from batchscale.plots.common import (
     VERMILION,
     Result,
     axis_label,
+    check_batch_size,
     goal_words,
     head,
     listed,
     log2_axis,
     log_axis,
     new_axes,
-    only,
-    winner,
+    plain_rows,
+    winners,
 )
 
 _BEST: dict[str, Any] = {"color": BLUE, "linewidth": 2, "zorder": 4}
@@ -73,7 +74,23 @@ def training_curves(
     Raises:
       ValueError: the result has no such batch size, metric or trial.
 
-    >>> ax = training_curves(result, batch_size=64, metric="train/loss")  # doctest: +SKIP
+    >>> from types import SimpleNamespace
+    >>> names = ["batch_size", "trial", "replicate", "step"]
+    >>> index = pd.MultiIndex.from_product([[64], [0], [0], [0, 1, 2]], names=names)
+    >>> result = SimpleNamespace(
+    ...     name="mnist/fc_128_128_128, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.2, mode="min"),
+    ...     trials=pd.DataFrame({"status": "complete"}, index.droplevel("step").unique()),
+    ...     measurements=pd.DataFrame({"validation/error": [0.9, 0.3, 0.1]}, index),
+    ...     steps_to_target=lambda: pd.DataFrame(
+    ...         {"batch_size": [64], "steps": [2.0], "trial": [0]}
+    ...     ),
+    ... )
+    >>> ax = training_curves(result, batch_size=64)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['best: trial 0', 'validation error < 0.2']
+    >>> import matplotlib.pyplot as plt
+    >>> plt.close(ax.figure)
     """
     goal = result.goal
     metric = goal.metric if metric is None else metric
@@ -82,7 +99,8 @@ def training_curves(
             f"training_curves: {result.name!r} has no metric {metric!r}; "
             f"it has {listed(result.measurements.columns)}."
         )
-    status = only(result, result.trials, batch_size, caller="training_curves")["status"].to_dict()
+    check_batch_size(result, batch_size, caller="training_curves")
+    status = plain_rows(result.trials, batch_size)["status"].to_dict()
     chosen = list(status if trials is None else trials)
     unknown = sorted(set(chosen) - set(status))
     if unknown:
@@ -90,7 +108,7 @@ def training_curves(
             f"training_curves: {result.name!r} has no trial {listed(unknown)} at batch size "
             f"{batch_size}; it has {listed(status)}."
         )
-    values = only(result, result.measurements, batch_size, caller="training_curves")[metric]
+    values = plain_rows(result.measurements, batch_size)[metric]
     shown = values.loc[np.isfinite(values) & (values.index.get_level_values("step") > 0)]
     curves = {
         trial: curve.droplevel("trial")
@@ -98,14 +116,16 @@ def training_curves(
         if trial in chosen
     }
     diverged = [trial for trial in curves if status[trial] == "infeasible"]
-    best = winner(result, batch_size)
+    best = winners(result).get(batch_size)
 
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
     for trial, curve in curves.items():
         style = _BEST if trial == best else _DIVERGED if trial in diverged else _TRIAL
         ax.plot(curve.index, curve, **{**style, "label": f"trial {trial}"})
-    handles = [Line2D([], [], **_TRIAL)]
+    handles = []
+    if set(curves) - {*diverged, best}:
+        handles.append(Line2D([], [], **_TRIAL))
     if best in curves:
         handles.append(Line2D([], [], **{**_BEST, "label": f"best: trial {best}"}))
     in_view = [curve for trial, curve in curves.items() if trial not in diverged]

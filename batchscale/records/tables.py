@@ -176,7 +176,7 @@ def _words(frame: pd.DataFrame, name: str, kind: type[enum.StrEnum]) -> Any:
     for word in frame[name]:
         if word not in known:
             raise ValueError(f"trials: {name} {word!r} is not one of {', '.join(known)}.")
-    return pd.array([str(word) for word in frame[name]], dtype=pd.Series(dtype=str).dtype)
+    return pd.Series([str(word) for word in frame[name]], dtype=str).array
 
 
 def _table(values: Mapping[str, Any], index: pd.Index) -> pd.DataFrame:

@@ -1,0 +1,124 @@
+"""Lanes and devices change nothing about a trial."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from batchscale import optimizers, parallel, schedules, train
+from batchscale.engine import Engine, TrialId
+from batchscale.layout import Layout
+
+TRIALS = [TrialId(number) for number in range(8)]
+
+
+def values(trial: TrialId) -> dict[str, float]:
+    return {"learning_rate": 0.02 * 1.5**trial.number, "momentum": 0.1 * trial.number}
+
+
+def engine(workload, devices: int) -> Engine:
+    return Engine(
+        workload,
+        optimizers.get("nesterov"),
+        schedules.constant,
+        names=("learning_rate", "momentum"),
+        seed=0,
+        mesh=parallel.mesh(jax.devices()[:devices]),
+    )
+
+
+def trained(workload, trials, *, lanes, devices=1, steps=50, microbatch=8):
+    """The states of trials after some steps at batch size 8, by trial."""
+    layout = Layout(lanes, microbatch)
+    with engine(workload, devices) as some:
+        packs = some.start(trials, values, batch_size=8, layout=layout)
+        some.advance(packs, batch_size=8, layout=layout, step=0, to=steps)
+        states = some.unpack(packs)
+    return {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}
+
+
+def assert_same_bits(some, others):
+    for trial in some.keys() & others.keys():
+        for a, b in zip(some[trial], others[trial], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_bits_of_a_trial_are_the_same_on_one_and_on_two_devices(clouds):
+    for trials in (TRIALS, TRIALS[:5], TRIALS[:1]):  # also when they do not divide evenly
+        one = trained(clouds, trials, lanes=4)
+        two = trained(clouds, trials, lanes=4, devices=2)
+        assert list(two) == trials
+        assert_same_bits(one, two)
+
+
+def test_the_bits_of_a_trial_do_not_depend_on_its_neighbours_or_their_order(clouds):
+    together = trained(clouds, TRIALS, lanes=4)
+    assert_same_bits(together, trained(clouds, TRIALS[::-1], lanes=4))
+    for trial in TRIALS[::3]:
+        assert_same_bits(together, trained(clouds, [trial], lanes=4))
+
+
+@pytest.mark.parametrize("lanes", [3, 8, 32])
+def test_parameters_agree_across_lane_counts_in_single_precision(clouds, lanes):
+    alone = trained(clouds, TRIALS, lanes=1)
+    packed = trained(clouds, TRIALS, lanes=lanes)
+    for trial in TRIALS:
+        for a, b in zip(alone[trial], packed[trial], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_lanes_can_run_all_at_once_some_at_a_time_or_one_at_a_time(at_once):
+    program = parallel.packed(
+        lambda state, trial, shared, local: {"sum": state * shared + trial["x"] + local},
+        parallel.mesh(),
+        lanes=4,
+        at_once=at_once,
+    )
+    state, x = np.arange(8.0, dtype=np.float32), np.linspace(0, 1, 8, dtype=np.float32)
+    got = program(state, {"x": x}, np.float32(3), np.array([10, 20], np.int32))["sum"]
+    np.testing.assert_allclose(got, 3 * state + x + np.repeat([10, 20], 4), rtol=1e-6)
+
+
+def test_at_once_must_divide_the_lanes():
+    with pytest.raises(ValueError, match="at_once: got 3, wanted a divisor of the 4 lanes"):
+        parallel.packed(lambda *_: None, parallel.mesh(), lanes=4, at_once=3)
+
+
+def test_shard_map_over_vmap_agrees_with_pmap(clouds):
+    recipe = train.Recipe.of(
+        clouds, optimizers.get("nesterov"), schedules.constant, batch_size=8, microbatch=8
+    )
+    data = jax.tree.map(jnp.asarray, clouds.splits()["train"])
+    begin = jax.tree.map(np.int32, train.start(0, batch_size=8, examples=100))
+
+    def step(state, hyperparameters):
+        return train.step(recipe, state, hyperparameters, data, begin)
+
+    keys = np.stack([np.asarray(train.trial_key(0, 8, n, 0)) for n in range(8)])
+    table = {
+        name: jnp.array([values(trial)[name] for trial in TRIALS]) for name in values(TRIALS[0])
+    }
+    states = jax.vmap(lambda key, h: train.init(recipe, key, h))(keys, table)
+    program = parallel.packed(lambda s, h, *_: step(s, h), parallel.mesh(), lanes=4)
+    mapped = program(states, table, (), np.zeros(2, np.int32))
+    split = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), (states, table))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pmapped = jax.pmap(jax.vmap(step))(*split)
+    for a, b in zip(jax.tree.leaves(mapped), jax.tree.leaves(pmapped), strict=True):
+        np.testing.assert_array_equal(a, np.asarray(b).reshape(a.shape))
+
+
+def test_states_survive_the_way_to_the_host_and_back(clouds):
+    layout = Layout(4, 8)
+    with engine(clouds, 2) as some:
+        packs = some.start(TRIALS, values, batch_size=8, layout=layout)
+        some.advance(packs, batch_size=8, layout=layout, step=0, to=20)
+        packs = some.pack(some.unpack(packs).only(TRIALS[5:2:-1]), values, layout=layout)
+        some.advance(packs, batch_size=8, layout=layout, step=20, to=50)
+        states = some.unpack(packs)
+    moved = {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}
+    assert_same_bits(moved, trained(clouds, TRIALS, lanes=4))

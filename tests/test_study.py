@@ -1,0 +1,438 @@
+"""Studies from end to end on a small workload: rules, resumption, extension, errors."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+import batchscale as bs
+from batchscale import metrics
+
+GOAL = bs.Goal("validation/error", 0.17)
+
+
+def study(workload, **changes):
+    fields = {
+        "workload": workload,
+        "optimizer": "sgd",
+        "space": bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
+        "batch_sizes": [4, 32, "full"],
+        "goal": GOAL,
+        "trials": 6,
+        "max_steps": 300,
+        "lanes": 2,
+    }
+    return bs.Study(**fields | changes)
+
+
+def assert_same_tables(some: bs.Result, other: bs.Result) -> None:
+    pd.testing.assert_frame_equal(some.trials, other.trials)
+    pd.testing.assert_frame_equal(some.measurements, other.measurements)
+
+
+@pytest.fixture(scope="module")
+def first(clouds, tmp_path_factory):
+    """A study stopped at the first crossing."""
+    return study(clouds).run(tmp_path_factory.mktemp("first"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def budget(clouds, tmp_path_factory):
+    """The same trials, all trained for the whole budget."""
+    return study(clouds, stop="budget").run(tmp_path_factory.mktemp("budget"), progress=False)
+
+
+def test_a_result_has_a_row_a_batch_size_and_every_trial_its_status(first):
+    table = first.steps_to_target()
+    assert table["batch_size"].tolist() == [4, 32, 100]
+    assert np.isfinite(table["steps"]).all()
+    assert (first.trials["status"] == "complete").all()
+    assert len(first.trials) == 18
+    assert set(first.trials["stop_reason"]) <= {"first crossing", "budget"}
+
+
+def test_stopping_at_the_first_crossing_gives_the_answer_of_the_whole_budget(first, budget):
+    columns = ["batch_size", "steps", "previous_evaluation", "trial", "learning_rate"]
+    pd.testing.assert_frame_equal(
+        first.steps_to_target()[columns], budget.steps_to_target()[columns]
+    )
+    # ... and every measurement that it has is one of the longer run's, bit for bit.
+    column = "validation/error"
+    longer = budget.measurements[column].reindex(first.measurements.index)
+    pd.testing.assert_series_equal(first.measurements[column], longer)
+    assert len(first.measurements) < len(budget.measurements)
+
+
+@pytest.mark.parametrize("stop", [2.5, "all"])
+def test_other_stop_rules_stop_where_they_say(clouds, budget, tmp_path, stop):
+    result = study(clouds, stop=stop).run(tmp_path, progress=False)
+    trials = result.trials
+    crossed = metrics.first_crossings(budget.measurements, GOAL)["first_crossing"]
+    steps = result.steps_to_target().set_index("batch_size")["steps"]
+    pd.testing.assert_series_equal(steps, budget.steps_to_target().set_index("batch_size")["steps"])
+    for (batch_size, trial, replicate), row in trials.iterrows():
+        if stop == "all":
+            expected = min(300, crossed[batch_size, trial, replicate])
+            assert row["steps_trained"] == expected
+        else:
+            wanted = 2.5 * steps[batch_size]
+            assert min(300, wanted) <= row["steps_trained"] <= min(300, 1.06 * wanted + 1)
+    pd.testing.assert_series_equal(
+        trials["first_crossing"], crossed.where(crossed <= trials["steps_trained"], np.inf)
+    )
+
+
+def test_the_grid_is_the_same_for_every_trial_and_ends_with_the_budget(budget):
+    steps = budget.measurements.index.get_level_values("step")
+    for _, group in budget.measurements.groupby(["batch_size", "trial"]):
+        grid = group.index.get_level_values("step").tolist()
+        assert grid[:4] == [0, 1, 2, 3]
+        assert grid[-1] == 300
+        assert all(b == max(a + 1, -(-21 * a // 20)) for a, b in zip(grid[1:-2], grid[2:-1]))
+    assert steps.max() == 300
+
+
+def test_other_splits_are_measured_now_and_then_and_at_the_crossing(first):
+    for batch_size, steps, trial in first.steps_to_target()[
+        ["batch_size", "steps", "trial"]
+    ].itertuples(index=False):
+        row = first.measurements.loc[batch_size, trial, 0, int(steps)]
+        assert row[["test/error", "train/error", "validation/loss"]].notna().all()
+    share = first.measurements["test/error"].notna().mean()
+    assert 0.05 < share < 0.6
+
+
+def test_one_and_two_devices_write_the_same_tables(clouds, first, tmp_path):
+    one = study(clouds).run(tmp_path, progress=False, devices=jax.devices()[:1])
+    assert_same_tables(one, first)
+
+
+def test_curves_are_equal_across_lane_counts_in_double_precision(clouds, tmp_path):
+    with jax.enable_x64(True):
+        results = [
+            study(clouds, lanes=lanes, batch_sizes=[16], stop="budget", max_steps=60).run(
+                tmp_path / str(lanes), progress=False
+            )
+            for lanes in (1, 3, 8)
+        ]
+    for other in results[1:]:
+        columns = [name for name in other.measurements if name.endswith("error")]
+        pd.testing.assert_frame_equal(
+            results[0].measurements[columns], other.measurements[columns]
+        )
+
+
+def test_a_loaded_result_is_the_one_that_was_returned(first):
+    loaded = bs.load(first.folder)
+    assert_same_tables(first, loaded)
+    pd.testing.assert_frame_equal(first.steps_to_target(), loaded.steps_to_target())
+    pd.testing.assert_frame_equal(first.optima(), loaded.optima())
+    assert (loaded.goal, loaded.train_examples, loaded.name) == (GOAL, 100, "clouds, sgd")
+    assert loaded.space == bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3))
+
+
+def test_running_a_finished_study_again_trains_nothing(clouds, first):
+    told = []
+    again = study(clouds).run(first.folder, progress=told.append)
+    assert all(progress.finished for progress in told)
+    assert_same_tables(first, again)
+
+
+def test_extending_gives_the_tables_of_a_run_that_asked_for_it_at_once(clouds, tmp_path):
+    for changes in ({"stop": 2.0}, {"trials": 9}, {"batch_sizes": [4, 8]}, {"max_steps": 400}):
+        asked = {"stop": "budget"} if "max_steps" in changes else {}
+        folder = tmp_path / next(iter(changes))
+        some = study(clouds, batch_sizes=[4], **{"max_steps": 40, **asked})
+        some.run(folder, progress=False)
+        extended = some.extend(folder, progress=False, **changes)
+        at_once = dataclasses.replace(some, **changes).run(f"{folder}-at-once", progress=False)
+        if "max_steps" in changes:  # the last step of the first budget was evaluated as well
+            drop = [row for row in extended.measurements.index if row[3] == 40]
+            assert len(drop) == 6
+            kept = extended.measurements.drop(drop)["validation/error"]
+            expected = at_once.measurements["validation/error"].drop(drop, errors="ignore")
+            pd.testing.assert_series_equal(kept, expected)
+        else:
+            assert_same_tables(extended, at_once)
+
+
+def test_a_single_trial_runs_again_bit_for_bit(clouds, budget):
+    run = study(clouds).run_trial(batch_size=32, trial=4, steps=300)
+    expected = budget.measurements.loc[[32]].query("trial == 4")["validation/loss"]
+    pd.testing.assert_series_equal(run.curve["validation/loss"], expected)
+    assert run.params["w1"].shape == (2, 8)
+    assert run.hyperparameters["learning_rate"] == budget.trials["learning_rate"][32, 4, 0]
+    fresh = study(clouds).run_trial(batch_size=32, trial=4, replicate=1, steps=20)
+    assert not np.array_equal(fresh.params["w1"], run.params["w1"])
+
+
+def diverging(clouds, **changes):
+    space = bs.SearchSpace(learning_rate=bs.LogUniform(1e-1, 1e38))
+    return study(clouds, space=space, batch_sizes=[16], **changes)
+
+
+@pytest.mark.parametrize("stop", ["first", "budget"])
+def test_diverged_trials_are_infeasible_and_replaced(clouds, tmp_path, stop):
+    result = diverging(clouds, stop=stop).run(tmp_path, progress=False)
+    status = result.trials["status"]
+    assert (status == "complete").sum() == 6
+    assert (status == "infeasible").sum() > 2
+    # The first six that survive, and none after the last of them.
+    assert status.iloc[-1] == "complete"
+    assert set(result.trials["origin"].iloc[:6]) == {"plan"}
+    assert set(result.trials["origin"].iloc[6:]) == {"topup"}
+    infeasible = result.trials[status == "infeasible"]
+    assert (infeasible["stop_reason"] == "diverged").all()
+    last = result.measurements.groupby(["batch_size", "trial", "replicate"]).apply(
+        lambda group: group.index.get_level_values("step").max()
+    )
+    for trial, steps in infeasible["steps_trained"].items():
+        assert last.get(trial, -1) < steps
+
+
+def test_too_many_divergences_leave_fewer_trials_and_no_loop(clouds, tmp_path):
+    space = bs.SearchSpace(learning_rate=bs.LogUniform(1e30, 1e38))
+    some = study(clouds, space=space, batch_sizes=[16], max_infeasible=4)
+    with pytest.warns(UserWarning, match="no trial reached"):
+        result = some.run(tmp_path, progress=False)
+    assert (result.trials["status"] == "infeasible").all()
+    assert len(result.trials) == 10
+
+
+def test_the_members_of_the_runner_are_those_of_the_analysis(clouds, tmp_path):
+    some = diverging(clouds, stop=3.0, goal=bs.Goal("validation/error", 0.3))
+    result = some.run(tmp_path, progress=False)
+    members = metrics.members(result.trials, 6)
+    steps = result.steps_to_target()["steps"].item()
+    past = result.measurements.loc[:, "validation/error"] < 0.3
+    by_hand = [
+        step
+        for (batch_size, trial, replicate, step), reached in past.items()
+        if reached
+        and members.loc[(batch_size, trial, replicate), "first_step"] <= step
+        and step < members.loc[(batch_size, trial, replicate), "end_step"]
+    ]
+    assert steps == min(by_hand)
+
+
+def test_a_miss_is_infinite_and_said(clouds, tmp_path):
+    some = study(clouds, goal=bs.Goal("validation/error", 0.01), batch_sizes=[4], max_steps=30)
+    message = (
+        "no trial reached validation/error < 0.01 at batch size 4; the best value there was"
+    )
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        result = some.run(tmp_path, progress=False)
+    row = result.steps_to_target().iloc[0]
+    assert row["steps"] == np.inf
+    assert pd.isna(row["trial"])
+    assert (result.trials["stop_reason"] == "budget").all()
+
+
+def test_a_harder_goal_is_refused_where_curves_were_cut_and_an_easier_one_is_read_off(
+    first, budget
+):
+    with pytest.raises(ValueError, match=re.escape("extend(")):
+        first.steps_to_target(bs.Goal("validation/error", 0.12))
+    easy = bs.Goal("validation/error", 0.25)
+    pd.testing.assert_frame_equal(first.steps_to_target(easy), budget.steps_to_target(easy))
+
+
+def test_a_run_of_which_only_the_plan_was_written_goes_on(clouds, first, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        raise Stop
+
+    with pytest.raises(Stop):
+        study(clouds).run(tmp_path, progress=stop)
+    assert_same_tables(study(clouds).run(tmp_path, progress=False), first)
+
+
+@pytest.mark.parametrize("evaluations", [3, 40, 100])
+def test_an_interrupted_run_goes_on_where_it_was(clouds, budget, tmp_path, evaluations):
+    told = []
+
+    def interrupt(progress):
+        told.append(progress)
+        if len(told) == evaluations:
+            raise KeyboardInterrupt
+
+    some = study(clouds, stop="budget")
+    with pytest.raises(KeyboardInterrupt):
+        some.run(tmp_path, progress=interrupt)
+    partial = bs.load(tmp_path)
+    assert "incomplete" in set(partial.trials["status"])
+    more = []
+    assert_same_tables(some.run(tmp_path, progress=more.append), budget)
+    evaluated = [p for p in told + more if not p.finished]
+    total = len(budget.measurements) // 6
+    assert len(evaluated) <= total + 1  # nothing was evaluated twice
+
+
+SCRIPT = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    from conftest import perceptron
+    from test_study import diverging
+    from batchscale import runner
+    runner._WRITE_SECONDS, runner._WRITE_SHARE = 0.0, 0.0
+    some = diverging(perceptron(), stop="budget", max_steps=4_000)
+    def report(progress):
+        print(progress.step, flush=True)
+    some.run(sys.argv[1], progress=report)
+    print("done", flush=True)
+"""
+
+
+def test_a_killed_study_resumes_and_ends_with_the_same_tables(tmp_path):
+    script = textwrap.dedent(SCRIPT).format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script]
+    whole = subprocess.run(
+        [*command, tmp_path / "whole"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert whole.stdout.endswith("done\n")
+    with subprocess.Popen(
+        [*command, tmp_path / "killed"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        steps = (int(line) for line in process.stdout)
+        next(step for step in steps if step > 100)
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert (bs.load(tmp_path / "killed").trials["status"] == "incomplete").any()
+    resumed = subprocess.run(
+        [*command, tmp_path / "killed"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    steps = [int(line) for line in resumed.stdout.splitlines() if line != "done"]
+    assert steps[0] > 50  # it did not begin anew
+    assert_same_tables(bs.load(tmp_path / "killed"), bs.load(tmp_path / "whole"))
+
+
+def test_a_folder_refuses_another_study_by_name(clouds, first):
+    for changes, message in [
+        ({"seed": 1}, "holds another study (seed: 0 there, 1 here). Give this one a folder"),
+        ({"optimizer": "adam"}, "holds another study (optimizer: sgd there, adam here"),
+        ({"trials": 7}, "holds a smaller study (trials: 6 there, 7 here). Call study.extend("),
+        ({"stop": 3.0}, "holds a smaller study (stop: 'first' there, 3.0 here)"),
+    ]:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            study(clouds, **changes).run(first.folder, progress=False)
+
+
+def test_changed_data_or_a_changed_model_is_noticed(clouds, first):
+    splits = {**clouds.splits(), "validation": clouds.splits()["test"]}
+    with pytest.raises(ValueError, match=re.escape("(the data changed)")):
+        study(dataclasses.replace(clouds, data=splits)).run(first.folder, progress=False)
+
+    def loss(*arguments):
+        (total, count), state = clouds.loss(*arguments)
+        return (2 * total, count), state
+
+    with pytest.raises(ValueError, match=re.escape("the model, its loss, its metrics")):
+        study(dataclasses.replace(clouds, loss=loss)).run(first.folder, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_sizes": [4, 128]},
+            "batch_sizes: 128 is larger than the 100 training examples of 'clouds'. Batches are "
+            'drawn without replacement; use at most 100 ("full").',
+        ),
+        ({"batch_sizes": [0]}, "batch_sizes: got 0, wanted integers, 1 or more, or 'full'."),
+        ({"batch_sizes": [4, 4]}, "batch_sizes: 4 is given twice; wanted each once."),
+        ({"batch_sizes": []}, "batch_sizes: got none, wanted at least one."),
+        ({"trials": 0}, "trials: got 0, wanted an integer, 1 or more."),
+        ({"seed": -1}, "seed: got -1, wanted an integer in 0 to 2^32 - 1."),
+        ({"max_steps": 0}, "max_steps: got 0 at batch size 4, wanted an integer, 1 to 2^31 - 1."),
+        ({"max_steps": {4: 10}}, "max_steps: has no entry for batch size 32; wanted one for each."),
+        (
+            {"max_epochs": 3},
+            "max_steps, max_epochs: got 300 and 3, wanted one of them: the budget of a trial in "
+            "steps, or in epochs.",
+        ),
+        ({"stop": "never"}, "stop: got 'never', wanted 'first', 'all', 'budget', or a factor"),
+        ({"stop": 0.5}, "stop: got 0.5, wanted 'first', 'all', 'budget', or a factor of at least"),
+        ({"evaluation_spacing": 0}, "evaluation_spacing: got 0, wanted a share of the steps"),
+        ({"optimizer": "sdg"}, "optimizer: got 'sdg', wanted one of sgd, momentum, nesterov"),
+        (
+            {"optimizer": "momentum"},
+            "space: optimizer 'momentum' needs 'momentum', and the space has learning_rate. "
+            "Add momentum=... to the SearchSpace; a plain number is a fixed value.",
+        ),
+        (
+            {"space": bs.SearchSpace(learning_rate=0.1, momentun=0.9)},
+            "space: nothing reads 'momentun'; optimizer 'sgd', schedule 'constant' and workload "
+            "'clouds' read learning_rate.",
+        ),
+    ],
+)
+def test_bad_input_is_refused_when_the_study_is_written(clouds, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        study(clouds, **changes)
+
+
+def test_an_unknown_metric_is_refused_before_anything_runs(clouds, tmp_path):
+    some = study(clouds, goal=bs.Goal("validation/accuracy", 0.9, "max"))
+    message = (
+        "goal: workload 'clouds' has no metric 'validation/accuracy'; wanted one of train/error"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        some.run(tmp_path / "study", progress=False)
+    assert not (tmp_path / "study/plan.json").exists()
+
+
+def test_extending_something_else_is_refused(clouds, first):
+    with pytest.raises(TypeError, match="extend: got seed, wanted any of stop, trials"):
+        study(clouds).extend(first.folder, seed=3)
+
+
+def test_the_estimate_counts_every_example_of_every_budget(clouds):
+    table = study(clouds).estimate().set_index("batch_size")
+    assert table["examples"].to_dict() == {4: 7200, 32: 57_600, 100: 180_000}
+    # Forward and backward of 2-8-3: two products each way for every weight, three where needed.
+    weights = 2 * 8 + 8 * 3
+    per_example = (table["flops"] / table["examples"]).unique().item()
+    assert 4 * weights < per_example < 12 * weights
+
+
+def test_progress_tells_every_evaluation(clouds, tmp_path):
+    told = []
+    result = study(clouds, batch_sizes=[32]).run(tmp_path, progress=told.append)
+    steps = result.steps_to_target()["steps"].item()
+    assert [p.step for p in told][-2:] == [steps, steps]
+    assert told[-1].finished
+    assert told[-1].steps == steps
+    assert told[-1].best < GOAL.value
+
+
+def test_the_progress_bar_shows_a_line_a_batch_size(clouds, first, capsys):
+    study(clouds).run(first.folder, progress=True)
+    shown = capsys.readouterr().err
+    assert "3 batch sizes, 6 trials each, on 2 x cpu" in shown
+    assert len(re.findall(r"batch size .* steps to validation/error < 0\.17 \(6 trials", shown)) == 3
+
+
+def test_nothing_before_run_starts_a_backend():
+    script = """
+        import batchscale as bs
+        from jax._src import xla_bridge
+        bs.Study(
+            workload=bs.workloads.get("mnist/simple_cnn_base"), optimizer="nesterov",
+            space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-3, 1), momentum=0.9),
+            batch_sizes=[1, "full"], goal=bs.Goal("validation/error", 0.01), trials=4,
+            max_epochs=3,
+        )
+        assert not xla_bridge.backends_are_initialized()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
