@@ -27,8 +27,15 @@ def energy(function):
     return lambda *operands: jnp.sin(function(*operands)).sum()
 
 
+def quick_jit(function):
+    """A `jit` that spends less on compiling what runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def value_and_gradients(function):
-    return jax.jit(lambda *x: (function(*x), jax.grad(energy(function), range(len(x)))(*x)))
+    return quick_jit(
+        lambda *x: (function(*x), jax.grad(energy(function), tuple(range(len(x))))(*x))
+    )
 
 
 def operands(image_shape, kernel_shape, dtype=None, seed=0):
@@ -125,7 +132,7 @@ def test_convolution_keeps_the_precision_of_its_operands(dtype, tolerance):
     channels=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     padding=st.sampled_from(["SAME", "VALID"])
-    | st.tuples(*[st.tuples(st.integers(-1, 6), st.integers(-1, 6))] * 2),
+    | st.tuples(*[st.tuples(st.integers(0, 6), st.integers(0, 6))] * 2),
 )
 def test_convolution_equals_jax_own_for_any_size(size, kernel, channels, strides, padding):
     fast, own = fast_and_own(strides=strides, padding=padding)

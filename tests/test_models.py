@@ -104,7 +104,8 @@ def test_every_name_without_a_placeholder_is_a_model():
 @pytest.mark.parametrize("name", ["fc_1024", "simple_cnn_narrow"])
 def test_weights_are_lecun_normal_and_biases_zero(name):
     init = functools.partial(models.get(name, 10).init, train=False)
-    params = jax.jit(init)(jax.random.key(0), images())["params"]
+    init = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
+    params = init(jax.random.key(0), images())["params"]
     for layer in params.values():
         np.testing.assert_array_equal(layer["bias"], 0)
         kernel = np.asarray(layer["kernel"], np.float64)
@@ -164,15 +165,14 @@ def test_simple_cnn_and_its_gradients_equal_flax_own_layers():
         )
 
 
-@pytest.mark.parametrize("name", ["fc_9_7", "simple_cnn_narrow"])
-def test_lanes_in_a_loop_equal_lanes_one_by_one(name):
-    module = models.get(name, 10)
+def test_lanes_in_a_loop_equal_lanes_one_by_one():
+    module = models.SimpleCNN(filters=(2, 3), units=4, classes=10)
 
     def train(variables, x, key, rate):
         def loss(variables, step):
-            options = {} if name.startswith("fc") else {"dropout_rate": rate}
             rngs = {"dropout": jax.random.fold_in(key, step)}
-            return cross_entropy(module.apply(variables, x, train=True, rngs=rngs, **options))
+            logits = module.apply(variables, x, train=True, dropout_rate=rate, rngs=rngs)
+            return cross_entropy(logits)
 
         def step(step, variables):
             return jax.tree.map(lambda w, g: w - g, variables, jax.grad(loss)(variables, step))
@@ -180,7 +180,7 @@ def test_lanes_in_a_loop_equal_lanes_one_by_one(name):
         return jax.lax.fori_loop(0, 2, step, variables)
 
     with jax.enable_x64(True):
-        x = images(6, size=8).reshape(3, 2, 8, 8, 1)
+        x = images(6, size=6).reshape(3, 2, 6, 6, 1)
         variables = variables_of(module, x[0], lanes=(3,))
         lanes = (variables, x, jax.random.split(jax.random.key(1), 3), jnp.array([0.0, 0.2, 0.4]))
         got = jax.jit(jax.vmap(train))(*lanes)

@@ -19,12 +19,11 @@ class SimpleCNN(nn.Module):
       units: the ReLU units of the dense layer.
       classes: the number of classes.
 
-    >>> import jax
+    >>> import functools, jax
     >>> module = SimpleCNN(filters=(32, 64), units=1024, classes=10)
     >>> images = jnp.zeros((5, 28, 28, 1))
-    >>> init = jax.jit(module.init, static_argnames="train")
-    >>> variables = init(jax.random.key(0), images, train=False)
-    >>> module.apply(variables, images, train=False).shape
+    >>> call = functools.partial(module.init_with_output, train=False)
+    >>> jax.eval_shape(call, jax.random.key(0), images)[0].shape
     (5, 10)
     """
 

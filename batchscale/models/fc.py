@@ -21,8 +21,7 @@ class Perceptron(nn.Module):
     >>> import jax
     >>> module = Perceptron(widths=(128, 128, 128), classes=10)
     >>> images = jnp.zeros((5, 28, 28, 1))
-    >>> variables = jax.jit(module.init)(jax.random.key(0), images)
-    >>> module.apply(variables, images).shape
+    >>> jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), images))[0].shape
     (5, 10)
     """
 
