@@ -12,6 +12,7 @@ from batchscale.workloads import Workload
 
 # Choices, from measurements on two CPU cores; both numbers can be fixed in the study.
 _CPU_LANES = 8
+_CPU_WEIGHT_BYTES = 2_500_000  # of the weights of all lanes: with their gradients, a core's cache
 _ACCELERATOR_LANES = 64
 _BATCH_BYTES = 16_000_000
 _CONVOLUTION_MICROBATCH = 64
@@ -48,18 +49,25 @@ def choose(
       microbatch: fixed by the user, or None.
     """
     cpu = jax.default_backend() == "cpu"
-    convolves = _convolves(workload)
     if lanes is None:
-        most = (1 if convolves else _CPU_LANES) if cpu else _ACCELERATOR_LANES
-        lanes = min(most, trials)
+        lanes = min(trials, _cpu_lanes(workload) if cpu else _ACCELERATOR_LANES)
     if microbatch is None:
-        if cpu and convolves:
+        if cpu and _convolves(workload):
             most = _CONVOLUTION_MICROBATCH
         else:
             one = sum(x[0].size for x in jax.tree.leaves(workload.splits()["train"])) * 4
             most = max(1, _BATCH_BYTES // (lanes * one))
         microbatch = _even(batch_size, most)
     return Layout(lanes, min(microbatch, batch_size))
+
+
+def _cpu_lanes(workload: Workload) -> int:
+    if _convolves(workload):
+        return 1
+    params, _ = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    fit = _CPU_WEIGHT_BYTES // max(weights, 1)
+    return min(_CPU_LANES, 1 << max(fit.bit_length() - 1, 0))
 
 
 def _even(batch_size: int, most: int) -> int:

@@ -21,16 +21,16 @@ import pytest
 import batchscale as bs
 
 
-def blobs(examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Three overlapping clouds of points in the plane, and which cloud each belongs to."""
+def points(examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Points of a square in three classes: the middle, two opposite corners, and the others."""
     random = np.random.default_rng(seed)
-    labels = random.integers(0, 3, examples)
-    centres = np.array([[0.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
-    return centres[labels] + 0.5 * random.normal(size=(examples, 2)), labels
+    x = random.uniform(-1, 1, (examples, 2))
+    corners = np.where(x[:, 0] * x[:, 1] > 0, 1, 2)
+    return x, np.where(np.abs(x).sum(1) < 0.6, 0, corners)
 
 
-def perceptron(width: int = 8) -> bs.Workload:
-    """A small network on the clouds, written as a user would, in plain functions."""
+def perceptron(width: int = 16) -> bs.Workload:
+    """A small network on the square, written as a user would, in plain functions."""
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
         first, second = jax.random.split(key)
@@ -57,12 +57,12 @@ def perceptron(width: int = 8) -> bs.Workload:
         init,
         loss,
         metrics={"error": error},
-        data={"train": blobs(100), "validation": blobs(70, 1), "test": blobs(50, 2)},
-        name="clouds",
+        data={"train": points(100), "validation": points(70, 1), "test": points(50, 2)},
+        name="square",
     )
 
 
 @pytest.fixture(scope="session")
-def clouds() -> bs.Workload:
-    """The small network on the clouds."""
+def square() -> bs.Workload:
+    """The small network on the square."""
     return perceptron()

@@ -41,6 +41,11 @@ def variables_of(module, x, lanes=()):
     )
 
 
+def quick_jit(function):
+    """A `jit` that spends less on compiling what runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def cross_entropy(logits):
     return -nn.log_softmax(logits)[:, 3].mean()
 
@@ -104,8 +109,7 @@ def test_every_name_without_a_placeholder_is_a_model():
 @pytest.mark.parametrize("name", ["fc_1024", "simple_cnn_narrow"])
 def test_weights_are_lecun_normal_and_biases_zero(name):
     init = functools.partial(models.get(name, 10).init, train=False)
-    init = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
-    params = init(jax.random.key(0), images())["params"]
+    params = quick_jit(init)(jax.random.key(0), images())["params"]
     for layer in params.values():
         np.testing.assert_array_equal(layer["bias"], 0)
         kernel = np.asarray(layer["kernel"], np.float64)
@@ -150,18 +154,16 @@ def test_simple_cnn_and_its_gradients_equal_flax_own_layers():
         params = variables_of(module, x)["params"]
         own = OwnCNN(filters=(3, 4), units=6)
 
-        @jax.jit
         def got(params):
             return cross_entropy(module.apply({"params": params}, x, train=False))
 
-        @jax.jit
         def wanted(params):
             return cross_entropy(own.apply({"params": params}, x, dtype=jnp.float64))
 
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12),
-            jax.value_and_grad(got)(params),
-            jax.value_and_grad(wanted)(params),
+            quick_jit(jax.value_and_grad(got))(params),
+            quick_jit(jax.value_and_grad(wanted))(params),
         )
 
 
@@ -183,8 +185,8 @@ def test_lanes_in_a_loop_equal_lanes_one_by_one():
         x = images(6, size=6).reshape(3, 2, 6, 6, 1)
         variables = variables_of(module, x[0], lanes=(3,))
         lanes = (variables, x, jax.random.split(jax.random.key(1), 3), jnp.array([0.0, 0.2, 0.4]))
-        got = jax.jit(jax.vmap(train))(*lanes)
-        alone = jax.jit(train)
+        got = quick_jit(jax.vmap(train))(*lanes)
+        alone = quick_jit(train)
         for number in range(3):
             pick = functools.partial(jax.tree.map, lambda leaf, number=number: leaf[number])
             jax.tree.map(

@@ -45,25 +45,25 @@ def assert_same_bits(some, others):
             np.testing.assert_array_equal(a, b)
 
 
-def test_the_bits_of_a_trial_are_the_same_on_one_and_on_two_devices(clouds):
+def test_the_bits_of_a_trial_are_the_same_on_one_and_on_two_devices(square):
     for trials in (TRIALS, TRIALS[:5], TRIALS[:1]):  # also when they do not divide evenly
-        one = trained(clouds, trials, lanes=4)
-        two = trained(clouds, trials, lanes=4, devices=2)
+        one = trained(square, trials, lanes=4)
+        two = trained(square, trials, lanes=4, devices=2)
         assert list(two) == trials
         assert_same_bits(one, two)
 
 
-def test_the_bits_of_a_trial_do_not_depend_on_its_neighbours_or_their_order(clouds):
-    together = trained(clouds, TRIALS, lanes=4)
-    assert_same_bits(together, trained(clouds, TRIALS[::-1], lanes=4))
+def test_the_bits_of_a_trial_do_not_depend_on_its_neighbours_or_their_order(square):
+    together = trained(square, TRIALS, lanes=4)
+    assert_same_bits(together, trained(square, TRIALS[::-1], lanes=4))
     for trial in TRIALS[::3]:
-        assert_same_bits(together, trained(clouds, [trial], lanes=4))
+        assert_same_bits(together, trained(square, [trial], lanes=4))
 
 
 @pytest.mark.parametrize("lanes", [3, 8, 32])
-def test_parameters_agree_across_lane_counts_in_single_precision(clouds, lanes):
-    alone = trained(clouds, TRIALS, lanes=1)
-    packed = trained(clouds, TRIALS, lanes=lanes)
+def test_parameters_agree_across_lane_counts_in_single_precision(square, lanes):
+    alone = trained(square, TRIALS, lanes=1)
+    packed = trained(square, TRIALS, lanes=lanes)
     for trial in TRIALS:
         for a, b in zip(alone[trial], packed[trial], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -87,11 +87,11 @@ def test_at_once_must_divide_the_lanes():
         parallel.packed(lambda *_: None, parallel.mesh(), lanes=4, at_once=3)
 
 
-def test_shard_map_over_vmap_agrees_with_pmap(clouds):
+def test_shard_map_over_vmap_agrees_with_pmap(square):
     recipe = train.Recipe.of(
-        clouds, optimizers.get("nesterov"), schedules.constant, batch_size=8, microbatch=8
+        square, optimizers.get("nesterov"), schedules.constant, batch_size=8, microbatch=8
     )
-    data = jax.tree.map(jnp.asarray, clouds.splits()["train"])
+    data = jax.tree.map(jnp.asarray, square.splits()["train"])
     begin = jax.tree.map(np.int32, train.start(0, batch_size=8, examples=100))
 
     def step(state, hyperparameters):
@@ -112,13 +112,13 @@ def test_shard_map_over_vmap_agrees_with_pmap(clouds):
         np.testing.assert_array_equal(a, np.asarray(b).reshape(a.shape))
 
 
-def test_states_survive_the_way_to_the_host_and_back(clouds):
+def test_states_survive_the_way_to_the_host_and_back(square):
     layout = Layout(4, 8)
-    with engine(clouds, 2) as some:
+    with engine(square, 2) as some:
         packs = some.start(TRIALS, values, batch_size=8, layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=0, to=20)
         packs = some.pack(some.unpack(packs).only(TRIALS[5:2:-1]), values, layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=20, to=50)
         states = some.unpack(packs)
     moved = {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}
-    assert_same_bits(moved, trained(clouds, TRIALS, lanes=4))
+    assert_same_bits(moved, trained(square, TRIALS, lanes=4))

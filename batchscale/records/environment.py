@@ -37,7 +37,7 @@ def provenance() -> dict[str, Any]:
     devices = Counter((device.platform, device.device_kind) for device in jax.devices())
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version()}
         | {package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
