@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -146,8 +147,8 @@ class Engine:
             names = [(self._seed, batch_size, *trial) for trial in filled]
             key = parallel.split(np.asarray(names, np.uint32), self.mesh)
             values = self._values(filled, hyperparameters)
-            state = program(key, values, (), self._per_device(0))
-            packs.append(Pack(some, values, state))
+            ones = parallel.split(np.ones(self.mesh.size, np.int32), self.mesh)
+            packs.append(Pack(some, values, program(key, values, (), ones)))
         return packs
 
     def pack(
@@ -184,11 +185,7 @@ class Engine:
         begin = jax.tree.map(np.int32, begin)
         program = self._segment(batch_size, layout).result()
         for pack in packs:
-            busy = np.asarray([trial is not None for trial in pack.ids])
-            busy = busy.reshape(self.mesh.size, layout.lanes).any(1)
-            steps = np.where(busy, to - step, 0).astype(np.int32)
-            steps = parallel.split(steps, self.mesh)
-            shared = (self._train_data, begin)
+            shared, steps = (self._train_data, begin), self._busy(pack, to - step)
             pack.state = program(pack.state, pack.hyperparameters, shared, steps)
 
     def measure(
@@ -204,18 +201,19 @@ class Engine:
         for split in splits:
             program = self._evaluation(split, layout.lanes).result()
             for pack in packs:
-                data = self._splits[split]
-                out = program(pack.state, pack.hyperparameters, data, self._per_device(0))
+                data, busy = self._splits[split], self._busy(pack)
+                out = program(pack.state, pack.hyperparameters, data, busy)
                 waiting.append((split, pack, out))
         values: dict[TrialId, dict[str, float]] = {}
         diverged: set[TrialId] = set()
         for split, pack, out in waiting:
             finite, parts = jax.device_get(out)
-            table = self._finalized(parts)
-            for lane, trial in enumerate(pack.ids):
-                if trial is None:
-                    continue
-                row = {f"{split}/{name}": float(column[lane]) for name, column in table.items()}
+            lanes = [lane for lane, trial in enumerate(pack.ids) if trial is not None]
+            table = self._finalized(jax.tree.map(lambda x, lanes=lanes: x[lanes], parts))
+            for place, lane in enumerate(lanes):
+                trial = pack.ids[lane]
+                assert trial is not None
+                row = {f"{split}/{name}": float(column[place]) for name, column in table.items()}
                 values.setdefault(trial, {}).update(row)
                 if not finite[lane]:
                     diverged.add(trial)
@@ -236,7 +234,8 @@ class Engine:
             finalize = self._workload.finalize.get(name)
             if finalize is None:
                 total, count = sums
-                table[name] = total / count
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    table[name] = total / count
             else:
                 lanes = len(jax.tree.leaves(sums)[0])
                 table[name] = [
@@ -270,8 +269,11 @@ class Engine:
         }
         return parallel.split(table, self.mesh)
 
-    def _per_device(self, value: int) -> jax.Array:
-        return parallel.split(np.full(self.mesh.size, value, np.int32), self.mesh)
+    def _busy(self, pack: Pack, value: int = 1) -> jax.Array:
+        """The value for devices that have a trial of the pack, and 0 for the others."""
+        lanes = np.asarray([trial is not None for trial in pack.ids])
+        busy = lanes.reshape(self.mesh.size, -1).any(1)
+        return parallel.split(np.where(busy, value, 0).astype(np.int32), self.mesh)
 
     def _recipe(self, batch_size: int, microbatch: int) -> Recipe:
         return Recipe.of(
@@ -308,16 +310,22 @@ class Engine:
     def _evaluation(self, split: str, lanes: int) -> Future[Any]:
         workload = self._workload
 
-        def evaluation(state: TrainState, values: Any, data: Any, local: Any) -> Any:
-            del values, local
+        def evaluation(state: TrainState, values: Any, data: Any, busy: Any) -> Any:
+            del values
             params = state.params
             finite = train.finite((params, state.model_state))
             if workload.evaluated_parameters is not None:
                 params = workload.evaluated_parameters(params, state.opt_state)
-            parts = train.evaluate(
-                workload, params, state.model_state, data, batch=_EVALUATION_BATCH
-            )
-            return finite, parts
+
+            def parts() -> Any:
+                return train.evaluate(
+                    workload, params, state.model_state, data, batch=_EVALUATION_BATCH
+                )
+
+            def nothing() -> Any:
+                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(parts))
+
+            return finite, jax.lax.cond(busy > 0, parts, nothing)
 
         key = ("evaluation", split)
         return self._program(key, evaluation, self._state, self._splits[split], lanes=lanes)

@@ -161,17 +161,20 @@ class BatchSizeRun:
         """
         self._began = self._written = time.monotonic()
         for run in (self, following):
-            if run is not None and run._behind(0):
+            if run is not None and run._behind(0, -1):
                 self._engine.compile_ahead(run._task.batch_size, run._task.layout)
-        step = 0
+        step = settled = -1
         try:
-            for step in self._task.grid:
-                while behind := self._behind(step):
+            for index, step in enumerate(self._task.grid):
+                while behind := self._behind(step, self._task.grid[max(index - 1, 0)]):
                     self._bring(behind, step)
-                if math.isinf(self._first_crossing) and any(
-                    step in self._past.get(trial, ()) for trial in self._members(step)
-                ):
-                    self._first_crossing = step
+                if not self._must_settle(step):
+                    continue
+                while behind := self._behind(step, -1):
+                    self._bring(behind, step)
+                since = [s for s in self._task.grid[: index + 1] if s > settled]
+                self._first_crossing = min(self._first_crossing, self._crossing_of_members(since))
+                settled = step
                 if self._finished(step):
                     break
         except BaseException:
@@ -224,13 +227,40 @@ class BatchSizeRun:
                     break
         return members
 
-    def _behind(self, step: int) -> list[TrialId]:
-        """The trials that have to be measured at the step and were not."""
+    def _behind(self, step: int, pace: int) -> list[TrialId]:
+        """The trials that have to be measured at the step, were not, and were at step `pace`."""
         return [
             trial
             for trial in self._members(step)
-            if self._measured.get(trial, -1) < step and self._wanted(trial, step)
+            if (step == 0 or pace <= self._measured.get(trial, -1))
+            and self._measured.get(trial, -1) < step
+            and self._wanted(trial, step)
         ]
+
+    def _must_settle(self, step: int) -> bool:
+        """Whether replacements have to catch up now.
+
+        Each of them would pay for a whole pack, so they wait for one another until the next step
+        of the sparse grid, or until it depends on them whether the batch size is done.
+        """
+        if step in self._sparse or step == self._task.grid[-1]:
+            return True
+        if math.isinf(self._first_crossing):
+            return any(step in self._past.get(trial, ()) for trial in self._members(step))
+        return self._finished(step)
+
+    def _crossing_of_members(self, steps: list[int]) -> float:
+        """The first of the steps at which a trial that counted then was past the goal."""
+        past = {step for steps_past in self._past.values() for step in steps_past}
+        return min(
+            (
+                step
+                for step in steps
+                if step in past
+                and any(step in self._past.get(trial, ()) for trial in self._members(step))
+            ),
+            default=math.inf,
+        )
 
     def _wanted(self, trial: TrialId, step: int) -> bool:
         """Under the rule `all`, a trial that has reached the goal is done."""
@@ -321,8 +351,8 @@ class BatchSizeRun:
         for trial in trials:
             if trial not in diverged:
                 self._unwritten.append((trial, step, values[trial]))
-        extreme = np.nanmin if goal.mode == "min" else np.nanmax
-        self._best = float(extreme(best)) if np.isfinite(best).any() else math.nan
+        if step == max(self._measured.values(), default=0) and np.isfinite(best).any():
+            self._best = float(np.nanmin(best) if goal.mode == "min" else np.nanmax(best))
 
     def _merge(self) -> None:
         """Puts cohorts that have come to the same step together, and drops those that diverged."""

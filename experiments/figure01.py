@@ -45,7 +45,12 @@ PRESETS = {
     "mnist": Preset(
         workload="mnist/fc_128_128_128",
         optimizer="sgd",
-        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-3, 3)),
+        # Two and a half decades everywhere; at small batch sizes larger rates only diverge.
+        space=bs.SearchSpace(
+            learning_rate=lambda batch_size: (
+                bs.LogUniform(1e-3, 0.3) if batch_size < 32 else bs.LogUniform(1e-2, 3)
+            )
+        ),
         batch_sizes=bs.powers_of_two(1, 4096),
         goal=0.03,
         max_steps=200_000,

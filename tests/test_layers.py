@@ -78,7 +78,9 @@ FALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("options", (CONVOLUTIONS | FALLBACKS).values(), ids=lambda o: str(o))
+@pytest.mark.parametrize(
+    "options", [*CONVOLUTIONS.values(), *FALLBACKS.values()], ids=[*CONVOLUTIONS, *FALLBACKS]
+)
 def test_convolution_and_its_gradients_equal_jax_own(options):
     fast, own = fast_and_own(**options)
     with jax.enable_x64(True):
@@ -86,9 +88,12 @@ def test_convolution_and_its_gradients_equal_jax_own(options):
         assert_close(value_and_gradients(fast)(*arrays), value_and_gradients(own)(*arrays))
 
 
-def test_convolution_of_grouped_features_equals_jax_own():
-    fast, own = fast_and_own(feature_group_count=2)
-    arrays = operands((3, 8, 9, 4), (3, 3, 2, 6))
+@pytest.mark.parametrize(
+    ("groups", "channels"), [({"feature_group_count": 2}, 4), ({"batch_group_count": 3}, 2)]
+)
+def test_convolution_in_groups_equals_jax_own(groups, channels):
+    fast, own = fast_and_own(**groups)
+    arrays = operands((3, 8, 9, channels), (3, 3, 2, 6))
     assert_close(value_and_gradients(fast)(*arrays), value_and_gradients(own)(*arrays), 1e-6)
 
 
@@ -298,7 +303,7 @@ def test_max_pool_and_its_gradient_equal_flax_own(shape, window, strides, paddin
     assert_close(got, wanted, 1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "int32"])
 def test_max_pool_keeps_the_type(dtype):
     with jax.enable_x64(True):
         images = with_ties((2, 5, 4, 3), dtype)

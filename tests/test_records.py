@@ -592,9 +592,9 @@ def test_the_words_of_a_trial_are_those_a_user_reads():
 def test_provenance_says_what_a_run_depends_on(tmp_path, monkeypatch):
     import jax
 
-    monkeypatch.setattr(sys, "argv", ["run.py", "--goal", "a b"])
+    monkeypatch.setattr(sys, "orig_argv", ["/opt/bin/python3", "run.py", "--goal", "a b"])
     found = provenance()
-    assert found["command"] == "run.py --goal 'a b'"
+    assert found["command"] == "python run.py --goal 'a b'"
     assert found["versions"]["jax"] == jax.__version__
     assert found["versions"]["pandas"] == pd.__version__
     assert sum(device["count"] for device in found["devices"]) == len(jax.devices())

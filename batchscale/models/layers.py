@@ -37,12 +37,14 @@ def fast_conv_general_dilated(
     (`scan`, `fori_loop`, `map`) than outside, and it turns a `vmap` over kernels into a grouped
     convolution, which is slow as well. Here a two-dimensional convolution of one group, without
     dilation and in the NHWC/HWIO layout, has gradients that are plain convolutions themselves,
-    and under a `vmap` over kernels its lanes run one after another. All other convolutions, and
-    all platforms but the CPU, get JAX's own. Values and gradients are the same everywhere.
+    and under a `vmap` over kernels its lanes run one after another: the fast path. All other
+    convolutions, and all platforms but the CPU, get JAX's own. Values and gradients are the same
+    everywhere.
 
     The gradients are a `jax.custom_vjp`, so forward-mode differentiation (`jax.jvp`, `jax.jacfwd`)
     of the convolution itself raises. Second derivatives work, forward over reverse
-    (`jax.jvp(jax.grad(f), ...)`, `jax.hessian`) and reverse over reverse, at JAX's own speed.
+    (`jax.jvp(jax.grad(f), ...)`, `jax.hessian`) and reverse over reverse; what they add to the
+    gradient runs at JAX's own speed.
 
     Args:
       lhs: the images, "batch height width in_channels" on the fast path.
@@ -50,13 +52,13 @@ def fast_conv_general_dilated(
       window_strides: the step of the kernel in each spatial dimension, in pixels.
       padding: "SAME", "VALID", or the pixels to add (below zero: to crop) before and after in
         each spatial dimension.
-      lhs_dilation: as for `jax.lax.conv_general_dilated`, like all that follow.
-      rhs_dilation: not None nor ones: JAX's own.
-      dimension_numbers: not NHWC/HWIO/NHWC: JAX's own.
-      feature_group_count: not 1: JAX's own.
-      batch_group_count: not 1: JAX's own.
-      precision: of the convolution and its gradients.
-      preferred_element_type: not None: JAX's own.
+      lhs_dilation: None or ones on the fast path.
+      rhs_dilation: None or ones on the fast path.
+      dimension_numbers: NHWC/HWIO/NHWC on the fast path; otherwise as JAX takes them.
+      feature_group_count: 1 on the fast path.
+      batch_group_count: 1 on the fast path.
+      precision: of the convolution and of its gradients, as JAX takes it.
+      preferred_element_type: None on the fast path.
 
     Returns:
       The convolution.
@@ -211,10 +213,10 @@ def max_pool(
 ) -> Float[Array, "..."]:
     """`flax.linen.max_pool`, with a fast gradient where windows do not overlap.
 
-    Where the strides equal the window, this is a chain of comparisons, several times faster on
-    the CPU than the gradient of `reduce_window`; where they differ it is Flax's own. Values and
-    gradients are Flax's, also at ties: all of the gradient goes to the first of equal maxima, in
-    row-major order. A NaN in a window is its maximum.
+    Where floats are pooled with strides equal to the window, this is a chain of comparisons,
+    whose gradient is several times faster on the CPU than that of `reduce_window`; elsewhere it is
+    Flax's own. Values and gradients are Flax's, also at ties: all of the gradient goes to the
+    first of equal maxima, in row-major order. A NaN in a window is its maximum.
 
     Args:
       x: "... height width channels", or any other number of spatial dimensions.
@@ -229,7 +231,7 @@ def max_pool(
     Array([ 5.,  7., 13., 15.], dtype=float32)
     """
     window = tuple(window_shape)
-    if strides is None or tuple(strides) != window:
+    if not jnp.isdtype(x.dtype, "real floating") or strides is None or tuple(strides) != window:
         steps = None if strides is None else tuple(strides)
         return nn.max_pool(x, window, steps, padding)  # pyright: ignore[reportArgumentType]
 
@@ -276,8 +278,8 @@ def dropout(
     Returns:
       An array like `x`.
 
-    >>> dropout(jnp.ones(6), 0.5, jax.random.key(0))
-    Array([...], dtype=float32)
+    >>> sorted(set(dropout(jnp.ones(100), 0.5, jax.random.key(0)).tolist()))
+    [0.0, 2.0]
     """
     kept = 1 - jnp.asarray(rate, jnp.result_type(float))
     keep = jax.random.bernoulli(key, kept, x.shape)

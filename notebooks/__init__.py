@@ -1,0 +1,1 @@
+"""Notebooks, and the script that runs them."""
