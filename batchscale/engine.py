@@ -294,7 +294,10 @@ class Engine:
         name = jax.ShapeDtypeStruct((4,), np.uint32)
         # One at a time: initialisers compile slowly under vmap, and parameters get the same bits
         # however trials are packed.
-        return self._program("init", start, name, (), lanes=lanes, at_once=1)
+        # It runs once, so its compilation is what it costs.
+        return self._program(
+            "init", start, name, (), lanes=lanes, at_once=1, optimization_level=0
+        )
 
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
         recipe = self._recipe(batch_size, layout.microbatch)
@@ -331,7 +334,15 @@ class Engine:
         return self._program(key, evaluation, self._state, self._splits[split], lanes=lanes)
 
     def _program(
-        self, key: Any, function: Any, state: Any, shared: Any, *, lanes: int, **options: Any
+        self,
+        key: Any,
+        function: Any,
+        state: Any,
+        shared: Any,
+        *,
+        lanes: int,
+        optimization_level: int | None = None,
+        **options: Any,
     ) -> Future[Any]:
         """A compiled program; traced here, compiled in the background."""
         key = (key, lanes)
@@ -347,7 +358,12 @@ class Engine:
             local = wide(jax.ShapeDtypeStruct((), np.int32), self.mesh.size)
             program = parallel.packed(function, self.mesh, lanes=lanes, **options)
             lowered = program.lower(jax.tree.map(wide, state), values, shared, local)
-            self._programs[key] = self._compiler.submit(lowered.compile)
+            compiler_options = (
+                None
+                if optimization_level is None
+                else {"xla_backend_optimization_level": optimization_level}
+            )
+            self._programs[key] = self._compiler.submit(lowered.compile, compiler_options)
         return self._programs[key]
 
 

@@ -14,6 +14,7 @@ from batchscale.workloads import Workload
 _CPU_LANES = 8
 _CPU_WEIGHT_BYTES = 2_500_000  # of the weights of all lanes: with their gradients, a core's cache
 _ACCELERATOR_LANES = 64
+_CPU_MICROBATCH = 256  # larger ones were slower, and each size is a program to compile
 _BATCH_BYTES = 16_000_000
 _CONVOLUTION_MICROBATCH = 64
 
@@ -52,8 +53,8 @@ def choose(
     if lanes is None:
         lanes = min(trials, _cpu_lanes(workload) if cpu else _ACCELERATOR_LANES)
     if microbatch is None:
-        if cpu and _convolves(workload):
-            most = _CONVOLUTION_MICROBATCH
+        if cpu:
+            most = _CONVOLUTION_MICROBATCH if _convolves(workload) else _CPU_MICROBATCH
         else:
             one = sum(x[0].size for x in jax.tree.leaves(workload.splits()["train"])) * 4
             most = max(1, _BATCH_BYTES // (lanes * one))
