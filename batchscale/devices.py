@@ -17,9 +17,9 @@ def ask_for_cores() -> None:
     Half of the trials on each of two devices run up to 1.8 times as fast as all of them on one
     device with two threads. Where a GPU or TPU is used this changes nothing.
     """
-    if jax.config.jax_num_cpu_devices > 0 or "host_platform_device_count" in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    if getattr(
+        jax.config, "jax_num_cpu_devices", -1
+    ) > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # the user has chosen
     try:
         jax.config.update("jax_num_cpu_devices", min(_cores(), _MOST))

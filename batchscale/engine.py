@@ -47,11 +47,13 @@ class Pack:
       ids: one a lane; None where the lane is idle.
       hyperparameters: by name, one value a lane, on the devices.
       state: training states, lanes along axis 0, on the devices.
+      busy: one a device: 1, or 0 where all of its lanes are idle.
     """
 
     ids: list[TrialId | None]
     hyperparameters: Mapping[str, jax.Array]
     state: TrainState
+    busy: jax.Array
 
 
 @dataclasses.dataclass
@@ -147,8 +149,8 @@ class Engine:
             names = [(self._seed, batch_size, *trial) for trial in filled]
             key = parallel.split(np.asarray(names, np.uint32), self.mesh)
             values = self._values(filled, hyperparameters)
-            ones = parallel.split(np.ones(self.mesh.size, np.int32), self.mesh)
-            packs.append(Pack(some, values, program(key, values, (), ones)))
+            busy = self._busy(some)
+            packs.append(Pack(some, values, program(key, values, (), busy), busy))
         return packs
 
     def pack(
@@ -165,7 +167,8 @@ class Engine:
             filled = _fill(some)
             leaves = states.only(filled).leaves
             state = parallel.split(jax.tree.unflatten(treedef, leaves), self.mesh)
-            packs.append(Pack(some, self._values(filled, hyperparameters), state))
+            values = self._values(filled, hyperparameters)
+            packs.append(Pack(some, values, state, self._busy(some)))
         return packs
 
     def unpack(self, packs: Sequence[Pack]) -> HostStates:
@@ -184,9 +187,9 @@ class Engine:
         begin = train.start(step, batch_size=batch_size, examples=self._examples)
         begin = jax.tree.map(np.int32, begin)
         program = self._segment(batch_size, layout).result()
+        shared = (self._train_data, begin, np.int32(to - step))
         for pack in packs:
-            shared, steps = (self._train_data, begin), self._busy(pack, to - step)
-            pack.state = program(pack.state, pack.hyperparameters, shared, steps)
+            pack.state = program(pack.state, pack.hyperparameters, shared, pack.busy)
 
     def measure(
         self, packs: Sequence[Pack], splits: Iterable[str], *, layout: Layout
@@ -201,8 +204,8 @@ class Engine:
         for split in splits:
             program = self._evaluation(split, layout.lanes).result()
             for pack in packs:
-                data, busy = self._splits[split], self._busy(pack)
-                out = program(pack.state, pack.hyperparameters, data, busy)
+                data = self._splits[split]
+                out = program(pack.state, pack.hyperparameters, data, pack.busy)
                 waiting.append((split, pack, out))
         values: dict[TrialId, dict[str, float]] = {}
         diverged: set[TrialId] = set()
@@ -269,11 +272,9 @@ class Engine:
         }
         return parallel.split(table, self.mesh)
 
-    def _busy(self, pack: Pack, value: int = 1) -> jax.Array:
-        """The value for devices that have a trial of the pack, and 0 for the others."""
-        lanes = np.asarray([trial is not None for trial in pack.ids])
-        busy = lanes.reshape(self.mesh.size, -1).any(1)
-        return parallel.split(np.where(busy, value, 0).astype(np.int32), self.mesh)
+    def _busy(self, ids: Sequence[TrialId | None]) -> jax.Array:
+        lanes = np.asarray([trial is not None for trial in ids])
+        return parallel.split(lanes.reshape(self.mesh.size, -1).any(1).astype(np.int32), self.mesh)
 
     def _recipe(self, batch_size: int, microbatch: int) -> Recipe:
         return Recipe.of(
@@ -295,19 +296,22 @@ class Engine:
         # One at a time: initialisers compile slowly under vmap, and parameters get the same bits
         # however trials are packed.
         # It runs once, so its compilation is what it costs.
-        return self._program(
-            "init", start, name, (), lanes=lanes, at_once=1, optimization_level=0
-        )
+        return self._program("init", start, name, (), lanes=lanes, at_once=1, optimization_level=0)
 
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
         recipe = self._recipe(batch_size, layout.microbatch)
 
-        def segment(state: Any, values: Any, shared: Any, steps: Any) -> TrainState:
-            return train.segment(recipe, state, values, *shared, steps)
+        def segment(state: Any, values: Any, shared: Any, busy: Any) -> TrainState:
+            data, begin, steps = shared
+            return train.segment(recipe, state, values, data, begin, steps * busy)
 
         key = ("segment", recipe.microbatch, recipe.rest, recipe.whole)
-        begin = train.Start(*[jax.ShapeDtypeStruct((), np.int32)] * 4)
-        shared = (self._train_data, begin)
+        count = jax.ShapeDtypeStruct((), np.int32)
+        shared = (
+            self._train_data,
+            jax.tree.map(lambda _: count, train.start(0, batch_size=1, examples=1)),
+            count,
+        )
         return self._program(key, segment, self._state, shared, lanes=layout.lanes, donate=True)
 
     def _evaluation(self, split: str, lanes: int) -> Future[Any]:

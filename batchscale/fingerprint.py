@@ -1,4 +1,4 @@
-"""Fingerprints, by which a changed workload is noticed before its rows are mixed with older ones."""
+"""Fingerprints, by which a changed workload is noticed before its rows join older ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from batchscale.optimizers import Optimizer
 from batchscale.workloads import Workload
 
 
-def fingerprint(
-    workload: Workload, optimizer: Optimizer, names: Sequence[str]
-) -> dict[str, str]:
+def fingerprint(workload: Workload, optimizer: Optimizer, names: Sequence[str]) -> dict[str, str]:
     """Digests of the data and of the program.
 
     Args:
@@ -36,7 +34,8 @@ def fingerprint(
         {name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(float)) for name in names},
     )
     digest = hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()
-    compiler = f"jax {jax.__version__}, {jax.default_backend()}, x64 {jax.config.jax_enable_x64}"
+    floats = jax.dtypes.canonicalize_dtype(float)
+    compiler = f"jax {jax.__version__}, {jax.default_backend()}, {floats}"
     return {"data": datasets.fingerprint(splits), "program": digest, "compiler": compiler}
 
 
@@ -53,7 +52,7 @@ def changes(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _program(workload: Workload, optimizer: Optimizer):  # noqa: ANN202
+def _program(workload: Workload, optimizer: Optimizer):
     def program(key: PyTree, batch: PyTree, hyperparameters: Mapping[str, PyTree]) -> PyTree:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
         params, model_state = workload.init(key)

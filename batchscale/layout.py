@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from batchscale.workloads import Workload
 
 # Choices, from measurements on two CPU cores; both numbers can be fixed in the study.
-_CPU_LANES = 8
+_CPU_LANES = 16
 _CPU_WEIGHT_BYTES = 2_500_000  # of the weights of all lanes: with their gradients, a core's cache
 _ACCELERATOR_LANES = 64
 _CPU_MICROBATCH = 256  # larger ones were slower, and each size is a program to compile
@@ -51,7 +51,9 @@ def choose(
     """
     cpu = jax.default_backend() == "cpu"
     if lanes is None:
-        lanes = min(trials, _cpu_lanes(workload) if cpu else _ACCELERATOR_LANES)
+        # On a CPU at most a quarter of the trials, so that several cores find work.
+        most, share = (_cpu_lanes(workload), 4) if cpu else (_ACCELERATOR_LANES, 1)
+        lanes = min(most, -(-trials // share))
     if microbatch is None:
         if cpu:
             most = _CONVOLUTION_MICROBATCH if _convolves(workload) else _CPU_MICROBATCH
@@ -72,8 +74,10 @@ def _cpu_lanes(workload: Workload) -> int:
 
 
 def _even(batch_size: int, most: int) -> int:
-    """A microbatch of at most `most`: a divisor of the batch size if one is near, so that none is
-    left over, and of powers of two always the same power."""
+    """A microbatch of at most `most`, a divisor of the batch size if one is near.
+
+    Of powers of two always the same power, so that they share a program.
+    """
     if batch_size <= most:
         return batch_size
     power = 1 << (most.bit_length() - 1)

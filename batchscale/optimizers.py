@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import optax
 from jaxtyping import Array, Float
@@ -40,7 +41,7 @@ class Optimizer:
           hyperparameters: every hyperparameter of the trial; the optimizer takes its own.
           learning_rate: the schedule's value at this step, in place of the initial one.
         """
-        own = dict(self.defaults)
+        own: dict[str, Any] = dict(self.defaults)
         own |= {
             name: value
             for name, value in hyperparameters.items()

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 _AXIS = "trials"
 
 
-def mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A one-dimensional mesh over devices (all of them by default); its axis is `trials`."""
     devices = jax.devices() if devices is None else devices
     return Mesh(np.asarray(devices), (_AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
@@ -47,8 +47,8 @@ def packed(
       donate: whether the memory of `state` may be reused for the result.
 
     Returns:
-      A jitted function of the same arguments by position, in which `state`, `trial` and the result have
-      `devices x lanes` along axis 0 and `local` has one entry a device.
+      A jitted function of the same arguments by position, in which `state`, `trial` and the
+      result have `devices x lanes` along axis 0 and `local` has one entry a device.
     """
 
     def block(state: Any, trial: Any, shared: Any, local: Any) -> Any:

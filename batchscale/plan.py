@@ -84,7 +84,9 @@ class Definition:
         if other.trials > self.trials:
             found.append(f"trials: {self.trials} there, {other.trials} here")
         elif other.max_infeasible > self.max_infeasible:  # its default grows with the trials
-            found.append(f"max_infeasible: {self.max_infeasible} there, {other.max_infeasible} here")
+            found.append(
+                f"max_infeasible: {self.max_infeasible} there, {other.max_infeasible} here"
+            )
         if not StopRule.of(self.stop).covers(StopRule.of(other.stop)):
             found.append(f"stop: {self.stop!r} there, {other.stop!r} here")
         for batch_size in self.batch_sizes:

@@ -71,4 +71,3 @@ def sentence(progress: Progress, goal: Goal) -> str:
         f"batch size {progress.batch_size:6,}: {found} "
         f"({progress.trials} trials{infeasible}, {progress.seconds:.1f} s)"
     )
-

@@ -74,13 +74,12 @@ class Result:
           ValueError: the curves were cut too early for that goal; says how to extend them.
         """
         budget = self.definition.stop == "budget"
-        table = metrics.steps_to_target(
+        return metrics.steps_to_target(
             self.measurements,
             goal or self.goal,
             trials=self.trials,
             feasible_trials=None if budget else self.definition.trials,
         )
-        return table
 
     def optima(self) -> pd.DataFrame:
         """The best trial of each batch size, and the edges it lies at; see `tuner.optima`."""

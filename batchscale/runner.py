@@ -191,11 +191,17 @@ class BatchSizeRun:
             past = self._task.goal.reached(measurements[self._task.goal.metric].to_numpy())
             for (_, number, replicate, step), reached in zip(measurements.index, past, strict=True):
                 self._note(TrialId(number, replicate), step, bool(reached))
-        for (_, number, replicate), row in trials.iterrows():
+        for (_, number, replicate), status, steps, reason in zip(
+            trials.index,
+            trials["status"],
+            trials["steps_trained"],
+            trials["stop_reason"],
+            strict=True,
+        ):
             trial = TrialId(number, replicate)
-            if row["status"] == Status.INFEASIBLE:
-                self._diverged[trial] = int(row["steps_trained"])
-            self._reasons[trial] = StopReason(row["stop_reason"])
+            if status == Status.INFEASIBLE:
+                self._diverged[trial] = steps
+            self._reasons[trial] = StopReason(reason)
         stored = self._records.read_state(self._task.batch_size)
         if stored is not None:
             arrays, about = stored

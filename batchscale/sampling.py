@@ -57,8 +57,8 @@ def advance(position: Position, *, batch_size: Int[Array, ""] | int, examples: i
 
 
 def batch_indices(
-    key: UInt32[Array, "2"], position: Position, places: Int[Array, "batch"], *, examples: int
-) -> Int[Array, "batch"]:
+    key: UInt32[Array, 2], position: Position, places: Int[Array, " batch"], *, examples: int
+) -> Int[Array, " batch"]:
     """The examples at the given places of a batch that begins at `position`.
 
     Args:
@@ -85,8 +85,8 @@ def batch_indices(
 
 
 def _permuted(
-    key: UInt32[Array, "2"], epoch: UInt32[Array, "batch"], place: UInt32[Array, "batch"], n: int
-) -> UInt32[Array, "batch"]:
+    key: UInt32[Array, 2], epoch: UInt32[Array, " batch"], place: UInt32[Array, " batch"], n: int
+) -> UInt32[Array, " batch"]:
     """A keyed bijection of [0, n): a Feistel network on a grid of about sqrt(n) by sqrt(n).
 
     The grid has few cells more than n; a place sent outside is sent again until it falls inside
@@ -97,15 +97,15 @@ def _permuted(
     salt = _mix(key[0] ^ _mix(epoch + jnp.uint32(0x9E3779B9))) ^ key[1]
 
     def two_half_rounds(
-        i: Int[Array, ""], place: tuple[UInt32[Array, "batch"], UInt32[Array, "batch"]]
-    ) -> tuple[UInt32[Array, "batch"], UInt32[Array, "batch"]]:
+        i: Int[Array, ""], place: tuple[UInt32[Array, " batch"], UInt32[Array, " batch"]]
+    ) -> tuple[UInt32[Array, " batch"], UInt32[Array, " batch"]]:
         row, column = place
         even = salt + (2 * i.astype(jnp.uint32) + 1) * jnp.uint32(_STRIDE)
         odd = even + jnp.uint32(_STRIDE)
         row = _add_modulo(row, _uniform(column, even, rows), rows)
         return row, _add_modulo(column, _uniform(row, odd, columns), columns)
 
-    def encrypt(x: UInt32[Array, "batch"]) -> UInt32[Array, "batch"]:
+    def encrypt(x: UInt32[Array, " batch"]) -> UInt32[Array, " batch"]:
         # A loop, not unrolled: XLA would fuse the rounds into the gather that follows, which one
         # of its versions cannot compile, and all of them compile and run more slowly.
         row, column = jax.lax.fori_loop(
@@ -117,8 +117,8 @@ def _permuted(
         return encrypt(place)
 
     def walk(
-        carry: tuple[UInt32[Array, "batch"], Bool[Array, "batch"]],
-    ) -> tuple[UInt32[Array, "batch"], Bool[Array, "batch"]]:
+        carry: tuple[UInt32[Array, " batch"], Bool[Array, " batch"]],
+    ) -> tuple[UInt32[Array, " batch"], Bool[Array, " batch"]]:
         x, inside = carry
         x = jnp.where(inside, x, encrypt(x))
         return x, x < n
@@ -127,17 +127,21 @@ def _permuted(
     return jax.lax.while_loop(lambda carry: ~jnp.all(carry[1]), walk, (place, outside))[0]
 
 
-def _add_modulo(x: UInt32[Array, "batch"], y: UInt32[Array, "batch"], n: int) -> UInt32[Array, "batch"]:
+def _add_modulo(
+    x: UInt32[Array, " batch"], y: UInt32[Array, " batch"], n: int
+) -> UInt32[Array, " batch"]:
     total = x + y
     return jnp.where(total >= n, total - n, total)
 
 
-def _uniform(x: UInt32[Array, "batch"], salt: UInt32[Array, "batch"], n: int) -> UInt32[Array, "batch"]:
+def _uniform(
+    x: UInt32[Array, " batch"], salt: UInt32[Array, " batch"], n: int
+) -> UInt32[Array, " batch"]:
     """A hash of x in [0, n), n at most 2^16, by its high bits (no division)."""
     return ((_mix(x * jnp.uint32(0x9E3779B1) ^ salt) >> 16) * jnp.uint32(n)) >> 16
 
 
-def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def _mix(x: UInt32[Array, ...]) -> UInt32[Array, ...]:
     """The 32-bit finaliser of MurmurHash3 (Appleby, public domain): every bit moves every bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

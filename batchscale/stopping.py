@@ -76,9 +76,9 @@ class StopRule:
         """
         if isinstance(stop, str) and stop in ("first", "all", "budget"):
             return cls(stop)
-        if isinstance(stop, (int, float)) and not isinstance(stop, bool) and stop >= 1:
-            if math.isfinite(stop):
-                return cls("first") if stop == 1 else cls("factor", float(stop))
+        number = isinstance(stop, int | float) and not isinstance(stop, bool)
+        if number and 1 <= stop < math.inf:
+            return cls("first") if stop == 1 else cls("factor", float(stop))
         raise ValueError(
             f"stop: got {stop!r}, wanted 'first', 'all', 'budget', or a factor of at least 1: "
             "how many times the steps of the first crossing every trial is trained."

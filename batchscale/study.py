@@ -189,14 +189,15 @@ class Study:
             steps = definition.max_steps[batch_size]
             examples = steps * batch_size * self.trials
             rows.append((batch_size, steps, self.trials, examples, examples * each))
-        return pd.DataFrame(rows, columns=["batch_size", "max_steps", "trials", "examples", "flops"])
+        columns = ["batch_size", "max_steps", "trials", "examples", "flops"]
+        return pd.DataFrame(rows, columns=columns)
 
     def run(
         self,
         folder: str | os.PathLike[str],
         *,
         progress: bool | Callable[[Progress], None] = True,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ) -> Result:
         """Runs the study, or what is left of it, and writes everything into a folder.
 
@@ -222,7 +223,7 @@ class Study:
         folder: str | os.PathLike[str],
         *,
         progress: bool | Callable[[Progress], None] = True,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
         **more: Any,
     ) -> Result:
         """Goes on with a study that is in a folder: more steps, trials or batch sizes.
@@ -264,7 +265,7 @@ class Study:
         trial: int,
         replicate: int = 0,
         steps: int | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ) -> TrialRun:
         """Runs one trial again, bit for bit as in the study, and keeps its parameters.
 
@@ -318,7 +319,7 @@ class Study:
         self,
         folder: str | os.PathLike[str],
         progress: bool | Callable[[Progress], None],
-        devices: Sequence[jax.Device] | None,
+        devices: Sequence[Any] | None,
         *,
         extend: bool,
     ) -> Result:
@@ -341,7 +342,9 @@ class Study:
                 bar.say(self._opening())
             measurements, trials = folder_records.tables()
             runs = [
-                _batch_size_run(batch_size, plan, engine, folder_records, measurements, trials, report)
+                _batch_size_run(
+                    batch_size, plan, engine, folder_records, measurements, trials, report
+                )
                 for batch_size in definition.batch_sizes
             ]
             for now, following in zip(runs, [*runs[1:], None], strict=True):
@@ -415,7 +418,7 @@ class Study:
             steps = self.max_steps[batch_size]
         else:
             steps = self.max_steps
-        if not (_is_integer(steps, 1) and steps < 2**31):
+        if steps is None or not _is_integer(steps, 1) or steps >= 2**31:
             raise ValueError(
                 f"max_steps: got {steps!r} at batch size {batch_size}, "
                 "wanted an integer, 1 to 2^31 - 1."
@@ -473,7 +476,7 @@ class Study:
                 f"wanted one of {', '.join(known)}."
             )
 
-    def _engine(self, chosen: Sequence[jax.Device] | None) -> Engine:
+    def _engine(self, chosen: Sequence[Any] | None) -> Engine:
         if chosen is None:
             devices.ask_for_cores()
         return Engine(
@@ -497,9 +500,9 @@ class Study:
     def _opening(self) -> str:
         table = self.estimate()
         return (
-            f"{len(table)} batch sizes, {self.trials} trials each, on {devices.describe()}; at most "
-            f"{table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} operations of "
-            "training, if no trial stops before its budget"
+            f"{len(table)} batch sizes, {self.trials} trials each, on {devices.describe()}; "
+            f"at most {table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} "
+            "operations of training, if no trial stops before its budget"
         )
 
     def _flops_of_an_example(self) -> float:
@@ -589,9 +592,8 @@ def _best(column: pd.Series, batch_sizes: list[int], goal: Goal) -> float:
 
 
 def _is_integer(value: object, smallest: int) -> bool:
-    return (
-        isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= smallest
-    )
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return whole and int(value) >= smallest
 
 
 def _name(schedule: str | Schedule) -> str:

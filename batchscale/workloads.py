@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas as pd
 from jaxtyping import Array, Float, PyTree
 
 from batchscale import datasets, models
@@ -108,11 +107,11 @@ class Workload:
                 return values * count, jnp.asarray(count)
             return _total(values), jnp.asarray(values.size)
 
-        def total_loss(params, model_state, batch, key, hyperparameters):  # noqa: ANN001, ANN202
+        def total_loss(params, model_state, batch, key, hyperparameters):
             del key, hyperparameters
             return sums(loss(params, batch), batch), model_state
 
-        def all_metrics(params, model_state, batch):  # noqa: ANN001, ANN202
+        def all_metrics(params, model_state, batch):
             del model_state
             return {name: sums(value(params, batch), batch) for name, value in measured.items()}
 
@@ -238,7 +237,11 @@ def _classifier(
         return variables.pop("params", {}), variables
 
     def loss(
-        params: PyTree, model_state: PyTree, batch: PyTree, key: Any, hyperparameters: Hyperparameters
+        params: PyTree,
+        model_state: PyTree,
+        batch: PyTree,
+        key: Any,
+        hyperparameters: Hyperparameters,
     ) -> tuple[tuple[Array, Array], PyTree]:
         logits, model_state = module.apply(
             {"params": params, **model_state},
@@ -256,7 +259,7 @@ def _classifier(
         return (losses.sum(), jnp.asarray(targets.size)), model_state
 
     def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
-        logits = module.apply(
+        logits: Any = module.apply(
             {"params": params, **model_state}, inputs(batch), **arguments(False, {})
         )
         targets = batch[labels]
@@ -274,7 +277,8 @@ def _classifier(
         def forward(key: Any, x: Array) -> Array:
             x = _scaled(x, scale)
             variables = module.init(key, x, **arguments(False, {}))
-            return module.apply(variables, x, **arguments(False, {}))
+            logits: Any = module.apply(variables, x, **arguments(False, {}))
+            return logits
 
         return jax.eval_shape(forward, key, x).shape
 
@@ -334,7 +338,7 @@ _DATASETS = {
 _CLASSES = 10
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def get(name: str) -> Workload:
     """A workload by name: `data set/model`.
 

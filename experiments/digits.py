@@ -43,7 +43,7 @@ def study(optimizer: str, *, trials: int = 64, seed: int = 0) -> bs.Study:
 
 def main() -> None:
     """Runs both studies and publishes them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=64, help="feasible trials a batch size")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/digits"), help="raw tables")

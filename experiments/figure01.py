@@ -80,7 +80,7 @@ def study(preset: str, *, trials: int | None = None, seed: int = 0) -> bs.Study:
 
 def main() -> None:
     """Runs a preset and publishes it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", choices=PRESETS, default="mnist")
     parser.add_argument("--trials", type=int, help="feasible trials a batch size")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Runs notebooks from top to bottom, in place, and fails where a cell fails.
 
-    python -m notebooks.execute notebooks/quickstart.ipynb
+python -m notebooks.execute notebooks/quickstart.ipynb
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 
 def main() -> None:
     """Executes every notebook named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--write", action="store_true", help="keep the outputs in the file")
     arguments = parser.parse_args()

@@ -1,6 +1,7 @@
 """Studies from end to end on a small workload: rules, resumption, extension, errors."""
 
 import dataclasses
+import itertools
 import os
 import re
 import signal
@@ -97,7 +98,7 @@ def test_the_grid_is_the_same_for_every_trial_and_ends_with_the_budget(budget):
         grid = group.index.get_level_values("step").tolist()
         assert grid[:4] == [0, 1, 2, 3]
         assert grid[-1] == 300
-        assert all(b == max(a + 1, -(-21 * a // 20)) for a, b in zip(grid[1:-2], grid[2:-1]))
+        assert all(b == max(a + 1, -(-21 * a // 20)) for a, b in itertools.pairwise(grid[1:-1]))
     assert steps.max() == 300
 
 
@@ -126,9 +127,7 @@ def test_curves_are_equal_across_lane_counts_in_double_precision(square, tmp_pat
         ]
     for other in results[1:]:
         columns = [name for name in other.measurements if name.endswith("error")]
-        pd.testing.assert_frame_equal(
-            results[0].measurements[columns], other.measurements[columns]
-        )
+        pd.testing.assert_frame_equal(results[0].measurements[columns], other.measurements[columns])
 
 
 def test_a_loaded_result_is_the_one_that_was_returned(first):
@@ -226,9 +225,7 @@ def test_the_members_of_the_runner_are_those_of_the_analysis(square, tmp_path):
 
 def test_a_miss_is_infinite_and_said(square, tmp_path):
     some = study(square, goal=bs.Goal("validation/error", 0.01), batch_sizes=[4], max_steps=30)
-    message = (
-        "no trial reached validation/error < 0.01 at batch size 4; the best value there was"
-    )
+    message = "no trial reached validation/error < 0.01 at batch size 4; the best value there was"
     with pytest.warns(UserWarning, match=re.escape(message)):
         result = some.run(tmp_path, progress=False)
     row = result.steps_to_target().iloc[0]
@@ -247,13 +244,13 @@ def test_a_harder_goal_is_refused_where_curves_were_cut_and_an_easier_one_is_rea
 
 
 def test_a_run_of_which_only_the_plan_was_written_goes_on(square, first, tmp_path):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(progress):
-        raise Stop
+        raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         study(square).run(tmp_path, progress=stop)
     assert_same_tables(study(square).run(tmp_path, progress=False), first)
 
@@ -420,7 +417,9 @@ def test_the_progress_bar_shows_a_line_a_batch_size(square, first, capsys):
     study(square).run(first.folder, progress=True)
     shown = capsys.readouterr().err
     assert "3 batch sizes, 6 trials each, on 2 x cpu" in shown
-    assert len(re.findall(r"batch size .* steps to validation/error < 0\.15 \(6 trials", shown)) == 3
+    assert (
+        len(re.findall(r"batch size .* steps to validation/error < 0\.15 \(6 trials", shown)) == 3
+    )
 
 
 def test_nothing_before_run_starts_a_backend():
