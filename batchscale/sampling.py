@@ -57,7 +57,7 @@ def advance(position: Position, *, batch_size: Int[Array, ""] | int, examples: i
 
 
 def batch_indices(
-    key: UInt32[Array, 2], position: Position, places: Int[Array, " batch"], *, examples: int
+    key: UInt32[Array, " 2"], position: Position, places: Int[Array, " batch"], *, examples: int
 ) -> Int[Array, " batch"]:
     """The examples at the given places of a batch that begins at `position`.
 
@@ -85,7 +85,7 @@ def batch_indices(
 
 
 def _permuted(
-    key: UInt32[Array, 2], epoch: UInt32[Array, " batch"], place: UInt32[Array, " batch"], n: int
+    key: UInt32[Array, " 2"], epoch: UInt32[Array, " batch"], place: UInt32[Array, " batch"], n: int
 ) -> UInt32[Array, " batch"]:
     """A keyed bijection of [0, n): a Feistel network on a grid of about sqrt(n) by sqrt(n).
 

@@ -183,7 +183,7 @@ class Study:
           of that (evaluation not counted). With `stop="first"` most studies cost far less.
         """
         definition = self._definition()
-        each = self._flops_of_an_example()
+        each = self.workload.flops(names=self.space.names)
         rows = []
         for batch_size in definition.batch_sizes:
             steps = definition.max_steps[batch_size]
@@ -505,25 +505,6 @@ class Study:
             "operations of training, if no trial stops before its budget"
         )
 
-    def _flops_of_an_example(self) -> float:
-        """Operations of one example's gradient, as XLA counts them."""
-        workload = self.workload
-        key = jax.ShapeDtypeStruct((2,), np.uint32)
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), workload.splits()["train"]
-        )
-        values = {name: jax.ShapeDtypeStruct((), np.float32) for name in self.space.names}
-
-        def loss(
-            params: PyTree, model_state: PyTree, key: PyTree, batch: PyTree, values: PyTree
-        ) -> PyTree:
-            prepared = workload.prepare(batch, key)
-            return workload.loss(params, model_state, prepared, key, values)[0][0]
-
-        params, model_state = jax.eval_shape(workload.init, key)
-        lowered = jax.jit(jax.grad(loss)).lower(params, model_state, key, batch, values)
-        return float((lowered.cost_analysis() or {}).get("flops", math.nan))
-
 
 def _batch_size_run(
     batch_size: int,
@@ -591,8 +572,8 @@ def _best(column: pd.Series, batch_sizes: list[int], goal: Goal) -> float:
     return float(some.min() if goal.mode == "min" else some.max())
 
 
-def _is_integer(value: object, smallest: int) -> bool:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+def _is_integer(value: Any, smallest: int) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return whole and int(value) >= smallest
 
 

@@ -39,7 +39,7 @@ class TrainState:
     params: PyTree[Array]
     model_state: PyTree[Array]
     opt_state: PyTree[Array]
-    key: UInt32[Array, 2]
+    key: UInt32[Array, " 2"]
 
 
 @jax.tree_util.register_dataclass
@@ -107,7 +107,7 @@ class Recipe:
         return cls(workload, optimizer, schedule, microbatch, batch_size % microbatch, False)
 
 
-def init(recipe: Recipe, key: UInt32[Array, 2], hyperparameters: Hyperparameters) -> TrainState:
+def init(recipe: Recipe, key: UInt32[Array, " 2"], hyperparameters: Hyperparameters) -> TrainState:
     """The state before the first step: parameters from the trial's key, an empty optimizer."""
     params, model_state = recipe.workload.init(_key(key, _INIT))
     transformation = recipe.optimizer.transformation(hyperparameters, None)
@@ -217,7 +217,7 @@ def trial_key(
     batch_size: Int[Array, ""] | int,
     number: Int[Array, ""] | int,
     replicate: Int[Array, ""] | int,
-) -> UInt32[Array, 2]:
+) -> UInt32[Array, " 2"]:
     """The key of a trial: of what it is called, never of its hyperparameters or its place."""
     key = jax.random.key(seed, impl="threefry2x32")
     for name in (batch_size, number, replicate):
@@ -225,7 +225,7 @@ def trial_key(
     return jax.random.key_data(key)
 
 
-def _key(key: UInt32[Array, 2], purpose: int) -> Any:
+def _key(key: UInt32[Array, " 2"], purpose: int) -> Any:
     return jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), purpose)
 
 

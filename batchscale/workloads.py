@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas as pd
 from jaxtyping import Array, Float, PyTree
 
 from batchscale import datasets, models
@@ -120,7 +121,7 @@ class Workload:
             init=lambda key: (init(key), {}),
             loss=total_loss,
             metrics=all_metrics,
-            data=datasets.from_arrays(**data) if isinstance(data, Mapping) else data,
+            data=_from_arrays(data) if isinstance(data, Mapping) else data,
             **{"hyperparameters": (), **others},
         )
 
@@ -156,7 +157,7 @@ class Workload:
         >>> workload.name, workload.classes
         ('Perceptron', 10)
         """
-        splits = datasets.from_arrays(**data)
+        splits = _from_arrays(data)
         return _classifier(
             module,
             name=name or type(module).__name__,
@@ -175,9 +176,47 @@ class Workload:
         """
         return _loaded(self)
 
+    def flops(self, batch: PyTree | None = None, names: Sequence[str] = ()) -> float:
+        """Floating-point operations of the gradient of one example, as XLA counts them.
+
+        Starts the JAX backend.
+
+        Args:
+          batch: shapes and types of a batch of one; of the training set by default.
+          names: the hyperparameters that the loss is given.
+        """
+        if batch is None:
+            batch = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self.splits()["train"]
+            )
+        key = jax.ShapeDtypeStruct((2,), np.uint32)
+        values = {name: jax.ShapeDtypeStruct((), np.float32) for name in names}
+
+        def loss(
+            params: PyTree, model_state: PyTree, key: PyTree, batch: PyTree, values: PyTree
+        ) -> Array:
+            prepared = self.prepare(batch, key)
+            (total, _), _ = self.loss(params, model_state, prepared, key, values)
+            return total
+
+        params, model_state = jax.eval_shape(self.init, key)
+        lowered = jax.jit(jax.grad(loss)).lower(params, model_state, key, batch, values)
+        return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+
     def prepare(self, batch: PyTree, key: Any) -> PyTree:
         """A batch as the loss and the metrics take it."""
         return batch if self.preprocess is None else self.preprocess(batch, key)
+
+
+def _from_arrays(data: Mapping[str, Any]) -> Splits:
+    others = sorted(set(data) - {"train", "validation", "test"})
+    if "train" not in data or others:
+        raise ValueError(
+            f"data: got the splits {', '.join(sorted(data))}, "
+            + (f"and does not know {', '.join(others)}." if others else "and no 'train'.")
+            + " Name them 'train', 'validation' and 'test'; 'train' is needed."
+        )
+    return datasets.from_arrays(**data)
 
 
 @functools.lru_cache(maxsize=8)
@@ -369,3 +408,35 @@ def get(name: str) -> Workload:
         scale=images.scale,
         train_examples=images.train_examples,
     )
+
+
+# The paper's models of these data sets.
+_MODELS = (
+    *("fc_1024", "fc_1024_1024", "fc_1024_1024_1024"),
+    *(f"fc_{width}_{width}_{width}" for width in (64, 128, 256, 512, 2048)),
+    *("simple_cnn_narrow", "simple_cnn_base", "simple_cnn_wide"),
+)
+
+
+def table() -> pd.DataFrame:
+    """Every named workload, with its size and rough cost; other widths go by `fc_...` as well.
+
+    Returns:
+      One row a workload: `workload`, `train_examples`, `parameters`, and `flops`, the operations
+      of one example's gradient.
+
+    >>> table().set_index("workload").loc["mnist/fc_128_128_128", "parameters"].item()
+    134794
+    """
+    rows = []
+    for dataset, images in _DATASETS.items():
+        for model in ("fc_64", *_MODELS) if dataset == "digits" else _MODELS:
+            workload = get(f"{dataset}/{model}")
+            params, _ = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+            one = {
+                "image": jax.ShapeDtypeStruct((1, *images.shape), np.uint8),
+                "label": jax.ShapeDtypeStruct((1,), np.int32),
+            }
+            size = models.parameter_count(params)
+            rows.append((workload.name, images.train_examples, size, workload.flops(one)))
+    return pd.DataFrame(rows, columns=["workload", "train_examples", "parameters", "flops"])

@@ -1,0 +1,27 @@
+"""What the README says a user can do."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_example_on_ones_own_arrays_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    namespace: dict[str, object] = {}
+    with matplotlib.rc_context({"backend": "agg"}):
+        exec(compile(example, "README.md", "exec"), namespace)
+        matplotlib.pyplot.close("all")
+    assert "learning_rate_edge" in capsys.readouterr().out
+    assert (tmp_path / "runs/mine/figure.png").stat().st_size > 10_000
+    steps = namespace["result"].steps_to_target()["steps"]
+    assert (steps < 5_000).all()
+    assert steps.iloc[0] > 10 * steps.iloc[-1]
+
+
+def test_files_that_the_readme_shows_exist():
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (Path(__file__).parents[1] / path).exists(), path

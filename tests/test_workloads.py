@@ -1,0 +1,148 @@
+"""Workloads: named ones, from Flax modules, from functions, and what is refused."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchscale as bs
+from batchscale import workloads
+
+
+def images(examples, seed=0, classes=3):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, examples)
+    pixels = random.integers(0, 100, (examples, 6, 6, 1)) + 50 * labels[:, None, None, None]
+    return pixels.astype(np.uint8), labels
+
+
+class Normalised(nn.Module):
+    """A classifier with batch statistics and dropout."""
+
+    @nn.compact
+    def __call__(self, x, *, train, dropout_rate=0.5):
+        x = nn.Dense(16)(x.reshape(x.shape[0], -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.Dropout(0.5, deterministic=not train)(x) if train else x
+        return nn.Dense(3)(x)
+
+
+def test_a_flax_module_with_batch_statistics_and_dropout_is_a_workload(tmp_path):
+    data = {"train": images(90), "validation": images(60, 1)}
+    workload = bs.Workload.from_flax(Normalised(), data)
+    assert (workload.name, workload.classes) == ("Normalised", 3)
+    study = bs.Study(
+        workload=workload,
+        optimizer="adam",
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-3, 1e-1), label_smoothing=0.1),
+        batch_sizes=[16],
+        goal=bs.Goal("validation/error", 0.2),
+        trials=4,
+        max_steps=200,
+        microbatch=8,
+    )
+    result = study.run(tmp_path, progress=False)
+    assert np.isfinite(result.steps_to_target()["steps"]).all()
+    run = study.run_trial(batch_size=16, trial=0, steps=5)
+    mean = run.model_state["batch_stats"]["BatchNorm_0"]["mean"]
+    assert np.abs(mean).max() > 0
+
+
+def test_pixels_are_divided_by_the_scale_and_label_smoothing_is_that_of_its_formula():
+    workload = bs.Workload.from_flax(
+        nn.Sequential([lambda x: x.sum((2, 3))[:, :3]]), {"train": images(4)}
+    )
+    batch = workload.prepare(jax.tree.map(jnp.asarray, workload.splits()["train"]), None)
+    x, y = images(4)
+    np.testing.assert_allclose(batch["input"], x / 255, rtol=1e-6)
+    params, state = workload.init(jax.random.key(0))
+    (plain, count), _ = workload.loss(params, state, batch, jax.random.key(0), {})
+    (smooth, _), _ = workload.loss(
+        params, state, batch, jax.random.key(0), {"label_smoothing": jnp.float32(0.3)}
+    )
+    logits = (x / 255.0).sum((2, 3))[:, :3]
+    p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = 0.7 * np.eye(3)[y] + 0.1
+    assert count == 4
+    np.testing.assert_allclose(plain, -p[np.arange(4), y].sum(), rtol=1e-5)
+    np.testing.assert_allclose(smooth, -(target * p).sum(), rtol=1e-5)
+
+
+def test_named_workloads_state_their_sizes():
+    workload = workloads.get("digits/fc_64")
+    assert {name: len(split["label"]) for name, split in workload.splits().items()} == {
+        "train": 1_100,
+        "validation": 350,
+        "test": 347,
+    }
+    image = workload.prepare(workload.splits()["train"], None)["image"]
+    assert (image.min(), image.max()) == (0, 1)
+
+
+def test_the_table_lists_every_workload_with_size_and_cost():
+    table = workloads.table().set_index("workload")
+    assert table.loc["mnist/simple_cnn_base", "parameters"] == 3_274_634
+    # A gradient costs at least two operations a weight forward and two backward.
+    dense = table[table.index.str.contains("fc_")]
+    assert (dense["flops"] > 4 * dense["parameters"] * 0.9).all()
+    assert (dense["flops"] < 8 * dense["parameters"] + 20_000).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnits/fc_128", "workload: got 'mnits/fc_128', wanted 'data set/model' with a data set"),
+        (
+            "mnist",
+            "workload: got 'mnist', wanted 'data set/model' with a data set of digits, mnist",
+        ),
+        ("mnist/vgg", "name: 'vgg' is not a model. Use one of fc_<width>"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_known_ones(name, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        workloads.get(name)
+
+
+def test_labels_out_of_range_are_refused_when_the_workload_is_made():
+    x, y = images(20)
+    y[3] = 7
+    message = "labels: split 'validation' has 1 label outside 0 to 2 (smallest 0, largest 7)."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bs.Workload.from_flax(Normalised(), {"train": images(20), "validation": (x, y)})
+
+
+def test_a_workload_without_training_data_is_refused():
+    message = "data: got the splits validation, and no 'train'."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bs.Workload.from_flax(Normalised(), {"validation": images(20)})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        bs.Workload.from_functions(dict, lambda p, b: 0.0, data={"validation": images(20)})
+
+
+def test_a_loss_that_is_a_mean_is_the_loss_of_every_example():
+    x = np.linspace(-1, 1, 12, dtype=np.float32)
+    data = {"train": (x, 2 * x), "validation": (x, 2 * x)}
+
+    def squares(params, batch):
+        return (params * batch["input"] - batch["label"]) ** 2
+
+    def mean(params, batch):
+        return squares(params, batch).mean()
+
+    def init(key):
+        return jnp.float32(0.5)
+
+    batch = data["train"]
+    batch = {"input": jnp.asarray(batch[0]), "label": jnp.asarray(batch[1])}
+    results = [
+        bs.Workload.from_functions(init, loss, data=data).loss(
+            jnp.float32(0.5), {}, batch, None, {}
+        )[0]
+        for loss in (squares, mean)
+    ]
+    np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
+    assert results[0][1] == 12
