@@ -11,16 +11,20 @@ from jaxtyping import PyTree
 
 from batchscale import datasets
 from batchscale.optimizers import Optimizer
+from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
 
 
-def fingerprint(workload: Workload, optimizer: Optimizer, names: Sequence[str]) -> dict[str, str]:
+def fingerprint(
+    workload: Workload, optimizer: Optimizer, schedule: Schedule, names: Sequence[str]
+) -> dict[str, str]:
     """Digests of the data and of the program.
 
     Args:
       workload: its splits are hashed byte by byte; its `init`, `loss` and `metrics` as the
-        program that JAX makes of them.
+        program that JAX makes of them; `finalize` runs on the host and is not covered.
       optimizer: its update is part of the program.
+      schedule: so is the learning rate.
       names: the hyperparameters.
 
     Returns:
@@ -28,9 +32,10 @@ def fingerprint(workload: Workload, optimizer: Optimizer, names: Sequence[str]) 
       of the same program changes with the version of JAX.
     """
     splits = workload.splits()
-    lowered = jax.jit(_program(workload, optimizer)).lower(
+    lowered = jax.jit(_program(workload, optimizer, schedule)).lower(
         jax.ShapeDtypeStruct((2,), np.uint32),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"]),
+        jax.ShapeDtypeStruct((), np.int32),
         {name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(float)) for name in names},
     )
     digest = hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()
@@ -52,18 +57,21 @@ def changes(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _program(workload: Workload, optimizer: Optimizer):
-    def program(key: PyTree, batch: PyTree, hyperparameters: Mapping[str, PyTree]) -> PyTree:
+def _program(workload: Workload, optimizer: Optimizer, schedule: Schedule):
+    def program(
+        key: PyTree, batch: PyTree, step: PyTree, hyperparameters: Mapping[str, PyTree]
+    ) -> PyTree:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
         params, model_state = workload.init(key)
-        transformation = optimizer.transformation(
-            hyperparameters, hyperparameters.get("learning_rate")
-        )
-        updates, _ = transformation.update(params, transformation.init(params), params)
+        learning_rate = schedule(step, hyperparameters)
+        transformation = optimizer.transformation(hyperparameters, learning_rate)
+        updates, opt_state = transformation.update(params, transformation.init(params), params)
         train = workload.loss(
             params, model_state, workload.prepare(batch, key), key, hyperparameters
         )
         metrics = workload.metrics(params, model_state, workload.prepare(batch, None))
-        return updates, train, metrics
+        if workload.evaluated_parameters is not None:
+            params = workload.evaluated_parameters(params, opt_state)
+        return updates, train, metrics, params
 
     return program

@@ -34,6 +34,7 @@ class Layout(NamedTuple):
 def choose(
     workload: Workload,
     *,
+    cpu: bool,
     batch_size: int,
     trials: int,
     lanes: int | None = None,
@@ -44,12 +45,12 @@ def choose(
     Args:
       workload: what is trained. Models that convolve run one lane at a time on a CPU, in small
         microbatches: a convolution vmapped over kernels is slow there.
+      cpu: whether the devices are CPUs.
       batch_size: examples a step.
       trials: feasible trials wanted.
       lanes: fixed by the user, or None.
       microbatch: fixed by the user, or None.
     """
-    cpu = jax.default_backend() == "cpu"
     if lanes is None:
         # On a CPU at most a quarter of the trials, so that several cores find work.
         most, share = (_cpu_lanes(workload), 4) if cpu else (_ACCELERATOR_LANES, 1)

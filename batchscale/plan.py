@@ -96,7 +96,7 @@ class Definition:
         return found
 
     def extended(self, other: Definition) -> Definition:
-        """The study that has what both have; `stop` is the other's."""
+        """The study that has what both have; of stop rules the longer, else the other's."""
         budgets = dict(self.earlier_budgets)
         max_steps = {**other.max_steps, **self.max_steps}
         for batch_size, former in self.max_steps.items():
@@ -110,7 +110,9 @@ class Definition:
             max_infeasible=max(self.max_infeasible, other.max_infeasible),
             max_steps=max_steps,
             earlier_budgets=budgets,
-            stop=other.stop,
+            stop=self.stop
+            if StopRule.of(self.stop).covers(StopRule.of(other.stop))
+            else other.stop,
         )
 
 

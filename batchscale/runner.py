@@ -144,8 +144,7 @@ class BatchSizeRun:
         self._past: dict[TrialId, set[int]] = {}
         self._diverged: dict[TrialId, int] = {}
         self._reasons: dict[TrialId, StopReason] = {}
-        self._ran: set[TrialId] = set()
-        self._moving = False  # a cohort is between two steps: its states belong to neither
+        self._moving = False  # states and tables do not say the same: no time to write states
         self._first_crossing = math.inf
         self._best = math.nan
         self._unwritten: list[tuple[TrialId, int, dict[str, float]]] = []
@@ -181,7 +180,7 @@ class BatchSizeRun:
             with contextlib.suppress(RuntimeError):  # what stopped us may have taken the states
                 self._write()
             raise
-        self._conclude(step)
+        self._conclude()
         self._write(final=True)
         self._tell(step, finished=True)
 
@@ -282,22 +281,17 @@ class BatchSizeRun:
 
     def _bring(self, behind: list[TrialId], step: int) -> None:
         """Advances, by one evaluation, those of the trials that are furthest behind."""
+        self._moving = True
         at = {trial: cohort.step for cohort in self._cohorts for trial in cohort.ids}
         lowest = min(at.get(trial, -1) for trial in behind)
         group = [trial for trial in behind if at.get(trial, -1) == lowest]
         cohort = self._cohort(group, lowest)
         known = min(self._measured.get(trial, -1) for trial in group)
-        if known > cohort.step:
-            to = known  # measured before: passed over in one go
-        elif known < 0:
-            to = 0
-        else:
-            to = next(s for s in self._task.grid if s > cohort.step)
+        # What was measured before is passed over in one go.
+        to = known if known > cohort.step else next(s for s in self._task.grid if s > known)
         for trial in group:
-            self._ran.add(trial)
             self._reasons[trial] = StopReason.INTERRUPTED
         if to > cohort.step:
-            self._moving = True
             self._engine.advance(
                 cohort.packs,
                 batch_size=self._task.batch_size,
@@ -306,11 +300,11 @@ class BatchSizeRun:
                 to=to,
             )
             cohort.step = to
-            self._moving = False
         fresh = [trial for trial in group if self._measured.get(trial, -1) < to]
         if fresh:
             self._measure(cohort, fresh)
         self._merge()
+        self._moving = False
         self._tell(step)
         pause = max(_WRITE_SECONDS, _WRITE_SHARE * self._write_seconds)
         if time.monotonic() - self._written > pause:
@@ -337,26 +331,20 @@ class BatchSizeRun:
         everything = step in self._sparse
         splits = [self._split, *others] if everything else [self._split]
         values, diverged = self._engine.measure(cohort.packs, splits, layout=layout)
-        crossing = []
-        best = []
-        for trial in trials:
-            if trial in diverged:
-                self._diverged[trial] = step
-                continue
-            value = values[trial][goal.metric]
-            reached = bool(goal.reached(np.asarray(value)))
-            best.append(value)
-            if reached and math.isinf(self._crossing(trial)):
-                crossing.append(trial)
-            self._note(trial, step, reached)
+        alive = [trial for trial in trials if trial not in diverged]
+        best = np.array([values[trial][goal.metric] for trial in alive])
+        reached = dict(zip(alive, goal.reached(best).tolist(), strict=True))
+        crossing = [t for t in alive if reached[t] and math.isinf(self._crossing(t))]
         if crossing and others and not everything:
             packs = [pack for pack in cohort.packs if set(pack.ids) & set(crossing)]
             more, _ = self._engine.measure(packs, others, layout=layout)
             for trial in crossing:
                 values[trial] |= more[trial]
-        for trial in trials:
-            if trial not in diverged:
-                self._unwritten.append((trial, step, values[trial]))
+        # Only now, and all at once: an interruption before leaves the step unmeasured.
+        self._diverged |= {trial: step for trial in trials if trial in diverged}
+        for trial in alive:
+            self._note(trial, step, reached[trial])
+            self._unwritten.append((trial, step, values[trial]))
         if step == max(self._measured.values(), default=0) and np.isfinite(best).any():
             self._best = float(np.nanmin(best) if goal.mode == "min" else np.nanmax(best))
 
@@ -374,17 +362,18 @@ class BatchSizeRun:
     def _repack(self, cohort: _Cohort, states: HostStates) -> None:
         cohort.packs = self._engine.pack(states, self._hyperparameters, layout=self._task.layout)
 
-    def _conclude(self, step: int) -> None:
-        """Says of every trial that ran why it stopped where it did."""
+    def _conclude(self) -> None:
+        """Says of every trial that was not concluded before why it stopped where it did."""
         ended = {
             "first": StopReason.FIRST_CROSSING,
             "all": StopReason.OWN_CROSSING,
             "factor": StopReason.FACTOR,
             "budget": StopReason.BUDGET,
         }[self._task.rule.kind]
-        for trial in self._ran - self._diverged.keys():
-            whole = self._measured[trial] == self._task.grid[-1]
-            self._reasons[trial] = StopReason.BUDGET if whole else ended
+        for trial in self._measured.keys() - self._diverged.keys():
+            if self._reasons.get(trial, StopReason.INTERRUPTED) == StopReason.INTERRUPTED:
+                whole = self._measured[trial] == self._task.grid[-1]
+                self._reasons[trial] = StopReason.BUDGET if whole else ended
 
     def _write(self, *, final: bool = False) -> None:
         """Writes down what is new: first the rows, then who is where, then the states."""
@@ -396,7 +385,7 @@ class BatchSizeRun:
             frame = pd.DataFrame([values for _, _, values in self._unwritten], index=index)
             self._records.append_measurements(frame)
             self._unwritten = []
-        if self._ran or self._diverged:
+        if self._measured or self._diverged:
             self._records.write_trials(batch_size, self._trials())
         if final:
             self._records.drop_state(batch_size)
@@ -427,7 +416,12 @@ class BatchSizeRun:
         arrays: dict[str, np.ndarray] = {}
         cohorts = {}
         for number, cohort in enumerate(self._cohorts):
-            alive = [trial for trial in cohort.ids if trial not in self._diverged]
+            alive = [
+                trial
+                for trial in cohort.ids
+                # A trial that was done rode along unmeasured: its state is ahead of its rows.
+                if trial not in self._diverged and self._measured.get(trial, -1) >= cohort.step
+            ]
             if alive:
                 leaves = self._engine.unpack(cohort.packs).only(alive).leaves
                 arrays |= {f"{number}/{i}": leaf for i, leaf in enumerate(leaves)}

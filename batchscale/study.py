@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import pandas as pd
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from batchscale import devices, layout, optimizers, parallel, records, schedules
@@ -182,13 +183,15 @@ class Study:
           on if every trial is trained for its whole budget; `flops`, the floating-point operations
           of that (evaluation not counted). With `stop="first"` most studies cost far less.
         """
-        definition = self._definition()
+        return self._cost(self._definition())
+
+    def _cost(self, definition: Definition) -> pd.DataFrame:
         each = self.workload.flops(names=self.space.names)
         rows = []
         for batch_size in definition.batch_sizes:
             steps = definition.max_steps[batch_size]
-            examples = steps * batch_size * self.trials
-            rows.append((batch_size, steps, self.trials, examples, examples * each))
+            examples = steps * batch_size * definition.trials
+            rows.append((batch_size, steps, definition.trials, examples, examples * each))
         columns = ["batch_size", "max_steps", "trials", "examples", "flops"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -263,6 +266,7 @@ class Study:
         *,
         batch_size: int,
         trial: int,
+        folder: str | os.PathLike[str] | None = None,
         replicate: int = 0,
         steps: int | None = None,
         devices: Sequence[Any] | None = None,
@@ -272,6 +276,8 @@ class Study:
         Args:
           batch_size: one of the study's.
           trial: its number.
+          folder: the study's, whose plan says how trials were packed; needed for the same bits
+            only where that was chosen otherwise than now (other trials, another kind of device).
           replicate: 0, or another number for a fresh seed.
           steps: how many; by default until the trial is past the goal, or its budget is spent.
           devices: as in `run`.
@@ -289,12 +295,19 @@ class Study:
         plan = Plan(definition, {})
         plan.extend(batch_size, trial + 1, Origin.PLAN)
         values = plan.rows[batch_size][trial]["hyperparameters"]
-        grid = evaluation_grid(steps or definition.max_steps[batch_size], self.evaluation_spacing)
+        if steps is not None and not _is_integer(steps, 1):
+            raise ValueError(f"steps: got {steps!r}, wanted an integer, 1 or more.")
+        budget = definition.max_steps[batch_size] if steps is None else steps
+        grid = evaluation_grid(budget, self.evaluation_spacing)
         name = TrialId(trial, replicate)
         with ExitStack() as stack:
-            engine = stack.enter_context(self._engine(devices))
+            mesh = _mesh(devices)
             self._check_metric()
-            packing = self._layout(batch_size)
+            packing = self._layout(batch_size, mesh)
+            if folder is not None:
+                stored = stack.enter_context(Records.open(folder, write=False)).read_plan()
+                packing = Plan.from_json(stored or {}).layouts[batch_size]
+            engine = stack.enter_context(self._engine(mesh))
             packs = engine.start([name], lambda _: values, batch_size=batch_size, layout=packing)
             rows: dict[tuple[int, ...], dict[str, float]] = {}
             diverged = False
@@ -325,11 +338,11 @@ class Study:
     ) -> Result:
         definition = self._definition()
         with ExitStack() as stack:
-            folder_records = stack.enter_context(Records.open(folder))
-            # The bar and the engine come after the cheap checks; the plan before any training.
-            engine = stack.enter_context(self._engine(devices))
+            mesh = _mesh(devices)
             self._check_metric()
-            plan = self._plan(definition, folder_records, extend=extend)
+            folder_records = stack.enter_context(Records.open(folder))
+            plan = self._plan(definition, folder_records, mesh, extend=extend)
+            engine = stack.enter_context(self._engine(mesh))
             folder_records.write_provenance(records.provenance())
             definition = plan.definition
             report: Callable[[Progress], None] = lambda _: None  # noqa: E731
@@ -339,7 +352,7 @@ class Study:
                 title = f"{definition.workload}, {definition.optimizer}"
                 bar = ProgressBar(len(definition.batch_sizes), definition.goal, title)
                 report = stack.enter_context(bar)
-                bar.say(self._opening())
+                bar.say(self._opening(definition))
             measurements, trials = folder_records.tables()
             runs = [
                 _batch_size_run(
@@ -354,9 +367,10 @@ class Study:
         _warn_of_misses(result)
         return result
 
-    def _plan(self, definition: Definition, folder: Records, *, extend: bool) -> Plan:
+    def _plan(self, definition: Definition, folder: Records, mesh: Mesh, *, extend: bool) -> Plan:
         """The plan on disk, after what is new in it has been written there."""
-        marks = fingerprint(self.workload, self._optimizer(), self.space.names)
+        schedule, _ = schedules.get(self.schedule)
+        marks = fingerprint(self.workload, self._optimizer(), schedule, self.space.names)
         stored = folder.read_plan()
         if stored is None:
             plan = Plan(definition, marks)
@@ -380,7 +394,7 @@ class Study:
         for batch_size in plan.definition.batch_sizes:
             plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
             if batch_size not in plan.layouts:
-                plan.layouts[batch_size] = self._layout(batch_size)
+                plan.layouts[batch_size] = self._layout(batch_size, mesh)
         folder.write_plan(plan.to_json())
         return plan
 
@@ -406,6 +420,8 @@ class Study:
 
     def _budget(self, batch_size: int) -> int:
         if self.max_epochs is not None:
+            if not (isinstance(self.max_epochs, int | float) and 0 < self.max_epochs < math.inf):
+                raise ValueError(f"max_epochs: got {self.max_epochs!r}, wanted a number above 0.")
             epochs = Fraction(str(self.max_epochs))
             steps = math.ceil(epochs * self._train_examples() / batch_size)
         elif callable(self.max_steps):
@@ -476,34 +492,39 @@ class Study:
                 f"wanted one of {', '.join(known)}."
             )
 
-    def _engine(self, chosen: Sequence[Any] | None) -> Engine:
-        if chosen is None:
-            devices.ask_for_cores()
+    def _engine(self, mesh: Mesh) -> Engine:
         return Engine(
             self.workload,
             self._optimizer(),
             schedules.get(self.schedule)[0],
             names=self.space.names,
             seed=self.seed,
-            mesh=parallel.mesh(chosen),
+            mesh=mesh,
         )
 
-    def _layout(self, batch_size: int) -> layout.Layout:
+    def _layout(self, batch_size: int, mesh: Mesh) -> layout.Layout:
         return layout.choose(
             self.workload,
+            cpu=mesh.devices.flat[0].platform == "cpu",
             batch_size=batch_size,
             trials=self.trials,
             lanes=None if self.lanes == "auto" else self.lanes,
             microbatch=None if self.microbatch == "auto" else self.microbatch,
         )
 
-    def _opening(self) -> str:
-        table = self.estimate()
+    def _opening(self, definition: Definition) -> str:
+        table = self._cost(definition)
         return (
-            f"{len(table)} batch sizes, {self.trials} trials each, on {devices.describe()}; "
+            f"{len(table)} batch sizes, {definition.trials} trials each, on {devices.describe()}; "
             f"at most {table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} "
             "operations of training, if no trial stops before its budget"
         )
+
+
+def _mesh(chosen: Sequence[Any] | None) -> Mesh:
+    if chosen is None:
+        devices.ask_for_cores()
+    return parallel.mesh(chosen)
 
 
 def _batch_size_run(

@@ -91,7 +91,7 @@ def main() -> None:
     some = study(arguments.preset, trials=arguments.trials, seed=arguments.seed)
     result = some.run(arguments.runs / arguments.preset)
     publish(
-        {result.name: result},
+        {arguments.preset: result},
         arguments.output / arguments.preset,
         stem="steps_to_target",
         seconds=time.monotonic() - began,

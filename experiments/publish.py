@@ -28,7 +28,8 @@ def publish(results: Mapping[str, bs.Result], folder: Path, *, stem: str, second
         made = (result.folder / "provenance.json").read_text()
         (folder / name / "provenance.json").write_text(made)
     with matplotlib.rc_context({"backend": "agg"}):
-        ax = bs.plots.steps_to_target(results)
+        shown = dict(results) if len(results) > 1 else next(iter(results.values()))
+        ax = bs.plots.steps_to_target(shown)
         files = bs.plots.save(ax, folder / stem)
     (folder / "seconds.json").write_text(json.dumps({"seconds": round(seconds, 1)}) + "\n")
     print(f"{seconds:.0f} s; wrote {', '.join(map(str, files))} and the tables beside them")

@@ -1,6 +1,7 @@
 """Studies from end to end on a small workload: rules, resumption, extension, errors."""
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 
 import batchscale as bs
 from batchscale import metrics
+from batchscale.engine import Engine
 
 GOAL = bs.Goal("validation/error", 0.15)
 
@@ -276,6 +278,60 @@ def test_an_interrupted_run_goes_on_where_it_was(square, budget, tmp_path, evalu
     assert len(evaluated) <= total + 1  # nothing was evaluated twice
 
 
+@pytest.mark.parametrize("stop", ["first", "all", "budget"])
+def test_an_interruption_inside_an_evaluation_loses_no_evaluation(
+    square, tmp_path, monkeypatch, stop
+):
+    some = study(square, batch_sizes=[8], stop=stop, max_steps=60)
+    whole = some.run(tmp_path / "whole", progress=False)
+    measure, calls = Engine.measure, []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(arguments)
+        found = measure(self, *arguments, **options)
+        if len(calls) % 7 == 0:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Engine, "measure", interrupted)
+    for _ in range(20):
+        try:
+            resumed = some.run(tmp_path / "interrupted", progress=False)
+        except KeyboardInterrupt:
+            continue
+        break
+    assert len(calls) > 7
+    assert_same_tables(resumed, whole)
+
+
+def test_extending_an_interrupted_run_by_a_longer_rule_measures_everything(square, tmp_path):
+    some = study(square, batch_sizes=[8], stop="all", max_steps=80)
+    told = []
+
+    def interrupt(progress):
+        told.append(progress)
+        if len(told) == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        some.run(tmp_path / "some", progress=interrupt)
+    extended = some.extend(tmp_path / "some", stop="budget", progress=False)
+    whole = dataclasses.replace(some, stop="budget").run(tmp_path / "whole", progress=False)
+    column = "validation/error"  # other splits are also measured where the first run ended
+    pd.testing.assert_series_equal(extended.measurements[column], whole.measurements[column])
+    pd.testing.assert_frame_equal(extended.trials, whole.trials)
+
+
+def test_extending_by_trials_keeps_a_longer_stop_rule(square, tmp_path):
+    some = study(square, batch_sizes=[8], max_steps=40)
+    some.run(tmp_path, progress=False)
+    some.extend(tmp_path, stop="budget", progress=False)
+    result = some.extend(tmp_path, trials=8, progress=False)
+    assert result.definition.stop == "budget"
+    assert (result.trials["steps_trained"] == 40).all()
+    assert len(result.trials) == 8
+
+
 SCRIPT = """
     import sys
     sys.path.insert(0, {tests!r})
@@ -336,6 +392,21 @@ def test_changed_data_or_a_changed_model_is_noticed(square, first):
 
     with pytest.raises(ValueError, match=re.escape("the model, its loss, its metrics")):
         study(dataclasses.replace(square, loss=loss)).run(first.folder, progress=False)
+
+
+def test_a_schedule_of_ones_own_that_changed_is_noticed(square, tmp_path):
+    def schedule(step, hyperparameters, power=0.5):
+        return hyperparameters["learning_rate"] / (1 + step) ** power
+
+    some = study(square, schedule=schedule, batch_sizes=[16], max_steps=20, stop="budget")
+    some.run(tmp_path, progress=False)
+
+    @functools.wraps(schedule)
+    def steeper(step, hyperparameters):
+        return schedule(step, hyperparameters, power=1.0)
+
+    with pytest.raises(ValueError, match=re.escape("the model, its loss, its metrics")):
+        dataclasses.replace(some, schedule=steeper).run(tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(
