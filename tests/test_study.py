@@ -398,7 +398,7 @@ def test_a_schedule_of_ones_own_that_changed_is_noticed(square, tmp_path):
     def schedule(step, hyperparameters, power=0.5):
         return hyperparameters["learning_rate"] / (1 + step) ** power
 
-    some = study(square, schedule=schedule, batch_sizes=[16], max_steps=20, stop="budget")
+    some = study(square, schedule=schedule, batch_sizes=[16], goal=bs.Goal("validation/error", 0.5))
     some.run(tmp_path, progress=False)
 
     @functools.wraps(schedule)
