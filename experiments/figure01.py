@@ -59,8 +59,10 @@ PRESETS = {
 }
 
 
-def study(preset: str, *, trials: int | None = None, seed: int = 0) -> bs.Study:
-    """The study of a preset.
+def study(
+    preset: str, *, trials: int | None = None, largest: int | None = None, seed: int = 0
+) -> bs.Study:
+    """The study of a preset, up to a largest batch size; the batch sizes do not depend on another.
 
     >>> study("mnist").trials
     32
@@ -70,7 +72,7 @@ def study(preset: str, *, trials: int | None = None, seed: int = 0) -> bs.Study:
         workload=bs.workloads.get(chosen.workload),
         optimizer=chosen.optimizer,
         space=chosen.space,
-        batch_sizes=chosen.batch_sizes,
+        batch_sizes=[size for size in chosen.batch_sizes if size <= (largest or size)],
         goal=bs.Goal("validation/error", chosen.goal),
         trials=trials or chosen.trials,
         max_steps=chosen.max_steps,
@@ -83,12 +85,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", choices=PRESETS, default="mnist")
     parser.add_argument("--trials", type=int, help="feasible trials a batch size")
+    parser.add_argument("--largest", type=int, help="leave out larger batch sizes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=Path, default=Path("runs/figure01"), help="raw tables")
     parser.add_argument("--output", type=Path, default=Path("results/figure01"))
     arguments = parser.parse_args()
     began = time.monotonic()
-    some = study(arguments.preset, trials=arguments.trials, seed=arguments.seed)
+    some = study(
+        arguments.preset,
+        trials=arguments.trials,
+        largest=arguments.largest,
+        seed=arguments.seed,
+    )
     result = some.run(arguments.runs / arguments.preset)
     publish(
         {arguments.preset: result},
