@@ -16,8 +16,8 @@ from batchscale.result import Result as Result
 from batchscale.result import load as load
 from batchscale.runner import Progress as Progress
 from batchscale.study import Study as Study
-from batchscale.study import TrialRun as TrialRun
 from batchscale.study import powers_of_two as powers_of_two
+from batchscale.trial_run import TrialRun as TrialRun
 from batchscale.tuner import Choice as Choice
 from batchscale.tuner import Integer as Integer
 from batchscale.tuner import LogUniform as LogUniform

@@ -72,3 +72,12 @@ def get(schedule: str | Schedule) -> tuple[Schedule, tuple[str, ...]]:
             "or a function of (step, hyperparameters) that returns the learning rate."
         )
     return _SCHEDULES[schedule]
+
+
+def name(schedule: str | Schedule) -> str:
+    """What plans call a schedule.
+
+    >>> name("constant"), name(lambda step, hyperparameters: 0.1)
+    ('constant', '<lambda>')
+    """
+    return schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "own")

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from fractions import Fraction
 from typing import Any, Literal
 
 import jax
-import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
-from batchscale import devices, layout, optimizers, parallel, records, schedules
+from batchscale import (
+    checks,
+    devices,
+    layout,
+    optimizers,
+    parallel,
+    records,
+    schedules,
+    sweep,
+    trial_run,
+)
+from batchscale.checks import PerBatchSize
 from batchscale.engine import Engine, TrialId
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.metrics import Goal
@@ -26,13 +32,12 @@ from batchscale.plan import Definition, Plan
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
 from batchscale.result import Result, load
-from batchscale.runner import BatchSizeRun, Progress, Task
+from batchscale.runner import Progress
 from batchscale.schedules import Schedule
-from batchscale.stopping import Stop, StopRule, evaluation_grid
+from batchscale.stopping import Stop, StopRule
+from batchscale.trial_run import TrialRun
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
-
-PerBatchSize = int | Mapping[int, int] | Callable[[int], int]
 
 
 def powers_of_two(first: int, last: int) -> list[int]:
@@ -50,25 +55,6 @@ def powers_of_two(first: int, last: int) -> list[int]:
             f"powers_of_two: there is none from {first} to {last}. Give the smaller number first."
         )
     return powers
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialRun:
-    """One trial, run by itself.
-
-    Attributes:
-      curve: the measurements, as in `Result.measurements`.
-      params: the parameters after the last step, host arrays.
-      model_state: what the model keeps besides.
-      hyperparameters: of the trial, by name.
-      diverged: whether the parameters stopped being finite.
-    """
-
-    curve: pd.DataFrame
-    params: PyTree
-    model_state: PyTree
-    hyperparameters: Mapping[str, float]
-    diverged: bool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,13 +115,16 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("trials", "max_infeasible", "lanes", "microbatch"):
-            value = getattr(self, name)
-            smallest = 0 if name == "max_infeasible" else 1
-            if value not in (None, "auto") and not _is_integer(value, smallest):
-                raise ValueError(f"{name}: got {value!r}, wanted an integer, {smallest} or more.")
-        if not (_is_integer(self.seed, 0) and self.seed < 2**32):
-            raise ValueError(f"seed: got {self.seed!r}, wanted an integer in 0 to 2^32 - 1.")
+        for name, smallest in (
+            ("trials", 1),
+            ("max_infeasible", 0),
+            ("lanes", 1),
+            ("microbatch", 1),
+        ):
+            if getattr(self, name) not in (None, "auto"):
+                checks.integer(name, getattr(self, name), smallest)
+        checks.integer("trials", self.trials, 1)
+        checks.integer("seed", self.seed, 0, 2**32 - 1)
         if not 0 < self.evaluation_spacing <= 1:
             raise ValueError(
                 f"evaluation_spacing: got {self.evaluation_spacing!r}, wanted a share of the steps "
@@ -147,33 +136,13 @@ class Study:
                 "one of them: the budget of a trial in steps, or in epochs."
             )
         StopRule.of(self.stop)
-        self._check_names()
+        checks.names(self.space, self._optimizer(), self.schedule, self.workload)
         if self.workload.train_examples is not None:
             self._definition()
 
     def resolved_batch_sizes(self) -> list[int]:
         """The batch sizes as integers, in increasing order."""
-        examples = self._train_examples()
-        sizes = []
-        for batch_size in self.batch_sizes:
-            size = examples if batch_size == "full" else batch_size
-            if not _is_integer(size, 1):
-                raise ValueError(
-                    f"batch_sizes: got {batch_size!r}, wanted integers, 1 or more, or 'full'."
-                )
-            if size > examples:
-                raise ValueError(
-                    f"batch_sizes: {size} is larger than the {examples:,} training examples of "
-                    f"{self.workload.name!r}. Batches are drawn without replacement; use at most "
-                    f'{examples} ("full").'
-                )
-            sizes.append(int(size))
-        if not sizes:
-            raise ValueError("batch_sizes: got none, wanted at least one.")
-        if len(set(sizes)) < len(sizes):
-            twice = next(size for size in sizes if sizes.count(size) > 1)
-            raise ValueError(f"batch_sizes: {twice} is given twice; wanted each once.")
-        return sorted(sizes)
+        return checks.batch_sizes(self.batch_sizes, self._train_examples(), self.workload.name)
 
     def estimate(self) -> pd.DataFrame:
         """What the study costs at most, before it starts.
@@ -288,45 +257,19 @@ class Study:
                 f"batch_size: got {batch_size}, wanted one of the study's: "
                 f"{', '.join(map(str, definition.batch_sizes))}."
             )
-        if not (_is_integer(trial, 0) and _is_integer(replicate, 0)):
-            raise ValueError(
-                f"trial, replicate: got {trial!r} and {replicate!r}, wanted integers, 0 or more."
+        name = TrialId(checks.integer("trial", trial, 0), checks.integer("replicate", replicate, 0))
+        if steps is not None:
+            checks.integer("steps", steps, 1)
+        mesh = _mesh(devices)
+        checks.metric(self.goal, self.workload)
+        packing = self._layout(batch_size, mesh)
+        if folder is not None:
+            with Records.open(folder, write=False) as stored:
+                packing = Plan.from_json(stored.read_plan() or {}).layouts[batch_size]
+        with self._engine(mesh) as engine:
+            return trial_run.run_trial(
+                engine, definition, batch_size, name, layout=packing, steps=steps
             )
-        plan = Plan(definition, {})
-        plan.extend(batch_size, trial + 1, Origin.PLAN)
-        values = plan.rows[batch_size][trial]["hyperparameters"]
-        if steps is not None and not _is_integer(steps, 1):
-            raise ValueError(f"steps: got {steps!r}, wanted an integer, 1 or more.")
-        budget = definition.max_steps[batch_size] if steps is None else steps
-        grid = evaluation_grid(budget, self.evaluation_spacing)
-        name = TrialId(trial, replicate)
-        with ExitStack() as stack:
-            mesh = _mesh(devices)
-            self._check_metric()
-            packing = self._layout(batch_size, mesh)
-            if folder is not None:
-                stored = stack.enter_context(Records.open(folder, write=False)).read_plan()
-                packing = Plan.from_json(stored or {}).layouts[batch_size]
-            engine = stack.enter_context(self._engine(mesh))
-            packs = engine.start([name], lambda _: values, batch_size=batch_size, layout=packing)
-            rows: dict[tuple[int, ...], dict[str, float]] = {}
-            diverged = False
-            at = 0
-            for step in grid:
-                engine.advance(packs, batch_size=batch_size, layout=packing, step=at, to=step)
-                at = step
-                measured, bad = engine.measure(packs, engine.splits, layout=packing)
-                diverged = name in bad
-                if diverged:
-                    break
-                rows[batch_size, trial, replicate, step] = measured[name]
-                past = self.goal.reached(np.asarray(measured[name][self.goal.metric]))
-                if steps is None and past:
-                    break
-            params, model_state = engine.params(engine.unpack(packs), name)
-        index = pd.MultiIndex.from_tuples(list(rows), names=records.MEASUREMENT_INDEX)
-        curve = records.measurement_table(pd.DataFrame(list(rows.values()), index=index))
-        return TrialRun(curve, params, model_state, values, diverged)
 
     def _run(
         self,
@@ -339,7 +282,7 @@ class Study:
         definition = self._definition()
         with ExitStack() as stack:
             mesh = _mesh(devices)
-            self._check_metric()
+            checks.metric(self.goal, self.workload)
             folder_records = stack.enter_context(Records.open(folder))
             plan = self._plan(definition, folder_records, mesh, extend=extend)
             engine = stack.enter_context(self._engine(mesh))
@@ -353,18 +296,9 @@ class Study:
                 bar = ProgressBar(len(definition.batch_sizes), definition.goal, title)
                 report = stack.enter_context(bar)
                 bar.say(self._opening(definition))
-            measurements, trials = folder_records.tables()
-            runs = [
-                _batch_size_run(
-                    batch_size, plan, engine, folder_records, measurements, trials, report
-                )
-                for batch_size in definition.batch_sizes
-            ]
-            for now, following in zip(runs, [*runs[1:], None], strict=True):
-                now.run(following)
-            folder_records.compact()
+            sweep.run(plan, engine, folder_records, report)
         result = load(folder)
-        _warn_of_misses(result)
+        sweep.warn_of_misses(result.steps_to_target(), result.measurements, result.goal)
         return result
 
     def _plan(self, definition: Definition, folder: Records, mesh: Mesh, *, extend: bool) -> Plan:
@@ -405,41 +339,26 @@ class Study:
         return Definition(
             workload=self.workload.name,
             optimizer=self._optimizer().name,
-            schedule=_name(self.schedule),
+            schedule=schedules.name(self.schedule),
             goal=self.goal,
             spaces={size: self.space.at(size) for size in sizes},
             trials=self.trials,
             max_infeasible=infeasible,
-            max_steps={size: self._budget(size) for size in sizes},
+            max_steps={
+                size: checks.budget(
+                    self.max_steps,
+                    self.max_epochs,
+                    batch_size=size,
+                    train_examples=self._train_examples(),
+                )
+                for size in sizes
+            },
             earlier_budgets={},
             stop=self.stop,
             evaluation_spacing=self.evaluation_spacing,
             seed=self.seed,
             train_examples=self._train_examples(),
         )
-
-    def _budget(self, batch_size: int) -> int:
-        if self.max_epochs is not None:
-            if not (isinstance(self.max_epochs, int | float) and 0 < self.max_epochs < math.inf):
-                raise ValueError(f"max_epochs: got {self.max_epochs!r}, wanted a number above 0.")
-            epochs = Fraction(str(self.max_epochs))
-            steps = math.ceil(epochs * self._train_examples() / batch_size)
-        elif callable(self.max_steps):
-            steps = self.max_steps(batch_size)
-        elif isinstance(self.max_steps, Mapping):
-            if batch_size not in self.max_steps:
-                raise ValueError(
-                    f"max_steps: has no entry for batch size {batch_size}; wanted one for each."
-                )
-            steps = self.max_steps[batch_size]
-        else:
-            steps = self.max_steps
-        if steps is None or not _is_integer(steps, 1) or steps >= 2**31:
-            raise ValueError(
-                f"max_steps: got {steps!r} at batch size {batch_size}, "
-                "wanted an integer, 1 to 2^31 - 1."
-            )
-        return int(steps)
 
     def _train_examples(self) -> int:
         if self.workload.train_examples is not None:
@@ -448,49 +367,6 @@ class Study:
 
     def _optimizer(self) -> Optimizer:
         return optimizers.get(self.optimizer)
-
-    def _check_names(self) -> None:
-        """Every hyperparameter that is needed is in the space, and every one there is read."""
-        optimizer = self._optimizer()
-        _, scheduled = schedules.get(self.schedule)
-        needed = dict.fromkeys(scheduled, f"schedule {_name(self.schedule)!r}")
-        needed |= dict.fromkeys(optimizer.required, f"optimizer {optimizer.name!r}")
-        for name, by in needed.items():
-            if name not in self.space:
-                raise ValueError(
-                    f"space: {by} needs {name!r}, and the space has {', '.join(self.space)}. "
-                    f"Add {name}=... to the SearchSpace; a plain number is a fixed value."
-                )
-        if optimizer.takes_all or callable(self.schedule) or self.workload.hyperparameters is None:
-            return
-        read = {*needed, *optimizer.defaults, *self.workload.hyperparameters}
-        unread = [name for name in self.space if name not in read]
-        if unread:
-            raise ValueError(
-                f"space: nothing reads {', '.join(map(repr, unread))}; optimizer "
-                f"{optimizer.name!r}, schedule {_name(self.schedule)!r} and workload "
-                f"{self.workload.name!r} read {', '.join(sorted(read))}."
-            )
-
-    def _check_metric(self) -> None:
-        """The goal's metric is one that the workload has."""
-        workload = self.workload
-        splits = workload.splits()
-        some = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), splits["train"]
-        )
-
-        def measured(key: PyTree, batch: PyTree) -> PyTree:
-            params, model_state = workload.init(key)
-            return workload.metrics(params, model_state, workload.prepare(batch, None))
-
-        names = jax.eval_shape(measured, jax.ShapeDtypeStruct((2,), np.uint32), some)
-        known = [f"{split}/{name}" for split in splits for name in names]
-        if self.goal.metric not in known:
-            raise ValueError(
-                f"goal: workload {workload.name!r} has no metric {self.goal.metric!r}; "
-                f"wanted one of {', '.join(known)}."
-            )
 
     def _engine(self, mesh: Mesh) -> Engine:
         return Engine(
@@ -525,78 +401,3 @@ def _mesh(chosen: Sequence[Any] | None) -> Mesh:
     if chosen is None:
         devices.ask_for_cores()
     return parallel.mesh(chosen)
-
-
-def _batch_size_run(
-    batch_size: int,
-    plan: Plan,
-    engine: Engine,
-    folder: Records,
-    measurements: pd.DataFrame,
-    trials: pd.DataFrame,
-    report: Callable[[Progress], None],
-) -> BatchSizeRun:
-    definition = plan.definition
-    task = Task(
-        batch_size=batch_size,
-        trials=definition.trials,
-        max_infeasible=definition.max_infeasible,
-        grid=evaluation_grid(
-            definition.max_steps[batch_size],
-            definition.evaluation_spacing,
-            budgets=definition.earlier_budgets.get(batch_size, ()),
-        ),
-        goal=definition.goal,
-        rule=StopRule.of(definition.stop),
-        layout=plan.layouts[batch_size],
-    )
-
-    def hyperparameters(trial: TrialId) -> Mapping[str, float]:
-        if plan.extend(batch_size, trial.number + 1, Origin.TOPUP):
-            folder.write_plan(plan.to_json())
-        return plan.rows[batch_size][trial.number]["hyperparameters"]
-
-    def origin(trial: TrialId) -> Origin:
-        return Origin(plan.rows[batch_size][trial.number]["origin"])
-
-    return BatchSizeRun(
-        task,
-        engine,
-        folder,
-        measurements=measurements.query("batch_size == @batch_size"),
-        trials=trials.query("batch_size == @batch_size"),
-        hyperparameters=hyperparameters,
-        origin=origin,
-        report=report,
-    )
-
-
-def _warn_of_misses(result: Result) -> None:
-    table = result.steps_to_target()
-    missed = table.loc[np.isinf(table["steps"]), "batch_size"].tolist()
-    if not missed:
-        return
-    column = result.measurements.get(result.goal.metric)
-    best = "nothing finite was measured"
-    if column is not None and column.notna().any():
-        best = f"the best value there was {_best(column, missed, result.goal):.4g}"
-    warnings.warn(
-        f"no trial reached {result.goal} at batch size {', '.join(map(str, missed))}; {best}. "
-        "Their steps are inf. Choose an easier goal, or extend the study: more max_steps, or "
-        "more trials.",
-        stacklevel=4,
-    )
-
-
-def _best(column: pd.Series, batch_sizes: list[int], goal: Goal) -> float:
-    some = column[column.index.get_level_values("batch_size").isin(batch_sizes)]
-    return float(some.min() if goal.mode == "min" else some.max())
-
-
-def _is_integer(value: Any, smallest: int) -> bool:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and int(value) >= smallest
-
-
-def _name(schedule: str | Schedule) -> str:
-    return schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "own")

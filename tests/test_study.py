@@ -417,12 +417,15 @@ def test_a_schedule_of_ones_own_that_changed_is_noticed(square, tmp_path):
             "batch_sizes: 128 is larger than the 100 training examples of 'square'. Batches are "
             'drawn without replacement; use at most 100 ("full").',
         ),
-        ({"batch_sizes": [0]}, "batch_sizes: got 0, wanted integers, 1 or more, or 'full'."),
+        ({"batch_sizes": [0]}, "batch_sizes: got 0, wanted an integer, 1 or more, or 'full'."),
         ({"batch_sizes": [4, 4]}, "batch_sizes: 4 is given twice; wanted each once."),
         ({"batch_sizes": []}, "batch_sizes: got none, wanted at least one."),
         ({"trials": 0}, "trials: got 0, wanted an integer, 1 or more."),
-        ({"seed": -1}, "seed: got -1, wanted an integer in 0 to 2^32 - 1."),
-        ({"max_steps": 0}, "max_steps: got 0 at batch size 4, wanted an integer, 1 to 2^31 - 1."),
+        ({"seed": -1}, "seed: got -1, wanted an integer, 0 to 4,294,967,295."),
+        (
+            {"max_steps": 0},
+            "max_steps at batch size 4: got 0, wanted an integer, 1 to 2,147,483,647.",
+        ),
         ({"max_steps": {4: 10}}, "max_steps: has no entry for batch size 32; wanted one for each."),
         (
             {"max_epochs": 3},

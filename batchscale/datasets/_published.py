@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from batchscale.datasets import idx
-from batchscale.datasets.splits import Splits, _replacing
+from batchscale.datasets.splits import Splits
+from batchscale.files import replacing
 
 _SECONDS = 20  # until an address that does not answer counts as unreachable
 
@@ -112,7 +113,7 @@ def _content(name: str, file: str, folder: Path) -> bytes:
         if fault := _fault(content, size, sha256):
             failures.append(f"{url}: {fault}")
             continue
-        with contextlib.suppress(OSError), _replacing(path) as stored:
+        with contextlib.suppress(OSError), replacing(path) as stored:
             stored.write(content)
         return content
     raise ConnectionError("; ".join(failures))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import uuid
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from batchscale.files import replacing
 
 Splits: TypeAlias = dict[str, dict[str, np.ndarray]]
 Examples: TypeAlias = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike]
@@ -119,7 +119,7 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
         if not split or "/" in split:
             raise ValueError(f"split {split!r}: its name must not be empty or hold '/'. Rename it.")
         arrays.update({f"{split}/{field}": array for field, array in fields.items()})
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path)) as file:
         np.savez(file, **arrays)
 
 
@@ -212,19 +212,6 @@ def _hold_out(splits: Splits, examples: int) -> Splits:
         "validation": {field: array[-examples:] for field, array in train.items()},
         **{split: fields for split, fields in splits.items() if split != "train"},
     }
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write into that takes the place of `path` when whole, and vanishes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with partial.open("xb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _fields(split: str, part: Examples) -> Mapping[str, ArrayLike]:

@@ -1,12 +1,10 @@
-"""Files that are whole or absent, whatever moment the process is killed at."""
+"""JSON, tables and the lock of a study's folder."""
 
-import contextlib
 import json
 import math
-import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,33 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchscale.files import replacing
+
 if sys.platform != "win32":
     import fcntl
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` once it is written whole."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    with open(unfinished, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    if sys.platform != "win32":
-        # The new name must be on disk before whatever relies on it is removed.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # not every network file system can
-                os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process left of the files it was writing in `folder`."""
-    for path in folder.glob(".unfinished-*"):
-        path.unlink()
 
 
 def lock(folder: Path) -> IO[bytes]:

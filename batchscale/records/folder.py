@@ -19,6 +19,7 @@ from typing import IO, Any, Self
 import numpy as np
 import pandas as pd
 
+from batchscale.files import remove_unfinished, replacing
 from batchscale.records import _files
 from batchscale.records.tables import (
     MEASUREMENT_INDEX,
@@ -72,7 +73,7 @@ class Records:
             path.mkdir(parents=True, exist_ok=True)
         lock = _files.lock(folder)
         for path in folders:
-            _files.remove_unfinished(path)
+            remove_unfinished(path)
         return cls(folder, lock)
 
     def close(self) -> None:
@@ -122,8 +123,8 @@ class Records:
           ValueError: the frame is not as asked.
         """
         self._check_writable()
-        frame = measurement_table(frame)
         if len(frame):
+            frame = measurement_table(frame)
             path = self.folder / f"parts/measurements-{self._next_part:08d}.parquet"
             _files.write_table(path, frame)
             self._next_part += 1
@@ -194,7 +195,7 @@ class Records:
                 array.view(f"u{array.dtype.itemsize}") if extension else array
             )
         header = json.dumps({"arrays": names, "about": _files.json_value(about, "about")})
-        with _files.replacing(self.folder / f"state/{batch_size}.npz") as file:
+        with replacing(self.folder / f"state/{batch_size}.npz") as file:
             np.savez(file, header=np.array(header), **stored)
 
     def read_state(self, batch_size: int) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

@@ -1,10 +1,9 @@
-"""Workloads: a data set, a model, its loss and its metrics, as pure functions."""
+"""A workload: a data set, a model, its loss and its metrics, as pure functions."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import pandas as pd
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from batchscale import datasets, models
+from batchscale import datasets
+from batchscale.workloads import classifier
+from batchscale.workloads._sums import examples_in, total
 
-Hyperparameters = Mapping[str, Float[Array, ""]]
 Splits = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -64,7 +62,7 @@ class Workload:
     def __post_init__(self) -> None:
         if not callable(self.data):
             _check_splits(self.data, self)
-            examples = _examples(self.data["train"])
+            examples = examples_in(self.data["train"])
             object.__setattr__(self, "train_examples", examples)
 
     @classmethod
@@ -103,10 +101,10 @@ class Workload:
         measured = {"loss": loss, **(metrics or {})}
 
         def sums(values: Array, batch: PyTree) -> tuple[Array, Array]:
-            count = _examples(batch)
+            count = examples_in(batch)
             if values.ndim == 0:
                 return values * count, jnp.asarray(count)
-            return _total(values), jnp.asarray(values.size)
+            return total(values), jnp.asarray(values.size)
 
         def total_loss(params, model_state, batch, key, hyperparameters):
             del key, hyperparameters
@@ -151,6 +149,7 @@ class Workload:
           scale: unsigned 8-bit inputs are divided by it; others are taken as they are.
           **others: further fields of `Workload`.
 
+        >>> from batchscale import models
         >>> images = np.zeros((32, 8, 8, 1), np.uint8)
         >>> digits = (images, np.arange(32) % 10)
         >>> workload = Workload.from_flax(models.get("fc_16", 10), {"train": digits})
@@ -158,15 +157,10 @@ class Workload:
         ('Perceptron', 10)
         """
         splits = _from_arrays(data)
-        return _classifier(
-            module,
-            name=name or type(module).__name__,
-            data=splits,
-            example=_example(splits["train"], labels),
-            labels=labels,
-            scale=scale,
-            **others,
+        fields = classifier.fields(
+            module, example=classifier.example(splits["train"], labels), labels=labels, scale=scale
         )
+        return cls(name=name or type(module).__name__, data=splits, **{**fields, **others})
 
     def splits(self) -> Splits:
         """The data, loaded and checked.
@@ -241,202 +235,3 @@ def _check_splits(splits: Splits, workload: Workload) -> None:
             )
     if workload.classes is not None:
         datasets.check_labels(splits, workload.classes, field=workload.labels)
-
-
-def _classifier(
-    module: nn.Module,
-    *,
-    name: str,
-    data: Splits | Callable[[], Splits],
-    example: jax.ShapeDtypeStruct,
-    labels: str,
-    scale: float,
-    **others: Any,
-) -> Workload:
-    """A workload of softmax cross-entropy; `example` is the shape and type of one input."""
-    takes = inspect.signature(type(module).__call__).parameters
-
-    def inputs(batch: PyTree) -> Array:
-        (field,) = [name for name in batch if name != labels]
-        return batch[field]
-
-    def preprocess(batch: PyTree, key: Any) -> PyTree:
-        del key
-        return {k: _scaled(v, scale) if k != labels else v for k, v in batch.items()}
-
-    def arguments(train: bool, hyperparameters: Hyperparameters) -> dict[str, Any]:
-        chosen: dict[str, Any] = {"train": train} if "train" in takes else {}
-        if "dropout_rate" in takes and "dropout_rate" in hyperparameters:
-            chosen["dropout_rate"] = hyperparameters["dropout_rate"]
-        return chosen
-
-    def init(key: Any) -> tuple[PyTree, PyTree]:
-        x = _scaled(jnp.zeros((1, *example.shape), example.dtype), scale)
-        variables = dict(module.init(key, x, **arguments(False, {})))
-        return variables.pop("params", {}), variables
-
-    def loss(
-        params: PyTree,
-        model_state: PyTree,
-        batch: PyTree,
-        key: Any,
-        hyperparameters: Hyperparameters,
-    ) -> tuple[tuple[Array, Array], PyTree]:
-        logits, model_state = module.apply(
-            {"params": params, **model_state},
-            inputs(batch),
-            **arguments(True, hyperparameters),
-            rngs={"dropout": key},
-            mutable=list(model_state),
-        )
-        targets = batch[labels]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        if "label_smoothing" in hyperparameters:
-            uniform = -jax.nn.log_softmax(logits).mean(-1)
-            amount = hyperparameters["label_smoothing"]
-            losses = (1 - amount) * losses + amount * uniform
-        return (losses.sum(), jnp.asarray(targets.size)), model_state
-
-    def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
-        logits: Any = module.apply(
-            {"params": params, **model_state}, inputs(batch), **arguments(False, {})
-        )
-        targets = batch[labels]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        count = jnp.asarray(targets.size)
-        return {
-            "error": (_total(logits.argmax(-1) != targets), count),
-            "loss": (losses.sum(), count),
-        }
-
-    def logits_shape() -> tuple[int, ...]:
-        x = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
-        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
-
-        def forward(key: Any, x: Array) -> Array:
-            x = _scaled(x, scale)
-            variables = module.init(key, x, **arguments(False, {}))
-            logits: Any = module.apply(variables, x, **arguments(False, {}))
-            return logits
-
-        return jax.eval_shape(forward, key, x).shape
-
-    known = ["label_smoothing"] + ["dropout_rate"] * ("dropout_rate" in takes)
-    return Workload(
-        name=name,
-        init=init,
-        loss=loss,
-        metrics=metrics,
-        data=data,
-        **{
-            "preprocess": preprocess,
-            "hyperparameters": tuple(known),
-            "classes": logits_shape()[-1],
-            "labels": labels,
-            **others,
-        },
-    )
-
-
-def _total(values: Array) -> Array:
-    """A sum that counts booleans in integers."""
-    return values.sum(dtype=jnp.int32 if values.dtype == bool else None)
-
-
-def _scaled(x: Array, scale: float) -> Array:
-    return x.astype(float) / scale if x.dtype == jnp.uint8 else x
-
-
-def _examples(split: PyTree) -> int:
-    return len(jax.tree.leaves(split)[0])
-
-
-def _example(split: Mapping[str, np.ndarray], labels: str) -> jax.ShapeDtypeStruct:
-    others = [name for name in split if name != labels]
-    if labels not in split or len(others) != 1:
-        raise ValueError(
-            f"data: got the fields {sorted(split)}, wanted the labels as {labels!r} and one more, "
-            "the inputs. Name the field of the labels with labels=..., or write a Workload."
-        )
-    values = split[others[0]]
-    return jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    shape: tuple[int, ...]
-    train_examples: int
-    scale: float
-
-
-_DATASETS = {
-    "digits": _Images((8, 8, 1), 1_100, 16.0),
-    "mnist": _Images((28, 28, 1), 55_000, 255.0),
-    "fashion_mnist": _Images((28, 28, 1), 55_000, 255.0),
-}
-_CLASSES = 10
-
-
-@functools.cache
-def get(name: str) -> Workload:
-    """A workload by name: `data set/model`.
-
-    Data sets: `digits`, `mnist`, `fashion_mnist` (see `datasets.load`; loaded when first needed).
-    Models: `fc_128_128_128` and other widths, `simple_cnn_base`, `simple_cnn_narrow`,
-    `simple_cnn_wide` (see `models.get`). Pixels are divided by their largest value, not centred.
-
-    Raises:
-      ValueError: the data set or the model is not known.
-
-    >>> get("mnist/fc_128_128_128").train_examples
-    55000
-    """
-    dataset, _, model = name.partition("/")
-    if dataset not in _DATASETS or not model:
-        raise ValueError(
-            f"workload: got {name!r}, wanted 'data set/model' with a data set of "
-            f"{', '.join(_DATASETS)}; for example 'mnist/fc_128_128_128'. "
-            "workloads.table() lists them; write a Workload for data of your own."
-        )
-    images = _DATASETS[dataset]
-    return _classifier(
-        models.get(model, _CLASSES),
-        name=name,
-        data=functools.partial(datasets.load, dataset),
-        example=jax.ShapeDtypeStruct(images.shape, jnp.uint8),
-        labels="label",
-        scale=images.scale,
-        train_examples=images.train_examples,
-    )
-
-
-# The paper's models of these data sets.
-_MODELS = (
-    *("fc_1024", "fc_1024_1024", "fc_1024_1024_1024"),
-    *(f"fc_{width}_{width}_{width}" for width in (64, 128, 256, 512, 2048)),
-    *("simple_cnn_narrow", "simple_cnn_base", "simple_cnn_wide"),
-)
-
-
-def table() -> pd.DataFrame:
-    """Every named workload, with its size and rough cost; other widths go by `fc_...` as well.
-
-    Returns:
-      One row a workload: `workload`, `train_examples`, `parameters`, and `flops`, the operations
-      of one example's gradient.
-
-    >>> table().set_index("workload").loc["mnist/fc_128_128_128", "parameters"].item()
-    134794
-    """
-    rows = []
-    for dataset, images in _DATASETS.items():
-        for model in ("fc_64", *_MODELS) if dataset == "digits" else _MODELS:
-            workload = get(f"{dataset}/{model}")
-            params, _ = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
-            one = {
-                "image": jax.ShapeDtypeStruct((1, *images.shape), np.uint8),
-                "label": jax.ShapeDtypeStruct((1,), np.int32),
-            }
-            size = models.parameter_count(params)
-            rows.append((workload.name, images.train_examples, size, workload.flops(one)))
-    return pd.DataFrame(rows, columns=["workload", "train_examples", "parameters", "flops"])

@@ -1,0 +1,136 @@
+"""The arguments of a study, checked before anything is compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from batchscale import schedules
+from batchscale.metrics import Goal
+from batchscale.optimizers import Optimizer
+from batchscale.schedules import Schedule
+from batchscale.tuner import SearchSpace
+from batchscale.workloads import Workload
+
+PerBatchSize = int | Mapping[int, int] | Callable[[int], int]
+
+
+def integer(
+    name: str, value: Any, smallest: int, largest: int | None = None, *, others: str = ""
+) -> int:
+    """The argument `name` as a Python integer in a range.
+
+    >>> integer("trials", 0, 1)
+    Traceback (most recent call last):
+    ValueError: trials: got 0, wanted an integer, 1 or more.
+    """
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (whole and smallest <= int(value) <= (value if largest is None else largest)):
+        wanted = f"{smallest} or more" if largest is None else f"{smallest} to {largest:,}"
+        raise ValueError(f"{name}: got {value!r}, wanted an integer, {wanted}{others}.")
+    return int(value)
+
+
+def batch_sizes(
+    given: Sequence[int | Literal["full"]], train_examples: int, workload: str
+) -> list[int]:
+    """The batch sizes as integers, in increasing order.
+
+    >>> batch_sizes(["full", 1, 2], 50, "mine")
+    [1, 2, 50]
+    """
+    sizes = []
+    for batch_size in given:
+        size = train_examples if batch_size == "full" else batch_size
+        size = integer("batch_sizes", size, 1, others=", or 'full'")
+        if size > train_examples:
+            raise ValueError(
+                f"batch_sizes: {size} is larger than the {train_examples:,} training examples of "
+                f"{workload!r}. Batches are drawn without replacement; use at most "
+                f'{train_examples} ("full").'
+            )
+        sizes.append(size)
+    if not sizes:
+        raise ValueError("batch_sizes: got none, wanted at least one.")
+    if len(set(sizes)) < len(sizes):
+        twice = next(size for size in sizes if sizes.count(size) > 1)
+        raise ValueError(f"batch_sizes: {twice} is given twice; wanted each once.")
+    return sorted(sizes)
+
+
+def budget(
+    max_steps: PerBatchSize | None,
+    max_epochs: float | None,
+    *,
+    batch_size: int,
+    train_examples: int,
+) -> int:
+    """The budget of a trial in steps.
+
+    >>> budget(None, 1.5, batch_size=10, train_examples=45)
+    7
+    """
+    if max_epochs is not None:
+        if not (isinstance(max_epochs, int | float) and 0 < max_epochs < math.inf):
+            raise ValueError(f"max_epochs: got {max_epochs!r}, wanted a number above 0.")
+        steps: Any = math.ceil(Fraction(str(max_epochs)) * train_examples / batch_size)
+    elif callable(max_steps):
+        steps = max_steps(batch_size)
+    elif isinstance(max_steps, Mapping):
+        if batch_size not in max_steps:
+            raise ValueError(
+                f"max_steps: has no entry for batch size {batch_size}; wanted one for each."
+            )
+        steps = max_steps[batch_size]
+    else:
+        steps = max_steps
+    return integer(f"max_steps at batch size {batch_size}", steps, 1, 2**31 - 1)
+
+
+def names(
+    space: SearchSpace, optimizer: Optimizer, schedule: str | Schedule, workload: Workload
+) -> None:
+    """Checks that every hyperparameter that is needed is in the space, and every one is read."""
+    title = schedules.name(schedule)
+    needed = dict.fromkeys(schedules.get(schedule)[1], f"schedule {title!r}")
+    needed |= dict.fromkeys(optimizer.required, f"optimizer {optimizer.name!r}")
+    for name, by in needed.items():
+        if name not in space:
+            raise ValueError(
+                f"space: {by} needs {name!r}, and the space has {', '.join(space)}. "
+                f"Add {name}=... to the SearchSpace; a plain number is a fixed value."
+            )
+    if optimizer.takes_all or callable(schedule) or workload.hyperparameters is None:
+        return
+    read = {*needed, *optimizer.defaults, *workload.hyperparameters}
+    unread = [name for name in space if name not in read]
+    if unread:
+        raise ValueError(
+            f"space: nothing reads {', '.join(map(repr, unread))}; optimizer "
+            f"{optimizer.name!r}, schedule {title!r} and workload "
+            f"{workload.name!r} read {', '.join(sorted(read))}."
+        )
+
+
+def metric(goal: Goal, workload: Workload) -> None:
+    """Checks that the goal's metric is one that the workload has; loads its data."""
+    splits = workload.splits()
+    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), splits["train"])
+
+    def measured(key: PyTree, batch: PyTree) -> PyTree:
+        params, model_state = workload.init(key)
+        return workload.metrics(params, model_state, workload.prepare(batch, None))
+
+    metrics = jax.eval_shape(measured, jax.ShapeDtypeStruct((2,), np.uint32), some)
+    known = [f"{split}/{name}" for split in splits for name in metrics]
+    if goal.metric not in known:
+        raise ValueError(
+            f"goal: workload {workload.name!r} has no metric {goal.metric!r}; "
+            f"wanted one of {', '.join(known)}."
+        )

@@ -1,0 +1,116 @@
+"""A plan, carried out: every batch size in turn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from batchscale.engine import Engine, TrialId
+from batchscale.ledger import Ledger, Question
+from batchscale.metrics import Goal
+from batchscale.plan import Plan
+from batchscale.records import Origin, Records
+from batchscale.runner import BatchSizeRun, Progress
+from batchscale.stopping import StopRule, evaluation_grid
+
+# Replacements of diverged trials are planned so many at a time: each time the plan is written.
+_REPLACEMENTS = 16
+
+
+def run(plan: Plan, engine: Engine, folder: Records, report: Callable[[Progress], None]) -> None:
+    """Runs what is left of a plan, and writes it into the folder.
+
+    Args:
+      plan: what is measured; its trials are extended in place of those that diverge.
+      engine: trains and measures.
+      folder: the study's.
+      report: told of every evaluation.
+    """
+    measurements, trials = folder.tables()
+    runs = [
+        _batch_size_run(batch_size, plan, engine, folder, measurements, trials, report)
+        for batch_size in plan.definition.batch_sizes
+    ]
+    for now, following in zip(runs, [*runs[1:], None], strict=True):
+        now.run(following)
+    folder.compact()
+
+
+def warn_of_misses(steps: pd.DataFrame, measurements: pd.DataFrame, goal: Goal) -> None:
+    """Warns of batch sizes at which no trial reached the goal.
+
+    Args:
+      steps: the steps to target.
+      measurements: of the study.
+      goal: the study's.
+    """
+    missed = steps.loc[np.isinf(steps["steps"]), "batch_size"].tolist()
+    if not missed:
+        return
+    best = "nothing finite was measured"
+    if goal.metric in measurements:
+        some = measurements.loc[
+            measurements.index.get_level_values("batch_size").isin(missed), goal.metric
+        ]
+        if some.notna().any():
+            best = (
+                f"the best value there was {some.min() if goal.mode == 'min' else some.max():.4g}"
+            )
+    warnings.warn(
+        f"no trial reached {goal} at batch size {', '.join(map(str, missed))}; {best}. "
+        "Their steps are inf. Choose an easier goal, or extend the study: more max_steps, or "
+        "more trials.",
+        stacklevel=4,
+    )
+
+
+def _batch_size_run(
+    batch_size: int,
+    plan: Plan,
+    engine: Engine,
+    folder: Records,
+    measurements: pd.DataFrame,
+    trials: pd.DataFrame,
+    report: Callable[[Progress], None],
+) -> BatchSizeRun:
+    definition = plan.definition
+    question = Question(
+        batch_size=batch_size,
+        trials=definition.trials,
+        max_infeasible=definition.max_infeasible,
+        grid=evaluation_grid(
+            definition.max_steps[batch_size],
+            definition.evaluation_spacing,
+            budgets=definition.earlier_budgets.get(batch_size, ()),
+        ),
+        goal=definition.goal,
+        rule=StopRule.of(definition.stop),
+    )
+
+    def hyperparameters(trial: TrialId) -> Mapping[str, float]:
+        if trial.number >= len(plan.rows[batch_size]):
+            some = -(-(trial.number + 1) // _REPLACEMENTS) * _REPLACEMENTS
+            plan.extend(batch_size, some, Origin.TOPUP)
+            folder.write_plan(plan.to_json())
+        return plan.rows[batch_size][trial.number]["hyperparameters"]
+
+    def origin(trial: TrialId) -> Origin:
+        return Origin(plan.rows[batch_size][trial.number]["origin"])
+
+    ledger = Ledger(
+        question,
+        measurements.query("batch_size == @batch_size"),
+        trials.query("batch_size == @batch_size"),
+    )
+    return BatchSizeRun(
+        ledger,
+        plan.layouts[batch_size],
+        engine,
+        folder,
+        hyperparameters=hyperparameters,
+        origin=origin,
+        report=report,
+    )

@@ -1,0 +1,127 @@
+"""Classifiers: softmax cross-entropy of a Flax module's logits."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from batchscale.optimizers import Hyperparameters
+from batchscale.workloads._sums import total
+
+
+def fields(
+    module: nn.Module,
+    *,
+    example: jax.ShapeDtypeStruct,
+    labels: str,
+    scale: float,
+) -> dict[str, Any]:
+    """The fields of a `Workload` that classifies, all but its name and its data.
+
+    Args:
+      module: maps inputs to logits.
+      example: the shape and type of one input.
+      labels: the field of the labels.
+      scale: unsigned 8-bit inputs are divided by it.
+    """
+    takes = inspect.signature(type(module).__call__).parameters
+
+    def inputs(batch: PyTree) -> Array:
+        (field,) = [name for name in batch if name != labels]
+        return batch[field]
+
+    def preprocess(batch: PyTree, key: Any) -> PyTree:
+        del key
+        return {k: _scaled(v, scale) if k != labels else v for k, v in batch.items()}
+
+    def arguments(train: bool, hyperparameters: Hyperparameters) -> dict[str, Any]:
+        chosen: dict[str, Any] = {"train": train} if "train" in takes else {}
+        if "dropout_rate" in takes and "dropout_rate" in hyperparameters:
+            chosen["dropout_rate"] = hyperparameters["dropout_rate"]
+        return chosen
+
+    def init(key: Any) -> tuple[PyTree, PyTree]:
+        x = _scaled(jnp.zeros((1, *example.shape), example.dtype), scale)
+        variables = dict(module.init(key, x, **arguments(False, {})))
+        return variables.pop("params", {}), variables
+
+    def loss(
+        params: PyTree,
+        model_state: PyTree,
+        batch: PyTree,
+        key: Any,
+        hyperparameters: Hyperparameters,
+    ) -> tuple[tuple[Array, Array], PyTree]:
+        logits, model_state = module.apply(
+            {"params": params, **model_state},
+            inputs(batch),
+            **arguments(True, hyperparameters),
+            rngs={"dropout": key},
+            mutable=list(model_state),
+        )
+        targets = batch[labels]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        if "label_smoothing" in hyperparameters:
+            uniform = -jax.nn.log_softmax(logits).mean(-1)
+            amount = hyperparameters["label_smoothing"]
+            losses = (1 - amount) * losses + amount * uniform
+        return (losses.sum(), jnp.asarray(targets.size)), model_state
+
+    def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
+        logits: Any = module.apply(
+            {"params": params, **model_state}, inputs(batch), **arguments(False, {})
+        )
+        targets = batch[labels]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        count = jnp.asarray(targets.size)
+        return {
+            "error": (total(logits.argmax(-1) != targets), count),
+            "loss": (losses.sum(), count),
+        }
+
+    def logits_shape() -> tuple[int, ...]:
+        x = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
+        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+
+        def forward(key: Any, x: Array) -> Array:
+            x = _scaled(x, scale)
+            variables = module.init(key, x, **arguments(False, {}))
+            logits: Any = module.apply(variables, x, **arguments(False, {}))
+            return logits
+
+        return jax.eval_shape(forward, key, x).shape
+
+    known = ["label_smoothing"] + ["dropout_rate"] * ("dropout_rate" in takes)
+    return {
+        "init": init,
+        "loss": loss,
+        "metrics": metrics,
+        "preprocess": preprocess,
+        "hyperparameters": tuple(known),
+        "classes": logits_shape()[-1],
+        "labels": labels,
+    }
+
+
+def example(split: Mapping[str, np.ndarray], labels: str) -> jax.ShapeDtypeStruct:
+    """The shape and type of one input of a split that holds inputs and labels."""
+    others = [name for name in split if name != labels]
+    if labels not in split or len(others) != 1:
+        raise ValueError(
+            f"data: got the fields {sorted(split)}, wanted the labels as {labels!r} and one more, "
+            "the inputs. Name the field of the labels with labels=..., or write a Workload."
+        )
+    values = split[others[0]]
+    return jax.ShapeDtypeStruct(values.shape[1:], values.dtype)
+
+
+def _scaled(x: Array, scale: float) -> Array:
+    return x.astype(float) / scale if x.dtype == jnp.uint8 else x

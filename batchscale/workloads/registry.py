@@ -1,0 +1,98 @@
+"""The named workloads: data sets and models that go together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from batchscale import datasets, models
+from batchscale.workloads import classifier
+from batchscale.workloads.workload import Workload
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    shape: tuple[int, ...]
+    train_examples: int
+    scale: float
+
+
+_DATASETS = {
+    "digits": _Images((8, 8, 1), 1_100, 16.0),
+    "mnist": _Images((28, 28, 1), 55_000, 255.0),
+    "fashion_mnist": _Images((28, 28, 1), 55_000, 255.0),
+}
+_CLASSES = 10
+
+
+@functools.cache
+def get(name: str) -> Workload:
+    """A workload by name: `data set/model`.
+
+    Data sets: `digits`, `mnist`, `fashion_mnist` (see `datasets.load`; loaded when first needed).
+    Models: `fc_128_128_128` and other widths, `simple_cnn_base`, `simple_cnn_narrow`,
+    `simple_cnn_wide` (see `models.get`). Pixels are divided by their largest value, not centred.
+
+    Raises:
+      ValueError: the data set or the model is not known.
+
+    >>> get("mnist/fc_128_128_128").train_examples
+    55000
+    """
+    dataset, _, model = name.partition("/")
+    if dataset not in _DATASETS or not model:
+        raise ValueError(
+            f"workload: got {name!r}, wanted 'data set/model' with a data set of "
+            f"{', '.join(_DATASETS)}; for example 'mnist/fc_128_128_128'. "
+            "workloads.table() lists them; write a Workload for data of your own."
+        )
+    images = _DATASETS[dataset]
+    fields = classifier.fields(
+        models.get(model, _CLASSES),
+        example=jax.ShapeDtypeStruct(images.shape, jnp.uint8),
+        labels="label",
+        scale=images.scale,
+    )
+    return Workload(
+        name=name,
+        data=functools.partial(datasets.load, dataset),
+        train_examples=images.train_examples,
+        **fields,
+    )
+
+
+# The paper's models of these data sets.
+_MODELS = (
+    *("fc_1024", "fc_1024_1024", "fc_1024_1024_1024"),
+    *(f"fc_{width}_{width}_{width}" for width in (64, 128, 256, 512, 2048)),
+    *("simple_cnn_narrow", "simple_cnn_base", "simple_cnn_wide"),
+)
+
+
+def table() -> pd.DataFrame:
+    """Every named workload, with its size and rough cost; other widths go by `fc_...` as well.
+
+    Returns:
+      One row a workload: `workload`, `train_examples`, `parameters`, and `flops`, the operations
+      of one example's gradient.
+
+    >>> table().set_index("workload").loc["mnist/fc_128_128_128", "parameters"].item()
+    134794
+    """
+    rows = []
+    for dataset, images in _DATASETS.items():
+        for model in ("fc_64", *_MODELS) if dataset == "digits" else _MODELS:
+            workload = get(f"{dataset}/{model}")
+            params, _ = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+            one = {
+                "image": jax.ShapeDtypeStruct((1, *images.shape), np.uint8),
+                "label": jax.ShapeDtypeStruct((1,), np.int32),
+            }
+            size = models.parameter_count(params)
+            rows.append((workload.name, images.train_examples, size, workload.flops(one)))
+    return pd.DataFrame(rows, columns=["workload", "train_examples", "parameters", "flops"])
