@@ -1,12 +1,14 @@
 """Packs of trials on devices: started, advanced, measured, moved to the host and back.
 
-The engine holds the compiled programs and the data on the devices. It knows nothing of goals,
-stopping or files: which trials run how far is the runner's business.
+The engine holds the compiled programs and the data on the devices. It knows nothing of stopping
+or files: which trials run how far is the runner's business. Of the goal it knows when an evaluation
+need not go on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
@@ -18,15 +20,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from batchscale import parallel, train
-from batchscale.layout import Layout
+from batchscale.layout import Layout, evaluation_batch
+from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
 from batchscale.schedules import Schedule
 from batchscale.train import Recipe, TrainState
 from batchscale.workloads import Workload
 
-# Choices: how many examples are evaluated at once, and of how many the train metrics are taken.
-_EVALUATION_BATCH = 500
-_TRAIN_SUBSET = 5_000
+_TRAIN_SUBSET = 5_000  # a choice: of so many examples the train metrics are taken
 
 
 class TrialId(NamedTuple):
@@ -76,8 +77,25 @@ class HostStates:
         return HostStates(list(ids), [leaf[rows] for leaf in self.leaves])
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an evaluation of packs found.
+
+    Attributes:
+      rows: the metrics of every trial, named `split/metric`, in float64; where its evaluation was
+        cut short, the bound of the goal's metric instead of that split's.
+      diverged: the trials whose parameters are no longer finite.
+    """
+
+    rows: dict[TrialId, dict[str, float]]
+    diverged: set[TrialId]
+
+
 class Engine:
     """Runs trials of one workload, optimizer and schedule on a mesh of devices.
+
+    `seconds` says how long its caller has waited for what; a compilation that ran beside training
+    is not waited for.
 
     Args:
       workload: what is trained; its data goes to the devices here.
@@ -86,6 +104,7 @@ class Engine:
       names: the hyperparameters' names.
       seed: the study's.
       mesh: the devices, from `parallel.mesh`.
+      goal: what evaluations are compared with; None if they are not.
     """
 
     def __init__(
@@ -97,12 +116,13 @@ class Engine:
         names: Sequence[str],
         seed: int,
         mesh: Mesh,
+        goal: Goal | None = None,
     ) -> None:
         self.mesh = mesh
         self._workload, self._optimizer, self._schedule = workload, optimizer, schedule
         self._names, self._seed = tuple(names), seed
         splits = dict(workload.splits())
-        self._examples = len(jax.tree.leaves(splits["train"])[0])
+        self._examples = _examples(splits["train"])
         self._train_data = parallel.replicate(splits["train"], mesh)
         splits["train"] = _subset(splits["train"], _TRAIN_SUBSET)
         self._splits = {name: parallel.replicate(split, mesh) for name, split in splits.items()}
@@ -111,6 +131,10 @@ class Engine:
             jax.ShapeDtypeStruct((2,), np.uint32),
             {name: jax.ShapeDtypeStruct((), _float()) for name in self._names},
         )
+        self._goal, self._count = goal, None
+        if goal is not None:
+            self._count = _count(workload, goal, splits[goal.metric.partition("/")[0]])
+        self.seconds = dict.fromkeys(("training", "evaluation", "compilation"), 0.0)
         self._programs: dict[Any, Future[Any]] = {}
         self._compiler = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
 
@@ -131,7 +155,7 @@ class Engine:
         self._init(layout.lanes)
         self._segment(batch_size, layout)
         for split in self._splits:
-            self._evaluation(split, layout.lanes)
+            self._evaluation(split, layout)
 
     def start(
         self,
@@ -142,7 +166,7 @@ class Engine:
         layout: Layout,
     ) -> list[Pack]:
         """Trials before their first step, in as few packs as hold them."""
-        program = self._init(layout.lanes).result()
+        program = self._compiled(self._init(layout.lanes))
         packs = []
         for some in self._arrange(ids, layout.lanes):
             filled = _fill(some)
@@ -186,41 +210,67 @@ class Engine:
         """Trains packs from one step to another; a device with idle lanes alone does nothing."""
         begin = train.start(step, batch_size=batch_size, examples=self._examples)
         begin = jax.tree.map(np.int32, begin)
-        program = self._segment(batch_size, layout).result()
+        program = self._compiled(self._segment(batch_size, layout))
         shared = (self._train_data, begin, np.int32(to - step))
+        began = time.monotonic()
         for pack in packs:
             pack.state = program(pack.state, pack.hyperparameters, shared, pack.busy)
+        jax.block_until_ready([pack.state.key for pack in packs])
+        self.seconds["training"] += time.monotonic() - began
 
     def measure(
-        self, packs: Sequence[Pack], splits: Iterable[str], *, layout: Layout
-    ) -> tuple[dict[TrialId, dict[str, float]], set[TrialId]]:
-        """Evaluates packs on splits.
+        self,
+        packs: Sequence[Pack],
+        splits: Iterable[str],
+        *,
+        layout: Layout,
+        trials: Iterable[TrialId] | None = None,
+        bounded: bool = False,
+    ) -> Measured:
+        """Evaluates trials of packs on splits.
 
-        Returns:
-          The metrics of every trial, named `split/metric`, in float64; and the trials whose
-          parameters are no longer finite.
+        Args:
+          packs: at the same step.
+          splits: by name.
+          layout: of the packs.
+          trials: which; all of them by default.
+          bounded: whether the evaluation of a trial on the goal's split may end as soon as it is
+            certain that the trial is not past the goal.
         """
+        chosen = set(trials) if trials is not None else None
         waiting = []
         for split in splits:
-            program = self._evaluation(split, layout.lanes).result()
+            program = self._compiled(self._evaluation(split, layout))
+            began = time.monotonic()
+            limit = np.int32(self._limit(split, bounded))
             for pack in packs:
-                data = self._splits[split]
-                out = program(pack.state, pack.hyperparameters, data, pack.busy)
-                waiting.append((split, pack, out))
-        values: dict[TrialId, dict[str, float]] = {}
-        diverged: set[TrialId] = set()
-        for split, pack, out in waiting:
-            finite, parts = jax.device_get(out)
-            lanes = [lane for lane, trial in enumerate(pack.ids) if trial is not None]
-            table = self._finalized(jax.tree.map(lambda x, lanes=lanes: x[lanes], parts))
-            for place, lane in enumerate(lanes):
+                lanes = [
+                    lane
+                    for lane, trial in enumerate(pack.ids)
+                    if trial is not None and (chosen is None or trial in chosen)
+                ]
+                if lanes:
+                    active = np.zeros(len(pack.ids), bool)
+                    active[lanes] = True
+                    state = self._evaluated(pack.state)
+                    shared = (self._splits[split], limit)
+                    out = program(state, parallel.split(active, self.mesh), shared, pack.busy)
+                    waiting.append((split, pack, lanes, out))
+            self.seconds["evaluation"] += time.monotonic() - began
+        began = time.monotonic()
+        found = Measured({}, set())
+        for split, pack, lanes, out in waiting:
+            finite, parts, done = jax.device_get(out)
+            parts = jax.tree.map(lambda x, lanes=lanes: x[lanes], parts)
+            rows = self._rows(split, parts, done[lanes])
+            for lane, row in zip(lanes, rows, strict=True):
                 trial = pack.ids[lane]
                 assert trial is not None
-                row = {f"{split}/{name}": float(column[place]) for name, column in table.items()}
-                values.setdefault(trial, {}).update(row)
+                found.rows.setdefault(trial, {}).update(row)
                 if not finite[lane]:
-                    diverged.add(trial)
-        return values, diverged
+                    found.diverged.add(trial)
+        self.seconds["evaluation"] += time.monotonic() - began
+        return found
 
     def params(self, states: HostStates, trial: TrialId) -> tuple[PyTree, PyTree]:
         """The parameters and the model's state of one trial, as host arrays."""
@@ -229,22 +279,67 @@ class Engine:
         state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
         return state.params, state.model_state
 
-    def _finalized(self, parts: Mapping[str, PyTree]) -> dict[str, Sequence[float]]:
-        """Adds the parts of evaluations, exactly, and makes metrics of the sums."""
+    def _rows(
+        self, split: str, parts: Mapping[str, PyTree], done: np.ndarray
+    ) -> list[dict[str, float]]:
+        """Adds the parts of evaluations, exactly, and makes metrics of the sums, or a bound."""
+        sums = {name: jax.tree.map(_exact_sum, tree) for name, tree in parts.items()}
         table: dict[str, Sequence[float]] = {}
-        for name, tree in parts.items():
-            sums = jax.tree.map(_exact_sum, tree)
+        for name, tree in sums.items():
             finalize = self._workload.finalize.get(name)
             if finalize is None:
-                total, count = sums
+                total, count = tree
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    table[name] = total / count
+                    table[f"{split}/{name}"] = total / count
             else:
-                lanes = len(jax.tree.leaves(sums)[0])
-                table[name] = [
-                    float(finalize(jax.tree.map(lambda x, i=i: x[i], sums))) for i in range(lanes)
+                table[f"{split}/{name}"] = [
+                    float(finalize(jax.tree.map(lambda x, i=i: x[i], tree)))
+                    for i in range(len(done))
                 ]
-        return table
+        rows = [
+            {name: float(column[i]) for name, column in table.items()} for i in range(len(done))
+        ]
+        if self._is_bounded(split):
+            assert self._goal is not None
+            name = self._goal.metric.partition("/")[2]
+            total, count = sums[name]
+            whole = done == len(jax.tree.leaves(parts)[0][0])
+            if (total > count).any() or (total < 0).any() or (count[whole] != self._count).any():
+                raise ValueError(
+                    f"metrics: the sum of {self._goal.metric!r} is an integer, and so has to count "
+                    "some of the examples (0 <= sum <= count, and the same count whatever the "
+                    "parameters). Return a float if it is something else."
+                )
+            furthest = total if self._goal.mode == "min" else total + self._count - count
+            for i in np.flatnonzero(~whole):
+                rows[i] = {self._goal.bound: float(furthest[i] / self._count)}
+        return rows
+
+    def _is_bounded(self, split: str) -> bool:
+        """Whether evaluations on a split can be cut short at the goal."""
+        if self._goal is None or self._count is None:
+            return False
+        return split == self._goal.metric.partition("/")[0]
+
+    def _limit(self, split: str, bounded: bool) -> int:
+        """The count at which an evaluation is decided; one that is never met for a whole one."""
+        if bounded and self._is_bounded(split):
+            assert self._goal is not None
+            assert self._count is not None
+            return self._goal.limit(self._count)
+        return -1 if self._goal is not None and self._goal.mode == "max" else 2**31 - 1
+
+    def _compiled(self, program: Future[Any]) -> Any:
+        began = time.monotonic()
+        try:
+            return program.result()
+        finally:
+            self.seconds["compilation"] += time.monotonic() - began
+
+    def _evaluated(self, state: Any) -> Any:
+        """What evaluations need of a state: as little as can be, so that they share programs."""
+        averaged = self._workload.evaluated_parameters is not None
+        return state.params, state.model_state, state.opt_state if averaged else ()
 
     def _arrange(self, ids: Sequence[TrialId], lanes: int) -> list[list[TrialId | None]]:
         """Which trial runs in which lane; a pack that is not full is shared out evenly."""
@@ -314,28 +409,49 @@ class Engine:
         )
         return self._program(key, segment, self._state, shared, lanes=layout.lanes, donate=True)
 
-    def _evaluation(self, split: str, lanes: int) -> Future[Any]:
-        workload = self._workload
+    def _evaluation(self, split: str, layout: Layout) -> Future[Any]:
+        workload, goal = self._workload, self._goal
+        bounded, total_count = self._is_bounded(split), self._count
+        batch = evaluation_batch(_examples(self._splits[split]), bounded=bounded)
+        together = layout.evaluation_lanes
 
-        def evaluation(state: TrainState, values: Any, data: Any, busy: Any) -> Any:
-            del values
-            params = state.params
-            finite = train.finite((params, state.model_state))
+        def evaluation(state: Any, active: Any, shared: Any, busy: Any) -> Any:
+            del busy
+            data, limit = shared
+            params, model_state, opt_state = state
+            finite = train.finite((params, model_state))
             if workload.evaluated_parameters is not None:
-                params = workload.evaluated_parameters(params, state.opt_state)
+                params = workload.evaluated_parameters(params, opt_state)
 
-            def parts() -> Any:
-                return train.evaluate(
-                    workload, params, state.model_state, data, batch=_EVALUATION_BATCH
-                )
+            def undecided(sums: Mapping[str, PyTree]) -> Any:
+                if not bounded:
+                    return active
+                assert goal is not None
+                total, count = sums[goal.metric.partition("/")[2]]
+                if goal.mode == "min":
+                    return active & (total < limit)
+                return active & (total + (total_count - count) > limit)
 
-            def nothing() -> Any:
-                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(parts))
+            parts, done = train.evaluate(
+                workload,
+                params,
+                model_state,
+                data,
+                batch=batch,
+                undecided=undecided,
+                **({} if together == 1 else {"any_lane": _any_lane}),
+            )
+            return finite, parts, done
 
-            return finite, jax.lax.cond(busy > 0, parts, nothing)
-
-        key = ("evaluation", split)
-        return self._program(key, evaluation, self._state, self._splits[split], lanes=lanes)
+        return self._program(
+            ("evaluation", split),
+            evaluation,
+            self._evaluated(self._state),
+            (self._splits[split], jax.ShapeDtypeStruct((), np.int32)),
+            trial=jax.ShapeDtypeStruct((), bool),
+            lanes=layout.lanes,
+            at_once=together,
+        )
 
     def _program(
         self,
@@ -345,12 +461,14 @@ class Engine:
         shared: Any,
         *,
         lanes: int,
+        trial: Any = None,
         optimization_level: int | None = None,
         **options: Any,
     ) -> Future[Any]:
         """A compiled program; traced here, compiled in the background."""
-        key = (key, lanes)
+        key = (key, lanes, options.get("at_once"))
         if key not in self._programs:
+            began = time.monotonic()
             axis = NamedSharding(self.mesh, PartitionSpec("trials"))
             width = self.mesh.size * lanes
 
@@ -358,16 +476,19 @@ class Engine:
                 return jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=axis)
 
             scalar = jax.ShapeDtypeStruct((), _float())
-            values = {name: wide(scalar) for name in self._names}
+            own = dict.fromkeys(self._names, scalar) if trial is None else trial
             local = wide(jax.ShapeDtypeStruct((), np.int32), self.mesh.size)
             program = parallel.packed(function, self.mesh, lanes=lanes, **options)
-            lowered = program.lower(jax.tree.map(wide, state), values, shared, local)
+            lowered = program.lower(
+                jax.tree.map(wide, state), jax.tree.map(wide, own), shared, local
+            )
             compiler_options = (
                 None
                 if optimization_level is None
                 else {"xla_backend_optimization_level": optimization_level}
             )
             self._programs[key] = self._compiler.submit(lowered.compile, compiler_options)
+            self.seconds["compilation"] += time.monotonic() - began
         return self._programs[key]
 
 
@@ -386,9 +507,37 @@ def _exact_sum(parts: np.ndarray) -> np.ndarray:
     return parts.astype(exact).sum(1)
 
 
+def _any_lane(undecided: jax.Array) -> jax.Array:
+    return jax.lax.pmax(undecided.astype(jnp.int32), parallel.LANES) > 0
+
+
+def _count(workload: Workload, goal: Goal, split: Mapping[str, np.ndarray]) -> int | None:
+    """What the goal's metric counts in a split; None where it is not a count.
+
+    The metrics are computed for nothing but their count, so the compiler leaves out all else.
+    """
+    name = goal.metric.partition("/")[2]
+
+    def metric(data: PyTree) -> PyTree:
+        shapes = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+        params, model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return workload.metrics(params, model_state, workload.prepare(data, None))[name]
+
+    if name in workload.finalize:
+        return None
+    shapes = jax.eval_shape(metric, split)
+    if not all(jnp.issubdtype(x.dtype, jnp.integer) and x.shape == () for x in shapes):
+        return None
+    return int(jax.jit(lambda data: metric(data)[1])(split))
+
+
+def _examples(split: PyTree) -> int:
+    return len(jax.tree.leaves(split)[0])
+
+
 def _subset(split: Mapping[str, np.ndarray], size: int) -> Mapping[str, np.ndarray]:
     """A fixed random subset of examples, in their order."""
-    examples = len(jax.tree.leaves(split)[0])
+    examples = _examples(split)
     if examples <= size:
         return split
     chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(examples)[:size])

@@ -17,6 +17,8 @@ _ACCELERATOR_LANES = 64
 _CPU_MICROBATCH = 256  # larger ones were slower, and each size is a program to compile
 _BATCH_BYTES = 16_000_000
 _CONVOLUTION_MICROBATCH = 64
+_EVALUATION_BATCH = 500
+_SHORT_BATCH = 125
 
 
 class Layout(NamedTuple):
@@ -25,10 +27,13 @@ class Layout(NamedTuple):
     Attributes:
       lanes: trials vmapped together on a device.
       microbatch: examples whose gradient is taken at once.
+      evaluation_lanes: trials vmapped together on a device where they are evaluated; a divisor of
+        `lanes`. Those that are evaluated together stop together.
     """
 
     lanes: int
     microbatch: int
+    evaluation_lanes: int = 1
 
 
 def choose(
@@ -62,7 +67,23 @@ def choose(
             one = sum(x[0].size for x in jax.tree.leaves(workload.splits()["train"])) * 4
             most = max(1, _BATCH_BYTES // (lanes * one))
         microbatch = _even(batch_size, most)
-    return Layout(lanes, min(microbatch, batch_size))
+    return Layout(lanes, min(microbatch, batch_size), 1 if cpu else lanes)
+
+
+def evaluation_batch(examples: int, *, bounded: bool) -> int:
+    """Examples evaluated at once, a divisor of the split if one is near: one program less.
+
+    Args:
+      examples: of the split.
+      bounded: whether an evaluation may end early: then in small steps.
+
+    >>> evaluation_batch(5000, bounded=True), evaluation_batch(5000, bounded=False)
+    (250, 500)
+    """
+    most = _EVALUATION_BATCH
+    if bounded:
+        most = min(most, max(_SHORT_BATCH, examples // 20))
+    return _even(examples, most)
 
 
 def _cpu_lanes(workload: Workload) -> int:

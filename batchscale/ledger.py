@@ -44,6 +44,7 @@ class Question:
       grid: the steps of evaluation, from 0 to the budget.
       goal: what is looked for.
       rule: when trials stop.
+      exact: whether every evaluation is wanted whole; a bound that was measured before does not do.
     """
 
     batch_size: int
@@ -52,6 +53,7 @@ class Question:
     grid: list[int]
     goal: Goal
     rule: StopRule
+    exact: bool
 
 
 class Ledger:
@@ -78,9 +80,14 @@ class Ledger:
         goal = question.goal
         if len(measurements):
             values = measurements[goal.metric].to_numpy()
-            past = goal.reached(values)
-            for (_, number, replicate, step), reached in zip(measurements.index, past, strict=True):
-                self._note(TrialId(number, replicate), step, bool(reached))
+            rows = zip(measurements.index, values, goal.reached(values), strict=True)
+            bounds_only = set()
+            for (_, number, replicate, step), value, past in rows:
+                trial = TrialId(number, replicate)
+                if question.exact and np.isnan(value):
+                    bounds_only.add(trial)  # from here on it is measured again
+                if trial not in bounds_only:
+                    self._note(trial, step, bool(past))
             steps = measurements.index.get_level_values("step")
             self._note_best(values[steps == steps.max()])
         for (_, number, replicate), status, steps, reason in zip(
@@ -182,13 +189,18 @@ class Ledger:
     def record(
         self, step: int, values: Mapping[TrialId, Mapping[str, float]], diverged: Iterable[TrialId]
     ) -> None:
-        """Takes down the evaluations of trials at a step, and which of them have diverged."""
+        """Takes down the evaluations of trials at a step, and which of them have diverged there.
+
+        What was measured of those that diverged is not kept.
+        """
         goal = self.question.goal
-        found = np.array([row[goal.metric] for row in values.values()])
+        found = np.array([row.get(goal.metric, math.nan) for row in values.values()])
+        diverged = set(diverged)
         self._diverged |= dict.fromkeys(diverged, step)
         for (trial, row), past in zip(values.items(), goal.reached(found), strict=True):
-            self._note(trial, step, bool(past))
-            self._unwritten.append((trial, step, row))
+            if trial not in diverged:
+                self._note(trial, step, bool(past))
+                self._unwritten.append((trial, step, row))
         if step == max(self._measured.values(), default=0):
             self._note_best(found)
 

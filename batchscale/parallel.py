@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 _AXIS = "trials"
+LANES = "lanes"  # the axis of lanes that are vmapped together
 
 
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:
@@ -57,16 +58,20 @@ def packed(
         def lane(own: tuple[Any, Any]) -> Any:
             return function(*own, shared, local)
 
-        if lanes == 1:
-            out = lane(jax.tree.map(lambda x: x[0], (state, trial)))
-            return jax.tree.map(lambda x: x[None], out)
-        if at_once in (None, lanes):
-            return jax.vmap(lane)((state, trial))
         if at_once == 1:
+            if lanes == 1:
+                out = lane(jax.tree.map(lambda x: x[0], (state, trial)))
+                return jax.tree.map(lambda x: x[None], out)
             return jax.lax.map(lane, (state, trial))
-        return jax.lax.map(lane, (state, trial), batch_size=at_once)
+        together = jax.vmap(lane, axis_name=LANES)
+        if at_once == lanes:
+            return together((state, trial))
+        groups = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), (state, trial))
+        out = jax.lax.map(together, groups)
+        return jax.tree.map(lambda x: x.reshape(lanes, *x.shape[2:]), out)
 
-    if at_once is not None and (at_once < 1 or lanes % at_once):
+    at_once = lanes if at_once is None else at_once
+    if at_once < 1 or lanes % at_once:
         raise ValueError(f"at_once: got {at_once}, wanted a divisor of the {lanes} lanes.")
     split, whole = PartitionSpec(_AXIS), PartitionSpec()
     mapped = jax.shard_map(

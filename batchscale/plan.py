@@ -14,7 +14,7 @@ from batchscale import tuner
 from batchscale.layout import Layout
 from batchscale.metrics import Goal
 from batchscale.records import Origin
-from batchscale.stopping import Stop, StopRule
+from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.tuner import SearchSpace
 
 _FORMAT = 1
@@ -35,6 +35,7 @@ class Definition:
       max_steps: the budget of every batch size.
       earlier_budgets: smaller budgets of the same study before it was extended.
       stop: when trials stop.
+      curves: whether evaluations are whole, or end when they are decided.
       evaluation_spacing: the relative distance of evaluations.
       seed: of plans and trials.
       train_examples: the size of the training set.
@@ -50,6 +51,7 @@ class Definition:
     max_steps: Mapping[int, int]
     earlier_budgets: Mapping[int, tuple[int, ...]]
     stop: Stop
+    curves: Curves
     evaluation_spacing: float
     seed: int
     train_examples: int
@@ -89,6 +91,8 @@ class Definition:
             )
         if not StopRule.of(self.stop).covers(StopRule.of(other.stop)):
             found.append(f"stop: {self.stop!r} there, {other.stop!r} here")
+        if other.curves == "exact" != self.curves:
+            found.append("curves: 'bounds' there, 'exact' here")
         for batch_size in self.batch_sizes:
             there, here = self.max_steps[batch_size], other.max_steps.get(batch_size, 0)
             if here > there:
@@ -113,6 +117,7 @@ class Definition:
             stop=self.stop
             if StopRule.of(self.stop).covers(StopRule.of(other.stop))
             else other.stop,
+            curves="exact" if "exact" in (self.curves, other.curves) else "bounds",
         )
 
 

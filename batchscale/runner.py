@@ -195,20 +195,26 @@ class BatchSizeRun:
         others = [name for name in self._engine.splits if name != split]
         everything = cohort.step in ledger.sparse
         splits = [split, *others] if everything else [split]
-        values, diverged = self._engine.measure(cohort.packs, splits, layout=self._layout)
-        values = {trial: values[trial] for trial in trials if trial not in diverged}
-        crossing = {
+        found = self._engine.measure(
+            cohort.packs,
+            splits,
+            layout=self._layout,
+            trials=trials,
+            bounded=not (everything or ledger.question.exact),
+        )
+        crossing = [
             trial
-            for trial, row in values.items()
-            if goal.reached(np.asarray(row[goal.metric])) and math.isinf(ledger.crossing(trial))
-        }
+            for trial, row in found.rows.items()
+            if goal.reached(np.asarray(row.get(goal.metric, math.nan)))
+            and math.isinf(ledger.crossing(trial))
+            and trial not in found.diverged
+        ]
         if crossing and others and not everything:
-            packs = [pack for pack in cohort.packs if crossing.intersection(pack.ids)]
-            more, _ = self._engine.measure(packs, others, layout=self._layout)
+            more = self._engine.measure(cohort.packs, others, layout=self._layout, trials=crossing)
             for trial in crossing:
-                values[trial] |= more[trial]
+                found.rows[trial] |= more.rows[trial]
         # Only now, and all at once: an interruption before leaves the step unmeasured.
-        ledger.record(cohort.step, values, diverged.intersection(trials))
+        ledger.record(cohort.step, found.rows, found.diverged)
 
     def _merge(self) -> None:
         """Puts cohorts that have come to the same step together, and drops those that diverged."""

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 Stop = Literal["first", "all", "budget"] | float
+Curves = Literal["bounds", "exact"]
 
 
 def evaluation_grid(max_steps: int, spacing: float, *, budgets: Iterable[int] = ()) -> list[int]:

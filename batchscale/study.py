@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -34,7 +35,7 @@ from batchscale.records import Origin, Records
 from batchscale.result import Result, load
 from batchscale.runner import Progress
 from batchscale.schedules import Schedule
-from batchscale.stopping import Stop, StopRule
+from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.trial_run import TrialRun
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
@@ -74,6 +75,10 @@ class Study:
       stop: how long trials run. `"first"`: until the first of the batch size reaches the goal;
         `"all"`: each until it does itself; a factor such as 3.0: that many times the steps of the
         first crossing; `"budget"`: the whole budget, the rule of Shallue et al. (2019).
+      curves: `"bounds"`: a trial's evaluation ends as soon as it is certain that it is not past the
+        goal, and is recorded as a bound; the steps to target are the same, at a fraction of the
+        cost. Whole evaluations are made at each doubling of the steps. `"exact"`: all are whole,
+        for easier goals, for curves and budgets.
       schedule: `constant`, `linear_decay`, or a function of (step, hyperparameters).
       evaluation_spacing: evaluations are this share of the steps apart.
       max_infeasible: diverged trials that are replaced at most; ten times `trials` by default.
@@ -107,6 +112,7 @@ class Study:
     max_steps: PerBatchSize | None = None
     max_epochs: float | None = None
     stop: Stop = "first"
+    curves: Curves = "bounds"
     schedule: str | Schedule = "constant"
     evaluation_spacing: float = 0.05
     max_infeasible: int | None = None
@@ -136,6 +142,8 @@ class Study:
                 "one of them: the budget of a trial in steps, or in epochs."
             )
         StopRule.of(self.stop)
+        if self.curves not in ("bounds", "exact"):
+            raise ValueError(f"curves: got {self.curves!r}, wanted 'bounds' or 'exact'.")
         checks.names(self.space, self._optimizer(), self.schedule, self.workload)
         if self.workload.train_examples is not None:
             self._definition()
@@ -208,14 +216,15 @@ class Study:
           progress: as in `run`.
           devices: as in `run`.
           **more: any of `stop`, `trials`, `batch_sizes`, `max_steps`, `max_epochs`,
-            `max_infeasible`, with their new values.
+            `max_infeasible`, `curves`, with their new values. `curves="exact"` measures again
+            whatever is only a bound.
 
         Raises:
           TypeError: something else is to be changed.
           ValueError: as in `run`.
         """
         allowed = (
-            "stop", "trials", "batch_sizes", "max_steps", "max_epochs", "max_infeasible"
+            "stop", "trials", "batch_sizes", "max_steps", "max_epochs", "max_infeasible", "curves"
         )  # fmt: skip
         others = sorted(set(more) - set(allowed))
         if others:
@@ -279,6 +288,7 @@ class Study:
         *,
         extend: bool,
     ) -> Result:
+        began = time.monotonic()
         definition = self._definition()
         with ExitStack() as stack:
             mesh = _mesh(devices)
@@ -296,7 +306,11 @@ class Study:
                 bar = ProgressBar(len(definition.batch_sizes), definition.goal, title)
                 report = stack.enter_context(bar)
                 bar.say(self._opening(definition))
-            sweep.run(plan, engine, folder_records, report)
+            try:
+                sweep.run(plan, engine, folder_records, report)
+            finally:
+                total = {"total": time.monotonic() - began}
+                folder_records.write_seconds(total | engine.seconds)
         result = load(folder)
         sweep.warn_of_misses(result.steps_to_target(), result.measurements, result.goal)
         return result
@@ -355,6 +369,7 @@ class Study:
             },
             earlier_budgets={},
             stop=self.stop,
+            curves=self.curves,
             evaluation_spacing=self.evaluation_spacing,
             seed=self.seed,
             train_examples=self._train_examples(),
@@ -376,6 +391,7 @@ class Study:
             names=self.space.names,
             seed=self.seed,
             mesh=mesh,
+            goal=self.goal,
         )
 
     def _layout(self, batch_size: int, mesh: Mesh) -> layout.Layout:

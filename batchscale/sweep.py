@@ -88,6 +88,7 @@ def _batch_size_run(
         ),
         goal=definition.goal,
         rule=StopRule.of(definition.stop),
+        exact=definition.curves == "exact",
     )
 
     def hyperparameters(trial: TrialId) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ trial; `parallel` maps it over lanes and devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
 
 _INIT, _SHUFFLE, _LOSS = 0, 1, 2
+
+Undecided = Callable[[Mapping[str, PyTree[Array]]], Bool[Array, ""]]
+Evaluated = tuple[Mapping[str, PyTree[Array]], Mapping[str, PyTree[Array]], Int[Array, ""]]
 
 
 @jax.tree_util.register_dataclass
@@ -173,7 +176,9 @@ def evaluate(
     split: PyTree[Array],
     *,
     batch: int,
-) -> Mapping[str, PyTree[Array]]:
+    undecided: Undecided | None = None,
+    any_lane: Callable[[Bool[Array, ""]], Bool[Array, ""]] = lambda undecided: undecided,
+) -> tuple[Mapping[str, PyTree[Array]], Int[Array, ""]]:
     """Exact sums of every metric over a split, whatever the evaluation batch.
 
     Args:
@@ -182,27 +187,53 @@ def evaluate(
       model_state: of the same trial.
       split: examples along axis 0.
       batch: examples evaluated at once; static. It need not divide the split.
+      undecided: a function of the metrics' sums so far; once it is false the rest of the split is
+        left out.
+      any_lane: where trials are vmapped together, whether it is true of any of them: they go
+        through the split together, and what comes after a trial is decided does not count for it.
 
     Returns:
-      What the workload's metrics return, with one entry for each evaluation batch along axis 0:
-      the host adds them in integers or float64, so nothing is lost to float32.
+      What the workload's metrics return, with one entry for each evaluation batch along axis 0,
+      zero for those left out: the host adds them in integers or float64, so nothing is lost to
+      float32. And the number of evaluation batches that count.
     """
 
     def sums(examples: PyTree[Array]) -> Mapping[str, PyTree[Array]]:
         return workload.metrics(params, model_state, workload.prepare(examples, None))
 
-    def nth(index: Int[Array, ""]) -> Mapping[str, PyTree[Array]]:
-        return sums(
-            jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index * batch, batch), split)
-        )
+    def goes_on(total: Mapping[str, PyTree[Array]]) -> Bool[Array, ""]:
+        return jnp.asarray(True) if undecided is None else undecided(total)
 
-    total = _examples(split)
-    batch = min(batch, total)
-    parts = jax.lax.map(nth, jnp.arange(total // batch))
-    if total % batch:
-        last = sums(jax.tree.map(lambda x: x[total // batch * batch :], split))
-        parts = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), parts, last)
-    return parts
+    def take(carry: Evaluated, index: Int[Array, ""] | int, examples: PyTree[Array]) -> Evaluated:
+        parts, total, done = carry
+        counts = goes_on(total)
+        new = jax.tree.map(lambda x: jnp.where(counts, x, jnp.zeros_like(x)), sums(examples))
+        parts = jax.tree.map(lambda all, x: all.at[index].set(x), parts, new)
+        return parts, jax.tree.map(jnp.add, total, new), done + counts
+
+    def nth(index: Int[Array, ""], carry: Evaluated) -> tuple[Int[Array, ""], Evaluated]:
+        examples = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, index * batch, batch), split
+        )
+        return index + 1, take(carry, index, examples)
+
+    examples = _examples(split)
+    batch = min(batch, examples)
+    whole, rest = divmod(examples, batch)
+    shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[:batch], split))
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    parts = jax.tree.map(lambda x: jnp.zeros((whole + bool(rest), *x.shape), x.dtype), shapes)
+    _, carry = jax.lax.while_loop(
+        lambda at: (at[0] < whole) & any_lane(goes_on(at[1][1])),
+        lambda at: nth(*at),
+        (jnp.asarray(0), (parts, total, jnp.asarray(0))),
+    )
+    if rest:
+        last = jax.tree.map(lambda x: x[whole * batch :], split)
+        carry = jax.lax.cond(
+            any_lane(goes_on(carry[1])), lambda c: take(c, whole, last), lambda c: c, carry
+        )
+    return carry[0], carry[2]
 
 
 def finite(tree: PyTree[Array]) -> Bool[Array, ""]:

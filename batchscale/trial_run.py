@@ -66,12 +66,12 @@ def run_trial(
     for step in evaluation_grid(budget, definition.evaluation_spacing):
         engine.advance(packs, batch_size=batch_size, layout=layout, step=at, to=step)
         at = step
-        measured, bad = engine.measure(packs, engine.splits, layout=layout)
-        diverged = trial in bad
+        found = engine.measure(packs, engine.splits, layout=layout)
+        diverged = trial in found.diverged
         if diverged:
             break
-        rows[batch_size, *trial, step] = measured[trial]
-        past = definition.goal.reached(np.asarray(measured[trial][definition.goal.metric]))
+        rows[batch_size, *trial, step] = found.rows[trial]
+        past = definition.goal.reached(np.asarray(found.rows[trial][definition.goal.metric]))
         if steps is None and past:
             break
     params, model_state = engine.params(engine.unpack(packs), trial)

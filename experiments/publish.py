@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +30,6 @@ def publish(results: Mapping[str, bs.Result], folder: Path, *, stem: str, second
         shown = dict(results) if len(results) > 1 else next(iter(results.values()))
         ax = bs.plots.steps_to_target(shown)
         files = bs.plots.save(ax, folder / stem)
-    (folder / "seconds.json").write_text(json.dumps({"seconds": round(seconds, 1)}) + "\n")
     print(f"{seconds:.0f} s; wrote {', '.join(map(str, files))} and the tables beside them")
 
 

@@ -29,7 +29,7 @@ def points(examples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return x, np.where(np.abs(x).sum(1) < 0.6, 0, corners)
 
 
-def perceptron(width: int = 16) -> bs.Workload:
+def perceptron(width: int = 16, validation: int = 70) -> bs.Workload:
     """A small network on the square, written as a user would, in plain functions."""
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
@@ -50,14 +50,17 @@ def perceptron(width: int = 16) -> bs.Workload:
             logits(params, batch["input"]), batch["label"]
         )
 
+    def accuracy(params: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
+        return ~error(params, batch)
+
     def error(params: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
         return logits(params, batch["input"]).argmax(-1) != batch["label"]
 
     return bs.Workload.from_functions(
         init,
         loss,
-        metrics={"error": error},
-        data={"train": points(100), "validation": points(70, 1), "test": points(50, 2)},
+        metrics={"error": error, "accuracy": accuracy},
+        data={"train": points(100), "validation": points(validation, 1), "test": points(50, 2)},
         name="square",
     )
 

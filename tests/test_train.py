@@ -124,7 +124,8 @@ def test_evaluation_is_exact_whatever_its_batch(batch):
     workload = perceptron()
     split = double(workload.splits()["validation"])
     params = state_of(recipe(workload, batch_size=1)).params
-    parts = train.evaluate(workload, params, {}, split, batch=batch)
+    parts, done = train.evaluate(workload, params, {}, split, batch=batch)
+    assert done == -(-70 // batch)
     wrong, count = jax.tree.map(lambda x: np.asarray(x).sum(), parts["error"])
     hidden = np.maximum(split["input"] @ params["w1"] + params["b1"], 0)
     expected = (np.argmax(hidden @ params["w2"] + params["b2"], 1) != split["label"]).sum()

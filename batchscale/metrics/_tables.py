@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from batchscale.metrics.goal import MODES, Goal
 from batchscale.records import (
     MEASUREMENT_INDEX,
     TRIAL_COLUMNS,
@@ -42,19 +43,24 @@ def curves_of(measurements: pd.DataFrame, metric: str) -> pd.DataFrame:
     """The evaluations of one metric, in order.
 
     Returns:
-      Columns batch_size, trial, replicate, step, `value`, and `previous`, the step of that
-      trial's evaluation before, NaN for its first.
+      Columns batch_size, trial, replicate, step, `value`, `previous`, the step of that trial's
+      evaluation before, NaN for its first, and `bound`: whether the evaluation was cut short, so
+      that `value` is only the nearest to a goal that it can be.
     """
     check_index(measurements, MEASUREMENT_INDEX, "measurements")
-    if metric in measurements.columns:
-        values = measurements[metric].to_numpy(np.float64, na_value=np.nan)
-    elif len(measurements) == 0:
-        values = np.empty(0)
-    else:
+    if metric not in measurements.columns and len(measurements):
         raise KeyError(
             f"measurements: no column {metric!r}; it has {', '.join(sorted(measurements.columns))}."
         )
-    curves = measurements.index.to_frame(index=False).astype(np.int64).assign(value=values)
+    curves = measurements.index.to_frame(index=False).astype(np.int64)
+    values, bound = np.full(len(curves), np.nan), np.zeros(len(curves), bool)
+    for column in (metric, *bounds_of(metric)):
+        if column in measurements.columns:
+            more = measurements[column].to_numpy(np.float64, na_value=np.nan)
+            new = np.isnan(values) & ~np.isnan(more)
+            values = np.where(new, more, values)
+            bound |= new & (column != metric)
+    curves = curves.assign(value=values, bound=bound)
     curves = curves.dropna().sort_values(list(MEASUREMENT_INDEX), ignore_index=True)
     curves["previous"] = curves.groupby(list(TRIAL_INDEX))["step"].shift()
     return curves
@@ -64,6 +70,11 @@ def plain_curves_of(measurements: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Those of `curves_of` that are not of reruns."""
     curves = curves_of(measurements, metric)
     return select(curves, curves["replicate"] == 0)
+
+
+def bounds_of(metric: str) -> list[str]:
+    """The columns that may hold bounds of a metric."""
+    return [Goal(metric, 0.0, mode).bound for mode in MODES]
 
 
 def select(frame: pd.DataFrame, rows: ArrayLike) -> pd.DataFrame:

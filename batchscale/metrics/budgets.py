@@ -105,7 +105,8 @@ def best_measurement(
 
     Raises:
       KeyError: the metric is not a column of `measurements`.
-      ValueError: a table or the mode is not as it should be.
+      ValueError: a table or the mode is not as it should be; or the best may be an evaluation
+        that was cut short.
 
     >>> from batchscale.metrics import example_measurements
     >>> best_measurement(example_measurements(), "validation/error")
@@ -116,16 +117,25 @@ def best_measurement(
     check_mode(mode, "best_measurement")
     curves = _tables.plain_curves_of(measurements, metric)
     if trials is None:
-        return _best(curves, mode, _tables.plain_batch_sizes(measurements))
+        return _best(curves, metric, mode, _tables.plain_batch_sizes(measurements))
     plain = _tables.plain_trials(trials)
     curves = curves.merge(_tables.feasible(plain)[["batch_size", "trial"]])
-    best = _best(curves, mode, _tables.plain_batch_sizes(trials))
+    best = _best(curves, metric, mode, _tables.plain_batch_sizes(trials))
     return _tables.with_hyperparameters(best, plain)
 
 
-def _best(curves: pd.DataFrame, mode: Mode, batch_sizes: pd.Index) -> pd.DataFrame:
-    order = curves.sort_values(["value", "step", "trial"], ascending=[mode == "min", True, True])
+def _best(curves: pd.DataFrame, metric: str, mode: Mode, batch_sizes: pd.Index) -> pd.DataFrame:
+    order = curves.sort_values(
+        ["value", "bound", "step", "trial"], ascending=[mode == "min", True, True, True]
+    )
     best = order.drop_duplicates("batch_size").set_index("batch_size").reindex(batch_sizes)
+    short = _tables.select(best, best["bound"].fillna(False).astype(bool)).index.tolist()
+    if short:
+        raise ValueError(
+            f"best_measurement: at batch size {', '.join(map(str, short))} the best {metric} may "
+            "be one whose evaluation was cut short, being far from the study's goal. To know, call "
+            'study.extend(folder, curves="exact").'
+        )
     columns = best[["value", "step", "trial"]].astype({"step": "Int64", "trial": "Int64"})
     return columns.reset_index()
 

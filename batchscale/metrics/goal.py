@@ -1,5 +1,6 @@
 """A goal: a value that a metric is to get past."""
 
+import bisect
 import dataclasses
 import math
 import numbers
@@ -11,6 +12,7 @@ from jaxtyping import Bool
 from numpy.typing import ArrayLike
 
 Mode = Literal["min", "max"]
+MODES: tuple[Mode, ...] = ("min", "max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,31 @@ class Goal:
         """Which values are strictly past the goal, in float64; NaN never is."""
         values = np.asarray(values, np.float64)
         return values < self.value if self.mode == "min" else values > self.value
+
+    def limit(self, count: int) -> int:
+        """The count nearest to the goal, of `count` examples, that is not past it.
+
+        With mode "min" the smallest such count, `count` + 1 if there is none; with mode "max" the
+        largest, -1 if there is none.
+
+        >>> Goal("validation/error", 0.03).limit(5000)
+        150
+        >>> Goal("validation/accuracy", 0.97, "max").limit(5000)
+        4850
+        """
+        counts = range(count + 1)
+        if self.mode == "min":
+            return bisect.bisect_left(counts, True, key=lambda n: not self.reached(n / count))
+        return bisect.bisect_left(counts, True, key=lambda n: bool(self.reached(n / count))) - 1
+
+    @property
+    def bound(self) -> str:
+        """The column of the bounds of evaluations that were cut short: no value lies beyond.
+
+        >>> Goal("validation/error", 0.03).bound
+        'validation/error_at_least'
+        """
+        return f"{self.metric}_{'at_least' if self.mode == 'min' else 'at_most'}"
 
 
 def check_mode(mode: str, where: str) -> None:

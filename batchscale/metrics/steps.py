@@ -119,8 +119,9 @@ def steps_to_target(
 
     Raises:
       KeyError: the metric is not a column of `measurements`.
-      ValueError: a table is not as it should be; or, with `trials`, one that counts was
-        not trained far enough to know that it would not have got there first.
+      ValueError: a table is not as it should be; an evaluation that matters was cut short,
+        being far from a harder goal; or, with `trials`, one that counts was not trained far
+        enough to know that it would not have got there first.
 
     >>> from batchscale.metrics import example_measurements
     >>> steps_to_target(example_measurements(), Goal("validation/error", 0.3))
@@ -195,6 +196,7 @@ def _first_past(
     past = _tables.select(curves, goal.reached(curves["value"]))
     first = past.sort_values(["step", "trial"]).drop_duplicates(group)
     first = first.set_index(group, drop=False).reindex(groups)
+    _check_whole(goal, first)
     last = curves.sort_values("step").drop_duplicates(group, keep="last")
     last = last.set_index(group, drop=False).reindex(groups)
     missed = first["step"].isna()
@@ -206,6 +208,20 @@ def _first_past(
         },
         index=groups,
     )
+
+
+def _check_whole(goal: Goal, first: pd.DataFrame) -> None:
+    """Refuses an answer that comes of an evaluation that was cut short."""
+    short = _tables.select(first, first["bound"].fillna(False).astype(bool))
+    if len(short):
+        row = short.iloc[0]
+        raise ValueError(
+            f"{goal}: at batch size {row['batch_size']:.0f}, trial {row['trial']:.0f}, step "
+            f"{row['step']:.0f}, it is only known that {goal.metric} is "
+            f"{'at least' if goal.mode == 'min' else 'at most'} {row['value']:.6g}: the evaluation "
+            "was cut short, for the study's goal is harder. To know, call "
+            'study.extend(folder, curves="exact"), or make a study with this goal.'
+        )
 
 
 def _membership(plain: pd.DataFrame, feasible_trials: int) -> pd.DataFrame:

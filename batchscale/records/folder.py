@@ -113,6 +113,16 @@ class Records:
         runs = (_files.read_json(path) or {"runs": []})["runs"]
         _files.write_json(path, {"runs": [*runs, _files.json_value(entry, "provenance")]})
 
+    def write_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Adds how long it took, and how long what took, to the last of the runs."""
+        self._check_writable()
+        path = self.folder / "provenance.json"
+        runs = (_files.read_json(path) or {"runs": []})["runs"]
+        if runs:
+            rounded = {name: round(value, 1) for name, value in seconds.items()}
+            runs[-1]["seconds"] = _files.json_value(rounded, "seconds")
+            _files.write_json(path, {"runs": runs})
+
     def append_measurements(self, frame: pd.DataFrame) -> None:
         """Adds rows; a row that is written again replaces the former one, whole.
 

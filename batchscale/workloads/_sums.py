@@ -8,8 +8,10 @@ from jaxtyping import Array, PyTree
 
 
 def total(values: Array) -> Array:
-    """A sum that counts booleans in integers."""
-    return values.sum(dtype=jnp.int32 if values.dtype == bool else None)
+    """A sum that counts booleans in integers; of anything else, a float."""
+    if values.dtype == bool:
+        return values.sum(dtype=jnp.int32)
+    return values.sum(dtype=values.dtype if jnp.issubdtype(values.dtype, jnp.inexact) else float)
 
 
 def examples_in(batch: PyTree) -> int:

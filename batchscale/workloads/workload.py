@@ -31,8 +31,10 @@ class Workload:
       loss: `loss(params, model_state, batch, key, hyperparameters) -> ((sum, count), model_state)`.
         The sum over the batch and what it counts (examples, tokens): microbatches of unequal size
         and padding stay exact. The key feeds dropout.
-      metrics: `metrics(params, model_state, batch) -> {name: (sum, count)}`; integer sums are
-        compared with the goal exactly. With `finalize`, any pytree that adds over batches.
+      metrics: `metrics(params, model_state, batch) -> {name: (sum, count)}`. A sum of integers
+        says how many of `count` there are, 0 <= sum <= count whatever the parameters: it is
+        compared with the goal exactly, and evaluations end as soon as they are decided. With
+        `finalize`, any pytree that adds over batches.
       data: splits by name, each a mapping of arrays with the examples along axis 0; or a function
         that loads them. `train` is needed, and the split of the goal.
       preprocess: `preprocess(batch, key) -> batch`, inside jit; the key is None in evaluations,

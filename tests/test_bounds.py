@@ -1,0 +1,187 @@
+"""Evaluations that end when they are decided: the same answers, and bounds that hold."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import perceptron, points
+from hypothesis import given
+from hypothesis import strategies as st
+
+import batchscale as bs
+from batchscale import layout, metrics
+
+GOAL = bs.Goal("validation/error", 0.15)
+VALIDATION = 440  # evaluated in batches of 110
+
+
+def study(**changes):
+    fields = {
+        "workload": perceptron(validation=VALIDATION),
+        "optimizer": "momentum",
+        "space": bs.SearchSpace(
+            learning_rate=bs.LogUniform(1e-2, 1e20), momentum=bs.ReverseLogUniform(0.5, 0.99)
+        ),
+        "batch_sizes": [8, "full"],
+        "goal": GOAL,
+        "trials": 7,
+        "max_steps": 120,
+        "lanes": 2,
+    }
+    return bs.Study(**fields | changes)
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    return study(curves="exact").run(tmp_path_factory.mktemp("exact"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory):
+    return study().run(tmp_path_factory.mktemp("bounded"), progress=False)
+
+
+def assert_bounds_hold(bounded: bs.Result, exact: bs.Result) -> None:
+    """The trials are the same, and so are the measurements but for bounds, which are true."""
+    pd.testing.assert_frame_equal(bounded.trials, exact.trials)
+    pd.testing.assert_frame_equal(bounded.steps_to_target(), exact.steps_to_target())
+    goal = exact.goal
+    assert bounded.measurements.index.equals(exact.measurements.index)
+    found, truth = bounded.measurements, exact.measurements[goal.metric]
+    cut = found[goal.metric].isna()
+    assert 0.2 < cut.mean() < 0.9
+    bound = found[goal.bound]
+    assert bound.notna().equals(cut)
+    assert not goal.reached(bound[cut]).any()
+    beyond = bound <= truth if goal.mode == "min" else bound >= truth
+    assert beyond[cut].all()
+    assert (bound != truth)[cut].any()
+    pd.testing.assert_frame_equal(
+        found.loc[~cut, exact.measurements.columns], exact.measurements[~cut]
+    )
+
+
+def test_bounds_change_no_trial_and_no_answer(bounded, exact):
+    assert (exact.trials["status"] == "infeasible").any()  # divergence is found all the same
+    assert_bounds_hold(bounded, exact)
+
+
+def test_whole_evaluations_are_made_at_each_doubling(bounded):
+    steps = bounded.measurements.index.get_level_values("step")
+    for step in (0, 1, 2, 4, 8, 16):
+        assert bounded.measurements.loc[steps == step, "validation/error"].notna().all()
+
+
+@pytest.mark.filterwarnings("ignore:no trial reached")
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_lanes_that_are_evaluated_together_are_cut_as_if_alone(
+    together, bounded, tmp_path, monkeypatch
+):
+    choose = layout.choose
+    monkeypatch.setattr(
+        layout,
+        "choose",
+        lambda *a, **k: choose(*a, **k)._replace(lanes=4, evaluation_lanes=together),
+    )
+    result = study(batch_sizes=[8], max_steps=40, stop="budget").run(
+        tmp_path / "together", progress=False
+    )
+    monkeypatch.undo()
+    exact = study(batch_sizes=[8], max_steps=40, stop="budget", curves="exact", lanes=4).run(
+        tmp_path / "exact", progress=False
+    )
+    assert_bounds_hold(result, exact)
+
+
+def test_a_metric_that_grows_is_bounded_from_above(tmp_path):
+    goal = bs.Goal("validation/accuracy", 0.85, "max")
+    some = study(goal=goal, batch_sizes=[8], stop=1.5)
+    result = some.run(tmp_path / "bounds", progress=False)
+    exact = dataclasses.replace(some, curves="exact").run(tmp_path / "exact", progress=False)
+    assert_bounds_hold(result, exact)
+    assert goal.bound == "validation/accuracy_at_most"
+
+
+def test_extending_by_exact_curves_measures_what_was_only_bounded(exact, tmp_path):
+    some = study()
+    some.run(tmp_path, progress=False)
+    with pytest.raises(ValueError, match="curves: 'bounds' there, 'exact' here"):
+        dataclasses.replace(some, curves="exact").run(tmp_path, progress=False)
+    extended = some.extend(tmp_path, curves="exact", progress=False)
+    columns = exact.measurements.columns
+    goal_split = [name for name in columns if name.startswith("validation/")]
+    pd.testing.assert_frame_equal(extended.measurements[goal_split], exact.measurements[goal_split])
+    pd.testing.assert_frame_equal(extended.trials, exact.trials)
+    assert extended.definition.curves == "exact"
+
+
+def test_an_easier_goal_is_refused_where_it_hangs_on_a_bound(bounded, exact):
+    easier = bs.Goal("validation/error", 0.2)
+    message = "it is only known that validation/error is at least 0."
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        bounded.steps_to_target(easier)
+    assert 'study.extend(folder, curves="exact")' in str(caught.value)
+    assert len(exact.steps_to_target(easier)) == 2
+    harder = bs.Goal("validation/error", 0.14)  # no bound is past it, but curves may be short
+    with pytest.raises(ValueError, match="too short"):
+        bounded.steps_to_target(harder)
+
+
+def test_the_best_measurement_is_refused_where_it_may_be_a_bound(bounded):
+    best = metrics.best_measurement(bounded.measurements, "validation/error")
+    assert GOAL.reached(best["value"]).all()
+    steps = bounded.measurements.index.get_level_values("step")
+    before = bounded.measurements[steps < 8]
+    with pytest.raises(ValueError, match="cut short"):
+        metrics.best_measurement(before, "validation/error")
+
+
+def test_a_sum_of_integers_that_is_no_count_is_refused(tmp_path):
+    workload = perceptron()
+
+    def squares(params, model_state, batch):
+        found = workload.metrics(params, model_state, batch)
+        label = batch["label"]
+        return found | {"error": ((label * label).sum(), jnp.asarray(label.size))}
+
+    some = study(workload=dataclasses.replace(workload, metrics=squares), batch_sizes=[8])
+    with pytest.raises(ValueError, match=re.escape("(0 <= sum <= count")):
+        some.run(tmp_path, progress=False)
+
+
+def test_values_that_are_no_booleans_are_never_cut_short(tmp_path):
+    """Integers an example are summed as floats: they may be anything."""
+    data = {"train": points(64), "validation": points(VALIDATION, 1)}
+    workload = bs.Workload.from_functions(
+        init=lambda key: {"w": jax.random.normal(key, (2,))},
+        loss=lambda params, batch: (batch["input"] @ params["w"] - batch["label"]) ** 2,
+        metrics={"off": lambda params, batch: (batch["input"] @ params["w"]).astype(int) - 5},
+        data=data,
+    )
+    some = bs.Study(
+        workload=workload,
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=0.1),
+        batch_sizes=[8],
+        goal=bs.Goal("validation/off", -100.0),
+        trials=2,
+        max_steps=10,
+    )
+    with pytest.warns(UserWarning, match="no trial reached"):
+        result = some.run(tmp_path, progress=False)
+    assert result.measurements["validation/off"].notna().all()
+    assert "validation/off_at_least" not in result.measurements
+
+
+@given(value=st.floats(0, 1), count=st.integers(1, 3000), mode=st.sampled_from(["min", "max"]))
+def test_the_limit_is_the_nearest_count_that_is_not_past_the_goal(value, count, mode):
+    goal = bs.Goal("validation/x", value, mode)
+    misses = np.flatnonzero(~goal.reached(np.arange(count + 1) / count))
+    if mode == "min":
+        assert goal.limit(count) == (misses[0] if len(misses) else count + 1)
+    else:
+        assert goal.limit(count) == (misses[-1] if len(misses) else -1)
