@@ -106,6 +106,8 @@ def names(
                 f"space: {by} needs {name!r}, and the space has {', '.join(space)}. "
                 f"Add {name}=... to the SearchSpace; a plain number is a fixed value."
             )
+    if optimizer.takes_all:
+        optimizer.transformation(dict.fromkeys(space, 0.1), None)  # reads what it reads
     if optimizer.takes_all or callable(schedule) or workload.hyperparameters is None:
         return
     read = {*needed, *optimizer.defaults, *workload.hyperparameters}

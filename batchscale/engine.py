@@ -8,6 +8,7 @@ need not go on.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -134,6 +135,9 @@ class Engine:
         self._goal, self._count = goal, None
         if goal is not None:
             self._count = _count(workload, goal, splits[goal.metric.partition("/")[0]])
+        self._limits: dict[int, jax.Array] = {}  # what was sent to the devices is not sent again
+        self._masks: dict[bytes, jax.Array] = {}
+        self._apart: dict[str, Callable[[Any], Any]] = {}
         self.seconds = dict.fromkeys(("training", "evaluation", "compilation"), 0.0)
         self._programs: dict[Any, Future[Any]] = {}
         self._compiler = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
@@ -209,9 +213,12 @@ class Engine:
     ) -> None:
         """Trains packs from one step to another; a device with idle lanes alone does nothing."""
         begin = train.start(step, batch_size=batch_size, examples=self._examples)
-        begin = jax.tree.map(np.int32, begin)
         program = self._compiled(self._segment(batch_size, layout))
-        shared = (self._train_data, begin, np.int32(to - step))
+        # One array: each would be sent to the devices by itself.
+        numbers = parallel.replicate(
+            np.array([*dataclasses.astuple(begin), to - step], np.int32), self.mesh
+        )
+        shared = (self._train_data, numbers)
         began = time.monotonic()
         for pack in packs:
             pack.state = program(pack.state, pack.hyperparameters, shared, pack.busy)
@@ -242,7 +249,7 @@ class Engine:
         for split in splits:
             program = self._compiled(self._evaluation(split, layout))
             began = time.monotonic()
-            limit = np.int32(self._limit(split, bounded))
+            shared = (self._splits[split], self._limit(split, bounded))
             for pack in packs:
                 lanes = [
                     lane
@@ -250,17 +257,14 @@ class Engine:
                     if trial is not None and (chosen is None or trial in chosen)
                 ]
                 if lanes:
-                    active = np.zeros(len(pack.ids), bool)
-                    active[lanes] = True
+                    active = self._active(lanes, len(pack.ids))
                     state = self._evaluated(pack.state)
-                    shared = (self._splits[split], limit)
-                    out = program(state, parallel.split(active, self.mesh), shared, pack.busy)
-                    waiting.append((split, pack, lanes, out))
+                    waiting.append((split, pack, lanes, program(state, active, shared, pack.busy)))
             self.seconds["evaluation"] += time.monotonic() - began
         began = time.monotonic()
         found = Measured({}, set())
         for split, pack, lanes, out in waiting:
-            finite, parts, done = jax.device_get(out)
+            finite, parts, done = self._apart[split](jax.device_get(out))
             parts = jax.tree.map(lambda x, lanes=lanes: x[lanes], parts)
             rows = self._rows(split, parts, done[lanes])
             for lane, row in zip(lanes, rows, strict=True):
@@ -321,13 +325,29 @@ class Engine:
             return False
         return split == self._goal.metric.partition("/")[0]
 
-    def _limit(self, split: str, bounded: bool) -> int:
+    def _limit(self, split: str, bounded: bool) -> jax.Array:
         """The count at which an evaluation is decided; one that is never met for a whole one."""
+        limit = -1 if self._goal is not None and self._goal.mode == "max" else 2**31 - 1
         if bounded and self._is_bounded(split):
             assert self._goal is not None
             assert self._count is not None
-            return self._goal.limit(self._count)
-        return -1 if self._goal is not None and self._goal.mode == "max" else 2**31 - 1
+            limit = self._goal.limit(self._count)
+        if limit not in self._limits:
+            self._limits[limit] = parallel.replicate(np.int32(limit), self.mesh)
+        return self._limits[limit]
+
+    def _active(self, lanes: Sequence[int], width: int) -> jax.Array:
+        """Which lanes of a pack are evaluated."""
+        active = np.zeros(width, bool)
+        active[lanes] = True
+        key = active.tobytes()
+        if key not in self._masks:
+            self._masks[key] = parallel.split(active, self.mesh)
+        return self._masks[key]
+
+    def _shared(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
 
     def _compiled(self, program: Future[Any]) -> Any:
         began = time.monotonic()
@@ -397,23 +417,19 @@ class Engine:
         recipe = self._recipe(batch_size, layout.microbatch)
 
         def segment(state: Any, values: Any, shared: Any, busy: Any) -> TrainState:
-            data, begin, steps = shared
+            data, numbers = shared
+            begin, steps = train.Start(*numbers[:4]), numbers[4]
             return train.segment(recipe, state, values, data, begin, steps * busy)
 
         key = ("segment", recipe.microbatch, recipe.rest, recipe.whole)
-        count = jax.ShapeDtypeStruct((), np.int32)
-        shared = (
-            self._train_data,
-            jax.tree.map(lambda _: count, train.start(0, batch_size=1, examples=1)),
-            count,
-        )
+        shared = (self._train_data, self._shared(jax.ShapeDtypeStruct((5,), np.int32)))
         return self._program(key, segment, self._state, shared, lanes=layout.lanes, donate=True)
 
     def _evaluation(self, split: str, layout: Layout) -> Future[Any]:
         workload, goal = self._workload, self._goal
         bounded, total_count = self._is_bounded(split), self._count
         batch = evaluation_batch(_examples(self._splits[split]), bounded=bounded)
-        together = layout.evaluation_lanes
+        at_once = layout.evaluation_lanes
 
         def evaluation(state: Any, active: Any, shared: Any, busy: Any) -> Any:
             del busy
@@ -439,18 +455,19 @@ class Engine:
                 data,
                 batch=batch,
                 undecided=undecided,
-                **({} if together == 1 else {"any_lane": _any_lane}),
+                **({} if at_once == 1 else {"any_lane": _any_lane}),
             )
-            return finite, parts, done
+            together, self._apart[split] = _together((finite, parts, done))
+            return together
 
         return self._program(
             ("evaluation", split),
             evaluation,
             self._evaluated(self._state),
-            (self._splits[split], jax.ShapeDtypeStruct((), np.int32)),
+            (self._splits[split], self._shared(jax.ShapeDtypeStruct((), np.int32))),
             trial=jax.ShapeDtypeStruct((), bool),
             lanes=layout.lanes,
-            at_once=together,
+            at_once=at_once,
         )
 
     def _program(
@@ -509,6 +526,31 @@ def _exact_sum(parts: np.ndarray) -> np.ndarray:
 
 def _any_lane(undecided: jax.Array) -> jax.Array:
     return jax.lax.pmax(undecided.astype(jnp.int32), parallel.LANES) > 0
+
+
+def _together(tree: PyTree) -> tuple[dict[str, jax.Array], Callable[[Any], Any]]:
+    """The leaves of a lane's tree as one vector a type, and how to take them apart on the host.
+
+    Each array that comes back is a transfer, which costs more than what is in it.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    leaves = [x.astype(jnp.int32) if x.dtype == bool else x for x in leaves]
+    shapes = [(str(x.dtype), x.shape) for x in leaves]
+    vectors = {
+        kind: jnp.concatenate([x.ravel() for x in leaves if str(x.dtype) == kind])
+        for kind in dict.fromkeys(kind for kind, _ in shapes)
+    }
+
+    def apart(vectors: Mapping[str, np.ndarray]) -> Any:
+        places, found = dict.fromkeys(vectors, 0), []
+        for kind, shape in shapes:
+            first = places[kind]
+            places[kind] += math.prod(shape)
+            part = vectors[kind][:, first : places[kind]]
+            found.append(part.reshape(len(part), *shape))
+        return jax.tree.unflatten(treedef, found)
+
+    return vectors, apart
 
 
 def _count(workload: Workload, goal: Goal, split: Mapping[str, np.ndarray]) -> int | None:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever moment the process is killed at."""
+"""Files that are whole or absent, whatever moment the process is killed at; the cache folder."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def cache_folder() -> Path:
+    """Where what can be made or downloaded again is kept.
+
+    `BATCHSCALE_CACHE`, else `batchscale` in `XDG_CACHE_HOME`, else in `~/.cache`.
+    """
+    if folder := os.environ.get("BATCHSCALE_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchscale"
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -44,7 +44,7 @@ class Question:
       grid: the steps of evaluation, from 0 to the budget.
       goal: what is looked for.
       rule: when trials stop.
-      exact: whether every evaluation is wanted whole; a bound that was measured before does not do.
+      exact: whether every evaluation is wanted whole.
     """
 
     batch_size: int
@@ -80,14 +80,9 @@ class Ledger:
         goal = question.goal
         if len(measurements):
             values = measurements[goal.metric].to_numpy()
-            rows = zip(measurements.index, values, goal.reached(values), strict=True)
-            bounds_only = set()
-            for (_, number, replicate, step), value, past in rows:
-                trial = TrialId(number, replicate)
-                if question.exact and np.isnan(value):
-                    bounds_only.add(trial)  # from here on it is measured again
-                if trial not in bounds_only:
-                    self._note(trial, step, bool(past))
+            past = goal.reached(values)
+            for (_, number, replicate, step), reached in zip(measurements.index, past, strict=True):
+                self._note(TrialId(number, replicate), step, bool(reached))
             steps = measurements.index.get_level_values("step")
             self._note_best(values[steps == steps.max()])
         for (_, number, replicate), status, steps, reason in zip(
@@ -102,10 +97,9 @@ class Ledger:
                 self._diverged[trial] = steps
             self._reasons[trial] = StopReason(reason)
 
-    @property
-    def diverged(self) -> Iterable[TrialId]:
-        """The trials that have diverged."""
-        return self._diverged.keys()
+    def diverged(self, step: float = math.inf) -> set[TrialId]:
+        """The trials that have diverged by the step."""
+        return {trial for trial, found in self._diverged.items() if found <= step}
 
     def measured(self, trial: TrialId) -> int:
         """The last step at which a trial was measured; -1 before any."""

@@ -49,7 +49,20 @@ class Optimizer:
         }
         if learning_rate is not None:
             own["learning_rate"] = learning_rate
-        return self.factory(own)
+        try:
+            made = self.factory(own)
+        except KeyError as error:
+            raise ValueError(
+                f"optimizer: {self.name!r} reads the hyperparameter {error}, and the space has "
+                f"{', '.join(own)}. Add it to the SearchSpace; a plain number is a fixed value."
+            ) from error
+        if not (hasattr(made, "init") and hasattr(made, "update")):
+            raise TypeError(
+                f"optimizer: {self.name!r} made {type(made).__name__}, wanted a function of a "
+                "mapping of hyperparameters that makes an optax transformation, such as "
+                'lambda h: optax.adam(h["learning_rate"]).'
+            )
+        return made
 
 
 _ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -11,6 +12,8 @@ from tqdm import tqdm
 
 from batchscale.metrics import Goal
 from batchscale.runner import Progress
+
+_SECONDS = 0.2  # between two refreshments
 
 
 class ProgressBar:
@@ -24,7 +27,14 @@ class ProgressBar:
 
     def __init__(self, batch_sizes: int, goal: Goal, title: str) -> None:
         self._goal = goal
-        self._bar = tqdm(total=batch_sizes, desc=title, unit="batch size", leave=False)
+        self._shown = 0.0
+        self._bar = tqdm(
+            total=batch_sizes,
+            desc=title,
+            leave=False,
+            # Batch sizes take very different times: no rate and no time left.
+            bar_format="{desc}: {n_fmt}/{total_fmt} batch sizes |{bar:10}| {elapsed}{postfix}",
+        )
 
     def __call__(self, progress: Progress) -> None:
         """Shows one more evaluation."""
@@ -35,9 +45,10 @@ class ProgressBar:
             self._bar.set_postfix_str(
                 f"batch size {progress.batch_size}: step {progress.step:,}, "
                 f"best {self._goal.metric} {progress.best:.4g}",
-                refresh=False,
+                refresh=time.monotonic() - self._shown > _SECONDS,
             )
-            self._bar.update(0)
+            if time.monotonic() - self._shown > _SECONDS:
+                self._shown = time.monotonic()
 
     def say(self, line: str) -> None:
         """Writes a line above the bar."""

@@ -218,13 +218,13 @@ class BatchSizeRun:
 
     def _merge(self) -> None:
         """Puts cohorts that have come to the same step together, and drops those that diverged."""
-        diverged = set(self._ledger.diverged)
-        self._cohorts = [c for c in self._cohorts if not diverged.issuperset(c.ids)]
+        gone = self._ledger.diverged
+        self._cohorts = [c for c in self._cohorts if not gone(c.step).issuperset(c.ids)]
         for step in {cohort.step for cohort in self._cohorts}:
             same = [cohort for cohort in self._cohorts if cohort.step == step]
             if len(same) > 1:
                 states = HostStates.join([self._engine.unpack(part.packs) for part in same])
-                alive = [trial for trial in states.ids if trial not in diverged]
+                alive = [trial for trial in states.ids if trial not in gone(step)]
                 same[0].packs = self._packed(states.only(alive))
                 self._cohorts = [c for c in self._cohorts if c is same[0] or c.step != step]
 
@@ -249,13 +249,13 @@ class BatchSizeRun:
         """The states of the trials that go on, as `Records.write_state` takes them."""
         arrays: dict[str, np.ndarray] = {}
         cohorts = {}
-        diverged = set(self._ledger.diverged)
         for number, cohort in enumerate(self._cohorts):
+            gone = self._ledger.diverged(cohort.step)
             alive = [
                 trial
                 for trial in cohort.ids
                 # A trial that was done rode along unmeasured: its state is ahead of its rows.
-                if trial not in diverged and self._ledger.measured(trial) >= cohort.step
+                if trial not in gone and self._ledger.measured(trial) >= cohort.step
             ]
             if alive:
                 leaves = self._engine.unpack(cohort.packs).only(alive).leaves
@@ -281,7 +281,7 @@ class BatchSizeRun:
                 best=ledger.best,
                 steps=steps,
                 trials=len(ledger.members(step)),
-                infeasible=len(set(ledger.diverged)),
+                infeasible=len(ledger.diverged()),
                 seconds=time.monotonic() - self._began,
                 finished=finished,
             )

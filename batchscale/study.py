@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from batchscale import (
     checks,
+    compilation,
     devices,
     layout,
     optimizers,
@@ -160,6 +161,7 @@ class Study:
           on if every trial is trained for its whole budget; `flops`, the floating-point operations
           of that (evaluation not counted). With `stop="first"` most studies cost far less.
         """
+        devices.ask_for_cores()  # for counting operations starts JAX
         return self._cost(self._definition())
 
     def _cost(self, definition: Definition) -> pd.DataFrame:
@@ -216,8 +218,8 @@ class Study:
           progress: as in `run`.
           devices: as in `run`.
           **more: any of `stop`, `trials`, `batch_sizes`, `max_steps`, `max_epochs`,
-            `max_infeasible`, `curves`, with their new values. `curves="exact"` measures again
-            whatever is only a bound.
+            `max_infeasible`, `curves`, with their new values. `curves="exact"` measures
+            batch sizes of which there are only bounds once more, from their beginning.
 
         Raises:
           TypeError: something else is to be changed.
@@ -275,7 +277,7 @@ class Study:
         if folder is not None:
             with Records.open(folder, write=False) as stored:
                 packing = Plan.from_json(stored.read_plan() or {}).layouts[batch_size]
-        with self._engine(mesh) as engine:
+        with compilation.cached(), self._engine(mesh) as engine:
             return trial_run.run_trial(
                 engine, definition, batch_size, name, layout=packing, steps=steps
             )
@@ -295,6 +297,7 @@ class Study:
             checks.metric(self.goal, self.workload)
             folder_records = stack.enter_context(Records.open(folder))
             plan = self._plan(definition, folder_records, mesh, extend=extend)
+            stack.enter_context(compilation.cached())
             engine = stack.enter_context(self._engine(mesh))
             folder_records.write_provenance(records.provenance())
             definition = plan.definition
@@ -312,7 +315,9 @@ class Study:
                 total = {"total": time.monotonic() - began}
                 folder_records.write_seconds(total | engine.seconds)
         result = load(folder)
-        sweep.warn_of_misses(result.steps_to_target(), result.measurements, result.goal)
+        sweep.warn_of_misses(
+            result.steps_to_target(), result.measurements, result.trials, result.goal
+        )
         return result
 
     def _plan(self, definition: Definition, folder: Records, mesh: Mesh, *, extend: bool) -> Plan:

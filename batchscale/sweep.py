@@ -12,7 +12,7 @@ from batchscale.engine import Engine, TrialId
 from batchscale.ledger import Ledger, Question
 from batchscale.metrics import Goal
 from batchscale.plan import Plan
-from batchscale.records import Origin, Records
+from batchscale.records import Origin, Records, Status
 from batchscale.runner import BatchSizeRun, Progress
 from batchscale.stopping import StopRule, evaluation_grid
 
@@ -39,15 +39,35 @@ def run(plan: Plan, engine: Engine, folder: Records, report: Callable[[Progress]
     folder.compact()
 
 
-def warn_of_misses(steps: pd.DataFrame, measurements: pd.DataFrame, goal: Goal) -> None:
-    """Warns of batch sizes at which no trial reached the goal.
+def warn_of_misses(
+    steps: pd.DataFrame, measurements: pd.DataFrame, trials: pd.DataFrame, goal: Goal
+) -> None:
+    """Warns of batch sizes that say nothing: none reached the goal, or all began beyond it.
 
     Args:
       steps: the steps to target.
       measurements: of the study.
+      trials: likewise.
       goal: the study's.
     """
-    missed = steps.loc[np.isinf(steps["steps"]), "batch_size"].tolist()
+    at_once = steps.loc[steps["steps"] == 0, "batch_size"].tolist()
+    if at_once:
+        warnings.warn(
+            f"{goal} held before the first step at batch size {', '.join(map(str, at_once))}: "
+            "choose a harder goal.",
+            stacklevel=4,
+        )
+    status = trials["status"].groupby(level="batch_size")
+    dead = [size for size, words in status if set(words) == {Status.INFEASIBLE}]
+    if dead:
+        warnings.warn(
+            f"all of the {len(trials.loc[dead])} trials diverged at batch size "
+            f"{', '.join(map(str, dead))}. Search lower learning rates, and make sure that the "
+            "data and the loss are finite.",
+            stacklevel=4,
+        )
+    missed = steps.loc[np.isinf(steps["steps"]), "batch_size"]
+    missed = [size for size in missed.tolist() if size not in dead]
     if not missed:
         return
     best = "nothing finite was measured"
@@ -61,8 +81,8 @@ def warn_of_misses(steps: pd.DataFrame, measurements: pd.DataFrame, goal: Goal) 
             )
     warnings.warn(
         f"no trial reached {goal} at batch size {', '.join(map(str, missed))}; {best}. "
-        "Their steps are inf. Choose an easier goal, or extend the study: more max_steps, or "
-        "more trials.",
+        "Their steps are inf; a goal has to be passed strictly. Choose an easier goal, or extend "
+        "the study: more max_steps, or more trials.",
         stacklevel=4,
     )
 
@@ -101,11 +121,14 @@ def _batch_size_run(
     def origin(trial: TrialId) -> Origin:
         return Origin(plan.rows[batch_size][trial.number]["origin"])
 
-    ledger = Ledger(
-        question,
-        measurements.query("batch_size == @batch_size"),
-        trials.query("batch_size == @batch_size"),
-    )
+    measurements = measurements.query("batch_size == @batch_size")
+    trials = trials.query("batch_size == @batch_size")
+    bound = definition.goal.bound
+    if question.exact and bound in measurements and measurements[bound].notna().any():
+        # Bounds were enough before: the whole batch size is measured again, in place of its rows.
+        measurements, trials = measurements.iloc[:0], trials.iloc[:0]
+        folder.drop_state(batch_size)
+    ledger = Ledger(question, measurements, trials)
     return BatchSizeRun(
         ledger,
         plan.layouts[batch_size],

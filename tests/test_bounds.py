@@ -112,8 +112,7 @@ def test_extending_by_exact_curves_measures_what_was_only_bounded(exact, tmp_pat
     with pytest.raises(ValueError, match="curves: 'bounds' there, 'exact' here"):
         dataclasses.replace(some, curves="exact").run(tmp_path, progress=False)
     extended = some.extend(tmp_path, curves="exact", progress=False)
-    columns = exact.measurements.columns
-    goal_split = [name for name in columns if name.startswith("validation/")]
+    goal_split = [name for name in exact.measurements if name.startswith("validation/")]
     pd.testing.assert_frame_equal(extended.measurements[goal_split], exact.measurements[goal_split])
     pd.testing.assert_frame_equal(extended.trials, exact.trials)
     assert extended.definition.curves == "exact"

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from batchscale import datasets
+from batchscale import datasets, files
 from batchscale.datasets import _prepared as prepared
 from batchscale.datasets import _published as published
 from batchscale.datasets import named
@@ -798,7 +798,7 @@ def test_what_tfds_says_when_it_fails_is_passed_on(tmp_path, cache, no_network, 
 def test_the_cache_is_where_the_environment_says(monkeypatch, variables, expected):
     for name, value in {"HOME": "/home/me", **variables}.items():
         monkeypatch.setenv(name, value)
-    assert named._cache() == Path(expected)
+    assert files.cache_folder() == Path(expected)
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])

@@ -10,6 +10,7 @@ import numpy as np
 
 from batchscale.datasets import _prepared, _published
 from batchscale.datasets.splits import Splits, _hold_out, check_labels, from_npz
+from batchscale.files import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     if name == "digits":
         return _digits()
     root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    return _from_sources(name, root.expanduser(), _cache())
+    return _from_sources(name, root.expanduser(), cache_folder())
 
 
 def _digits() -> Splits:
@@ -175,9 +176,3 @@ def _check_images(name: str, splits: Splits, where: Path) -> None:
                 "Use from_npz or from_arrays for data of your own."
             )
     check_labels(splits, _CLASSES)
-
-
-def _cache() -> Path:
-    if folder := os.environ.get("BATCHSCALE_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchscale"

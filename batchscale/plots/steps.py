@@ -23,7 +23,6 @@ from batchscale.plots.common import (
 )
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES = ("-", (0, (7, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)))
 _PERFECT: dict[str, Any] = {"label": "perfect scaling", "linestyle": (0, (4, 3)), "linewidth": 1}
 _MISS: dict[str, Any] = {
     "label": "goal not reached",
@@ -111,7 +110,6 @@ def steps_to_target(
             color=color,
             marker=marker,
             markersize=5.5,
-            linestyle=_LINES[index % len(_LINES)],
             label=label,
             zorder=3,
         )

@@ -41,7 +41,7 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version()}
         | {package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "devices": [
             {"platform": name, "kind": kind, "count": count}
@@ -58,7 +58,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The model of the processor, as far as the operating system tells.
+
+    >>> isinstance(processor(), str)
+    True
+    """
     with contextlib.suppress(OSError):
         name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
         if name:

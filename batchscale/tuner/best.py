@@ -79,10 +79,10 @@ def optima(
 
     Returns:
       One row a batch size, in the order of `steps`: `batch_size`, `steps`, `trial`; the winner's
-      hyperparameters; `effective_learning_rate` where there is a `learning_rate`; and for each
-      searched hyperparameter `<name>_edge`, which is "low", "high" or "". A `Choice` has no
-      edges; an `Integer` at a bound is always at the edge. Where no trial reached the goal,
-      hyperparameters are NaN and edges "".
+      hyperparameters; `effective_learning_rate` where there are a `learning_rate` and a
+      `momentum`; and for each searched hyperparameter `<name>_edge`, which is "low", "high" or
+      "". A `Choice` has no edges; an `Integer` at a bound is always at the edge. Where no trial
+      reached the goal, hyperparameters are NaN and edges "".
 
     Raises:
       KeyError: a hyperparameter or a winner is not in `trials`.
@@ -120,7 +120,7 @@ def optima(
     if unknown.any():
         batch_size, trial = table.loc[unknown, ["batch_size", "trial"]].to_numpy()[0]
         raise KeyError(f"optima: trial {trial} of batch size {batch_size} is not in the trials.")
-    if "learning_rate" in names:
+    if {"learning_rate", "momentum"} <= set(names):
         table["effective_learning_rate"] = effective_learning_rate(table)
     spaces = {batch_size: space.at(batch_size) for batch_size in table["batch_size"].tolist()}
     for name in space.searched:

@@ -34,6 +34,13 @@ def fields(
     """
     takes = inspect.signature(type(module).__call__).parameters
 
+    unknown = sorted({"training", "is_training"}.intersection(takes))
+    if unknown:
+        raise ValueError(
+            f"module: the call of {type(module).__name__} takes {unknown[0]!r}, wanted 'train' or "
+            "'deterministic': by one of them it is told whether it is trained. Rename it."
+        )
+
     def inputs(batch: PyTree) -> Array:
         (field,) = [name for name in batch if name != labels]
         return batch[field]
@@ -44,6 +51,8 @@ def fields(
 
     def arguments(train: bool, hyperparameters: Hyperparameters) -> dict[str, Any]:
         chosen: dict[str, Any] = {"train": train} if "train" in takes else {}
+        if "deterministic" in takes:
+            chosen["deterministic"] = not train
         if "dropout_rate" in takes and "dropout_rate" in hyperparameters:
             chosen["dropout_rate"] = hyperparameters["dropout_rate"]
         return chosen

@@ -140,7 +140,10 @@ class Workload:
 
         The loss is the softmax cross-entropy, with `label_smoothing` where that is a
         hyperparameter; the metrics are `error`, the share of wrong examples, and `loss`. A module
-        whose call takes `train` is told; `dropout_rate` reaches a module whose call takes it.
+        whose call takes `train` or `deterministic` is told whether it is trained; `dropout_rate`
+        reaches a module whose call takes it, for `models.layers.dropout`, whose rate can be tuned
+        (that of `nn.Dropout` is a constant). Convolutions are several times as fast on a CPU with
+        `nn.Conv(..., conv_general_dilated=models.layers.fast_conv_general_dilated)`.
 
         Args:
           module: called as `module(inputs)`.
