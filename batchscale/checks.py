@@ -107,7 +107,8 @@ def names(
                 f"Add {name}=... to the SearchSpace; a plain number is a fixed value."
             )
     if optimizer.takes_all:
-        optimizer.transformation(dict.fromkeys(space, 0.1), None)  # reads what it reads
+        values: dict[str, Any] = dict.fromkeys(space, 0.1)
+        optimizer.transformation(values, None)  # reads what it reads
     if optimizer.takes_all or callable(schedule) or workload.hyperparameters is None:
         return
     read = {*needed, *optimizer.defaults, *workload.hyperparameters}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pandas as pd
 from batchscale import metrics, records, tuner
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
+from batchscale.records import Status
 from batchscale.tuner import SearchSpace
 
 
@@ -65,7 +67,7 @@ class Result:
 
         With `stop="budget"` by the paper's rule: a trial that diverges at any time does not count.
         With any other stop rule, by the one under which a study can stop: a trial counts until it
-        diverges.
+        diverges. Batch sizes that are not finished are left out, with a warning.
 
         Args:
           goal: another goal than the study's, to be read off the same curves.
@@ -73,13 +75,31 @@ class Result:
         Raises:
           ValueError: the curves were cut too early for that goal; says how to extend them.
         """
+        trials = self._finished()
         budget = self.definition.stop == "budget"
         return metrics.steps_to_target(
-            self.measurements,
+            self.measurements.loc[
+                self.measurements.index.get_level_values("batch_size").isin(
+                    trials.index.get_level_values("batch_size")
+                )
+            ],
             goal or self.goal,
-            trials=self.trials,
+            trials=trials,
             feasible_trials=None if budget else self.definition.trials,
         )
+
+    def _finished(self) -> pd.DataFrame:
+        """The trials of the batch sizes that are done; says which are not."""
+        sizes = self.trials.index.get_level_values("batch_size")
+        open_ = set(sizes[(self.trials["status"] == Status.INCOMPLETE).to_numpy()])
+        waiting = sorted(open_ | set(self.definition.batch_sizes) - set(sizes))
+        if waiting:
+            warnings.warn(
+                f"{self.folder}: batch size {', '.join(map(str, waiting))} not finished, and left "
+                "out; study.run(folder) goes on.",
+                stacklevel=4,
+            )
+        return self.trials.loc[~sizes.isin(open_)]
 
     def optima(self) -> pd.DataFrame:
         """The best trial of each batch size, and the edges it lies at; see `tuner.optima`."""

@@ -124,7 +124,8 @@ def _batch_size_run(
     measurements = measurements.query("batch_size == @batch_size")
     trials = trials.query("batch_size == @batch_size")
     bound = definition.goal.bound
-    if question.exact and bound in measurements and measurements[bound].notna().any():
+    bounded = bound in measurements and bool(measurements[bound].notna().to_numpy().any())
+    if question.exact and bounded:
         # Bounds were enough before: the whole batch size is measured again, in place of its rows.
         measurements, trials = measurements.iloc[:0], trials.iloc[:0]
         folder.drop_state(batch_size)

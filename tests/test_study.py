@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
@@ -149,15 +150,15 @@ def test_running_a_finished_study_again_trains_nothing(square, first):
 
 
 def test_extending_gives_the_tables_of_a_run_that_asked_for_it_at_once(square, tmp_path):
-    for changes in ({"stop": 2.0}, {"trials": 9}, {"batch_sizes": [4, 8]}, {"max_steps": 400}):
+    for changes in ({"stop": 2.0}, {"trials": 9}, {"batch_sizes": [4, 8]}, {"max_steps": 800}):
         asked = {"stop": "budget"} if "max_steps" in changes else {}
         folder = tmp_path / next(iter(changes))
-        some = study(square, batch_sizes=[4], **{"max_steps": 40, **asked})
+        some = study(square, batch_sizes=[4], **{"max_steps": 80, **asked})
         some.run(folder, progress=False)
         extended = some.extend(folder, progress=False, **changes)
         at_once = dataclasses.replace(some, **changes).run(f"{folder}-at-once", progress=False)
         if "max_steps" in changes:  # the last step of the first budget was evaluated as well
-            drop = [row for row in extended.measurements.index if row[3] == 40]
+            drop = [row for row in extended.measurements.index if row[3] == 80]
             assert len(drop) == 6
             kept = extended.measurements.drop(drop)["validation/error"]
             expected = at_once.measurements["validation/error"].drop(drop, errors="ignore")
@@ -203,7 +204,7 @@ def test_diverged_trials_are_infeasible_and_replaced(square, tmp_path, stop):
 def test_too_many_divergences_leave_fewer_trials_and_no_loop(square, tmp_path):
     space = bs.SearchSpace(learning_rate=bs.LogUniform(1e30, 1e38))
     some = study(square, space=space, batch_sizes=[16], max_infeasible=4)
-    with pytest.warns(UserWarning, match="no trial reached"):
+    with pytest.warns(UserWarning, match="all of the 10 trials diverged"):
         result = some.run(tmp_path, progress=False)
     assert (result.trials["status"] == "infeasible").all()
     assert len(result.trials) == 10
@@ -234,6 +235,27 @@ def test_a_miss_is_infinite_and_said(square, tmp_path):
     assert row["steps"] == np.inf
     assert pd.isna(row["trial"])
     assert (result.trials["stop_reason"] == "budget").all()
+
+
+def test_a_goal_that_holds_from_the_start_is_said(square, tmp_path):
+    some = study(square, goal=bs.Goal("validation/error", 1.5), batch_sizes=[4], max_steps=5)
+    with pytest.warns(UserWarning, match="held before the first step at batch size 4"):
+        some.run(tmp_path, progress=False)
+
+
+def test_a_batch_size_at_which_all_trials_diverged_is_said(square, tmp_path):
+    space = bs.SearchSpace(learning_rate=1e30)
+    some = study(square, space=space, batch_sizes=[4], trials=2, max_infeasible=3, max_steps=20)
+    with pytest.warns(UserWarning, match="all of the 5 trials diverged at batch size 4"):
+        some.run(tmp_path, progress=False)
+
+
+def test_an_optimizer_of_ones_own_that_reads_what_is_not_there_is_refused(square):
+    message = "reads the hyperparameter 'decay', and the space has learning_rate."
+    with pytest.raises(ValueError, match=re.escape(message)):
+        study(square, optimizer=lambda h: optax.adamw(h["learning_rate"], weight_decay=h["decay"]))
+    with pytest.raises(TypeError, match="wanted a function of a mapping of hyperparameters"):
+        study(square, optimizer=lambda h: h["learning_rate"])
 
 
 def test_a_harder_goal_is_refused_where_curves_were_cut_and_an_easier_one_is_read_off(
@@ -271,6 +293,10 @@ def test_an_interrupted_run_goes_on_where_it_was(square, budget, tmp_path, evalu
         some.run(tmp_path, progress=interrupt)
     partial = bs.load(tmp_path)
     assert "incomplete" in set(partial.trials["status"])
+    with pytest.warns(UserWarning, match="not finished, and left out"):
+        done = partial.steps_to_target()
+    expected = budget.steps_to_target()
+    pd.testing.assert_frame_equal(done, expected.iloc[: len(done)], check_dtype=False)
     more = []
     assert_same_tables(some.run(tmp_path, progress=more.append), budget)
     evaluated = [p for p in told + more if not p.finished]
@@ -398,7 +424,7 @@ def test_a_schedule_of_ones_own_that_changed_is_noticed(square, tmp_path):
     def schedule(step, hyperparameters, power=0.5):
         return hyperparameters["learning_rate"] / (1 + step) ** power
 
-    some = study(square, schedule=schedule, batch_sizes=[16], goal=bs.Goal("validation/error", 0.5))
+    some = study(square, schedule=schedule, batch_sizes=[16], goal=bs.Goal("validation/error", 0.3))
     some.run(tmp_path, progress=False)
 
     @functools.wraps(schedule)
@@ -454,9 +480,9 @@ def test_bad_input_is_refused_when_the_study_is_written(square, changes, message
 
 
 def test_an_unknown_metric_is_refused_before_anything_runs(square, tmp_path):
-    some = study(square, goal=bs.Goal("validation/accuracy", 0.9, "max"))
+    some = study(square, goal=bs.Goal("validation/recall", 0.9, "max"))
     message = (
-        "goal: workload 'square' has no metric 'validation/accuracy'; wanted one of train/error"
+        "goal: workload 'square' has no metric 'validation/recall'; wanted one of train/accuracy"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         some.run(tmp_path / "study", progress=False)

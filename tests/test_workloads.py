@@ -107,6 +107,36 @@ def test_unknown_names_are_refused_with_the_known_ones(name, message):
         workloads.get(name)
 
 
+class Deterministic(nn.Module):
+    """A classifier that is told by `deterministic` whether it is trained."""
+
+    @nn.compact
+    def __call__(self, x, deterministic: bool = True):
+        x = nn.Dropout(0.9, deterministic=deterministic)(x.reshape(x.shape[0], -1).astype(float))
+        return nn.Dense(3)(x)
+
+
+def test_dropout_is_on_in_training_whatever_its_switch_is_called():
+    data = {"train": images(30)}
+    workload = bs.Workload.from_flax(Deterministic(), data)
+    params, state = workload.init(jax.random.key(0))
+    batch = workload.prepare(workload.splits()["train"], None)
+    losses = [
+        float(workload.loss(params, state, batch, jax.random.key(n), {})[0][0]) for n in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_switch_of_an_unknown_name_is_refused():
+    class Training(nn.Module):
+        @nn.compact
+        def __call__(self, x, training):
+            return nn.Dense(3)(x)
+
+    with pytest.raises(ValueError, match=re.escape("takes 'training', wanted 'train'")):
+        bs.Workload.from_flax(Training(), {"train": images(20)})
+
+
 def test_labels_out_of_range_are_refused_when_the_workload_is_made():
     x, y = images(20)
     y[3] = 7

@@ -23,7 +23,12 @@ from batchscale.plots.common import (
 )
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_PERFECT: dict[str, Any] = {"label": "perfect scaling", "linestyle": (0, (4, 3)), "linewidth": 1}
+_PERFECT: dict[str, Any] = {
+    "label": "perfect scaling",
+    "linestyle": (0, (4, 3)),
+    "linewidth": 1,
+    "color": "0.3",
+}
 _MISS: dict[str, Any] = {
     "label": "goal not reached",
     "linestyle": "none",
@@ -90,7 +95,7 @@ def steps_to_target(
     log2_axis(ax, "y")
     if normalize_at is not None:
         batch_sizes = np.unique(np.concatenate([table["batch_size"] for table in tables]))
-        _perfect_scaling(ax, batch_sizes, start=normalize_at, steps=1, color="black")
+        _perfect_scaling(ax, batch_sizes, start=normalize_at, steps=1)
     handles = []
     for index, ((label, _), table) in enumerate(zip(named, tables, strict=True)):
         color, marker = COLORS[index % len(COLORS)], _MARKERS[index % len(_MARKERS)]
@@ -102,7 +107,6 @@ def steps_to_target(
                 table["batch_size"].to_numpy(),
                 start=first["batch_size"],
                 steps=first["steps"],
-                color="black" if len(tables) == 1 else color,
             )
         handles += ax.plot(
             table["batch_size"],
@@ -136,7 +140,7 @@ def steps_to_target(
     ax.grid(color="0.92", linewidth=0.6)
     ax.set_axisbelow(True)
     if any(np.isfinite(table["steps"]).any() for table in tables):
-        handles.append(Line2D([], [], color="black", **_PERFECT))
+        handles.append(Line2D([], [], **_PERFECT))
     if any(np.isinf(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], color="black", marker="o", **_MISS))
     ax.legend(handles=handles, fontsize=FONT_SIZE)
@@ -178,12 +182,10 @@ def _normalized(label: str, table: pd.DataFrame, anchor: int) -> pd.DataFrame:
     return table.assign(steps=table["steps"] / at_anchor.iloc[0])
 
 
-def _perfect_scaling(
-    ax: Axes, batch_sizes: np.ndarray, *, start: float, steps: float, color: str
-) -> None:
+def _perfect_scaling(ax: Axes, batch_sizes: np.ndarray, *, start: float, steps: float) -> None:
     """The line steps * start / B, over the batch sizes from `start` on."""
     x = batch_sizes[batch_sizes >= start].astype(float)
-    ax.plot(x, steps * start / x, color=color, zorder=2, **_PERFECT)
+    ax.plot(x, steps * start / x, zorder=2, **_PERFECT)
 
 
 def _mark_full_batches(ax: Axes, full: Sequence[int], tables: Sequence[pd.DataFrame]) -> None:
