@@ -21,7 +21,7 @@ from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
 
-_INIT, _LOSS = 0, 1
+_INIT, _SHUFFLE, _LOSS = 0, 1, 2
 
 Undecided = Callable[[Mapping[str, PyTree[Array]]], Bool[Array, ""]]
 Evaluated = tuple[Mapping[str, PyTree[Array]], Mapping[str, PyTree[Array]], Int[Array, ""]]
@@ -274,13 +274,14 @@ def _gradient(
     """The gradient of the batch's mean loss, and the model's state after the batch."""
     workload = recipe.workload
     examples = _examples(data)
+    shuffle = jax.random.key_data(_key(state.key, _SHUFFLE))
     loss_key = jax.random.fold_in(_key(state.key, _LOSS), start.step)
 
     def gather(first: Int[Array, ""] | int, count: int) -> PyTree[Array]:
         if recipe.whole and count == examples:
             return data  # the full batch: its order does not matter
         indices = sampling.batch_indices(
-            state.key,  # the shuffles hash it in a way of their own
+            shuffle,
             Position(start.epoch, start.offset),
             first + jnp.arange(count),
             examples=examples,

@@ -187,7 +187,7 @@ def test_normalized_curves_are_1_at_the_anchor_and_share_one_perfect_scaling():
     np.testing.assert_array_equal(lines(ax, "fast")[0].get_ydata(), [2, 1, 0.5, np.nan])
     (perfect,) = lines(ax, "perfect scaling")
     assert points(perfect) == [(size, 4 / size) for size in (4, 16, 64, 256, 1024)]
-    assert to_hex(perfect.get_color()) == "#000000"
+    assert to_hex(perfect.get_color()) == "#4c4c4c"
     assert ax.get_ylabel() == "Steps / (steps at B=4)"
     assert lines(ax, "goal not reached")[0].get_xdata().tolist() == [1024]
 

@@ -78,10 +78,11 @@ def test_fifty_steps_are_those_of_a_plain_numpy_loop(optimizer, batch_size):
     data = double(workload.splits()["train"])
     some = recipe(workload, batch_size=batch_size, optimizer=optimizer)
     state = state_of(some)
+    shuffle = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), 1)
     batches = [
         np.asarray(
             sampling.batch_indices(
-                state.key,
+                jax.random.key_data(shuffle),
                 sampling.position(step, batch_size=batch_size, examples=EXAMPLES),
                 np.arange(batch_size),
                 examples=EXAMPLES,
