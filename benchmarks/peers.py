@@ -6,6 +6,7 @@ everything and returns `advance(steps)`, which trains that many steps further an
 are done, and how many trials it trains at once.
 """
 
+# pyright: reportMissingImports=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
 import multiprocessing

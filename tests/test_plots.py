@@ -301,7 +301,7 @@ def test_trials_are_scattered_by_learning_rate_and_momentum():
     ax = plots.hyperparameters(momentum_study(), batch_size=64)
     expected = {
         "goal reached": [(0.1, 0.1), (0.2, 0.2)],
-        "goal not reached": [(0.001, 0.5), (0.002, 0.4)],
+        "not reached when stopped": [(0.001, 0.5), (0.002, 0.4)],
         "diverged": [(9.0, 0.05)],
         "best": [(0.2, 0.2)],
     }
@@ -312,7 +312,7 @@ def test_trials_are_scattered_by_learning_rate_and_momentum():
     assert ax.get_title() == "mnist/fc, sgd, batch size 64"
     assert legend(ax) == [
         "diverged",
-        "goal not reached",
+        "not reached when stopped",
         "goal reached",
         "best",
         "equal effective learning rate",
@@ -323,12 +323,12 @@ def test_kinds_of_trials_differ_in_shape():
     ax = plots.hyperparameters(momentum_study(), batch_size=64)
     shapes = {
         kind: (line.get_marker(), to_rgba(line.get_markerfacecolor()) == to_rgba("white"))
-        for kind in ("diverged", "goal not reached", "goal reached", "best")
+        for kind in ("diverged", "not reached when stopped", "goal reached", "best")
         for line in lines(ax, kind)
     }
     assert shapes == {
         "diverged": ("x", False),
-        "goal not reached": ("o", True),
+        "not reached when stopped": ("o", True),
         "goal reached": ("o", False),
         "best": ("*", False),
     }
@@ -337,7 +337,7 @@ def test_kinds_of_trials_differ_in_shape():
 def test_grey_lines_join_equal_effective_learning_rates_and_leave_the_view_alone():
     study = momentum_study()
     ax = plots.hyperparameters(study, batch_size=64)
-    kinds = {"diverged", "goal not reached", "goal reached", "best"}
+    kinds = {"diverged", "not reached when stopped", "goal reached", "best"}
     equal = [line for line in ax.get_lines() if line.get_label() not in kinds]
     rates = [line.get_xdata() / line.get_ydata() for line in equal]
     # From 0.001 / 0.5 to 9 / 0.05 there are five decades.
@@ -353,7 +353,7 @@ def test_one_searched_hyperparameter_is_scattered_against_steps():
     ax = plots.hyperparameters(sgd_study(), batch_size=32)
     assert points(*lines(ax, "goal reached")) == [(0.1, 900), (1.0, 700)]
     assert points(*lines(ax, "best")) == [(1.0, 700)]
-    (missed,), (diverged,) = lines(ax, "goal not reached"), lines(ax, "diverged")
+    (missed,), (diverged,) = lines(ax, "not reached when stopped"), lines(ax, "diverged")
     assert missed.get_xdata().tolist() == [0.01]
     assert diverged.get_xdata().tolist() == [9.0]
     assert at_top_edge(missed)
@@ -392,7 +392,7 @@ def test_without_a_batch_size_every_one_has_its_panel():
     (entries,) = figure.legends
     assert [text.get_text() for text in entries.get_texts()] == [
         "diverged",
-        "goal not reached",
+        "not reached when stopped",
         "goal reached",
         "best",
     ]

@@ -35,7 +35,7 @@ from batchscale.tuner import LogUniform, SearchSpace, derived
 
 _POINTS: dict[str, dict[str, Any]] = {
     "diverged": {"color": VERMILION, "marker": "x", "markersize": 5},
-    "goal not reached": {
+    "not reached when stopped": {
         "color": GREY,
         "marker": "o",
         "markersize": 5,
@@ -181,14 +181,14 @@ def _draw(ax: Axes, result: Result, batch_size: int, best: int | None, x: str, y
     reached = ~infeasible & np.isfinite(table["first_crossing"])
     kinds = {
         "diverged": infeasible,
-        "goal not reached": ~infeasible & ~reached,
+        "not reached when stopped": ~infeasible & ~reached,
         "goal reached": reached,
         "best": table.index == best,
     }
     kinds = {kind: chosen for kind, chosen in kinds.items() if np.any(chosen)}
     for kind, chosen in kinds.items():
         points = table[chosen]
-        top = y == "first_crossing" and kind in ("diverged", "goal not reached")
+        top = y == "first_crossing" and kind in ("diverged", "not reached when stopped")
         ax.plot(
             points[x],
             np.ones(len(points)) if top else points[y],
