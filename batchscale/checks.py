@@ -107,8 +107,13 @@ def names(
                 f"Add {name}=... to the SearchSpace; a plain number is a fixed value."
             )
     if optimizer.takes_all:
-        values: dict[str, Any] = dict.fromkeys(space, 0.1)
-        optimizer.transformation(values, None)  # reads what it reads
+
+        def make(values: dict[str, Any]) -> int:
+            optimizer.transformation(values, None)
+            return 0
+
+        # Traced, so that no backend starts.
+        jax.eval_shape(make, dict.fromkeys(space, jax.ShapeDtypeStruct((), np.float32)))
     if optimizer.takes_all or callable(schedule) or workload.hyperparameters is None:
         return
     read = {*needed, *optimizer.defaults, *workload.hyperparameters}

@@ -288,6 +288,7 @@ class Engine:
     ) -> list[dict[str, float]]:
         """Adds the parts of evaluations, exactly, and makes metrics of the sums, or a bound."""
         sums = {name: jax.tree.map(_exact_sum, tree) for name, tree in parts.items()}
+        whole = done == len(jax.tree.leaves(parts)[0][0])
         table: dict[str, Sequence[float]] = {}
         for name, tree in sums.items():
             finalize = self._workload.finalize.get(name)
@@ -297,7 +298,7 @@ class Engine:
                     table[f"{split}/{name}"] = total / count
             else:
                 table[f"{split}/{name}"] = [
-                    float(finalize(jax.tree.map(lambda x, i=i: x[i], tree)))
+                    float(finalize(jax.tree.map(lambda x, i=i: x[i], tree))) if whole[i] else np.nan
                     for i in range(len(done))
                 ]
         rows = [
@@ -307,7 +308,6 @@ class Engine:
             assert self._goal is not None
             name = self._goal.metric.partition("/")[2]
             total, count = sums[name]
-            whole = done == len(jax.tree.leaves(parts)[0][0])
             if (total > count).any() or (total < 0).any() or (count[whole] != self._count).any():
                 raise ValueError(
                     f"metrics: the sum of {self._goal.metric!r} is an integer, and so has to count "

@@ -184,7 +184,7 @@ class Plan:
                 f"plan.json: got format {plan.get('format')!r}, wanted {_FORMAT}. "
                 "It was written by another version of batchscale; open it with that one."
             )
-        study = plan["study"]
+        study = {"curves": "exact"} | plan["study"]
         definition = Definition(
             **study
             | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -313,7 +314,8 @@ class Study:
                 sweep.run(plan, engine, folder_records, report)
             finally:
                 total = {"total": time.monotonic() - began}
-                folder_records.write_seconds(total | engine.seconds)
+                with contextlib.suppress(OSError):  # what ended the run is to be told
+                    folder_records.write_seconds(total | engine.seconds)
         result = load(folder)
         sweep.warn_of_misses(
             result.steps_to_target(), result.measurements, result.trials, result.goal

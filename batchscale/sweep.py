@@ -126,9 +126,10 @@ def _batch_size_run(
     bound = definition.goal.bound
     bounded = bound in measurements and bool(measurements[bound].notna().to_numpy().any())
     if question.exact and bounded:
-        # Bounds were enough before: the whole batch size is measured again, in place of its rows.
-        measurements, trials = measurements.iloc[:0], trials.iloc[:0]
+        # Bounds were enough before: the batch size is measured again, from its beginning.
         folder.drop_state(batch_size)
+        folder.drop_tables(batch_size)
+        measurements, trials = measurements.iloc[:0], trials.iloc[:0]
     ledger = Ledger(question, measurements, trials)
     return BatchSizeRun(
         ledger,

@@ -209,7 +209,8 @@ def evaluate(
         counts = goes_on(total)
         new = jax.tree.map(lambda x: jnp.where(counts, x, jnp.zeros_like(x)), sums(examples))
         parts = jax.tree.map(lambda all, x: all.at[index].set(x), parts, new)
-        return parts, jax.tree.map(jnp.add, total, new), done + counts
+        total = jax.tree.map(lambda all, x: all + x.astype(all.dtype), total, new)
+        return parts, total, done + counts
 
     def nth(index: Int[Array, ""], carry: Evaluated) -> tuple[Int[Array, ""], Evaluated]:
         examples = jax.tree.map(
@@ -221,7 +222,15 @@ def evaluate(
     batch = min(batch, examples)
     whole, rest = divmod(examples, batch)
     shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[:batch], split))
-    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total = jax.tree.map(
+        lambda x: jnp.zeros(
+            x.shape,
+            jnp.promote_types(x.dtype, jnp.int32)
+            if jnp.issubdtype(x.dtype, jnp.signedinteger)
+            else x.dtype,
+        ),
+        shapes,
+    )
     parts = jax.tree.map(lambda x: jnp.zeros((whole + bool(rest), *x.shape), x.dtype), shapes)
     _, carry = jax.lax.while_loop(
         lambda at: (at[0] < whole) & any_lane(goes_on(at[1][1])),

@@ -116,6 +116,40 @@ def test_extending_by_exact_curves_measures_what_was_only_bounded(exact, tmp_pat
     pd.testing.assert_frame_equal(extended.measurements[goal_split], exact.measurements[goal_split])
     pd.testing.assert_frame_equal(extended.trials, exact.trials)
     assert extended.definition.curves == "exact"
+    told = []
+    some.run(tmp_path, progress=told.append)
+    assert all(progress.finished for progress in told)  # no bound is left to be measured again
+
+
+@pytest.mark.filterwarnings("ignore:no trial reached")
+def test_an_interrupted_extension_by_exact_curves_goes_on_where_it_was(tmp_path):
+    some = study(batch_sizes=[8], trials=2)
+    some.run(tmp_path, progress=False)
+    told = []
+
+    def interrupt(progress):
+        told.append(progress.step)
+        if len(told) == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        some.extend(tmp_path, trials=7, curves="exact", progress=interrupt)
+    more = []
+    result = some.extend(tmp_path, trials=7, curves="exact", progress=lambda p: more.append(p.step))
+    assert min(more) >= told[-2] > 0
+    assert result.measurements["validation/error"].notna().all()
+    ends = result.measurements.reset_index("step").groupby(["batch_size", "trial", "replicate"])
+    feasible = result.trials["status"] == "complete"
+    last, trained = ends["step"].max(), result.trials["steps_trained"]
+    pd.testing.assert_series_equal(last[feasible], trained[feasible], check_names=False)
+
+
+def test_what_a_cut_evaluation_does_not_tell_is_refused(bounded):
+    for goal in (bs.Goal("validation/loss", 0.01), bs.Goal("validation/error", 0.99, "max")):
+        with pytest.raises(ValueError, match="is not known: the evaluation was cut short"):
+            metrics.steps_to_target(bounded.measurements, goal)
+    with pytest.raises(ValueError, match="cut short"):
+        metrics.best_measurement(bounded.measurements, "validation/loss")
 
 
 def test_an_easier_goal_is_refused_where_it_hangs_on_a_bound(bounded, exact):

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from batchscale.metrics.goal import MODES, Goal
+from batchscale.metrics.goal import BOUNDS, Goal, Mode
 from batchscale.records import (
     MEASUREMENT_INDEX,
     TRIAL_COLUMNS,
@@ -39,13 +39,13 @@ def example_measurements() -> pd.DataFrame:
     return pd.DataFrame({"validation/error": [0.9, 0.4, 0.3, 0.9, 0.5, 0.2, 0.9, 0.1]}, index)
 
 
-def curves_of(measurements: pd.DataFrame, metric: str) -> pd.DataFrame:
+def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFrame:
     """The evaluations of one metric, in order.
 
     Returns:
       Columns batch_size, trial, replicate, step, `value`, `previous`, the step of that trial's
       evaluation before, NaN for its first, and `bound`: whether the evaluation was cut short, so
-      that `value` is only the nearest to a goal that it can be.
+      that `value` is only the best it can be, infinite where nothing is known of it.
     """
     check_index(measurements, MEASUREMENT_INDEX, "measurements")
     if metric not in measurements.columns and len(measurements):
@@ -54,27 +54,26 @@ def curves_of(measurements: pd.DataFrame, metric: str) -> pd.DataFrame:
         )
     curves = measurements.index.to_frame(index=False).astype(np.int64)
     values, bound = np.full(len(curves), np.nan), np.zeros(len(curves), bool)
-    for column in (metric, *bounds_of(metric)):
-        if column in measurements.columns:
-            more = measurements[column].to_numpy(np.float64, na_value=np.nan)
-            new = np.isnan(values) & ~np.isnan(more)
-            values = np.where(new, more, values)
-            bound |= new & (column != metric)
+    if metric in measurements.columns:
+        values = measurements[metric].to_numpy(np.float64, na_value=np.nan)
+    best = -np.inf if mode == "min" else np.inf
+    for column in measurements.columns:
+        if column.startswith(metric.partition("/")[0] + "/") and column.endswith(BOUNDS):
+            bounds = measurements[column].to_numpy(np.float64, na_value=np.nan)
+            cut = np.isnan(values) & ~np.isnan(bounds)
+            own = column == Goal(metric, 0.0, mode).bound
+            values = np.where(cut, bounds if own else best, values)
+            bound |= cut
     curves = curves.assign(value=values, bound=bound)
     curves = curves.dropna().sort_values(list(MEASUREMENT_INDEX), ignore_index=True)
     curves["previous"] = curves.groupby(list(TRIAL_INDEX))["step"].shift()
     return curves
 
 
-def plain_curves_of(measurements: pd.DataFrame, metric: str) -> pd.DataFrame:
+def plain_curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFrame:
     """Those of `curves_of` that are not of reruns."""
-    curves = curves_of(measurements, metric)
+    curves = curves_of(measurements, metric, mode)
     return select(curves, curves["replicate"] == 0)
-
-
-def bounds_of(metric: str) -> list[str]:
-    """The columns that may hold bounds of a metric."""
-    return [Goal(metric, 0.0, mode).bound for mode in MODES]
 
 
 def select(frame: pd.DataFrame, rows: ArrayLike) -> pd.DataFrame:

@@ -115,7 +115,7 @@ def best_measurement(
     1          16    0.1    10      0
     """
     check_mode(mode, "best_measurement")
-    curves = _tables.plain_curves_of(measurements, metric)
+    curves = _tables.plain_curves_of(measurements, metric, mode)
     if trials is None:
         return _best(curves, metric, mode, _tables.plain_batch_sizes(measurements))
     plain = _tables.plain_trials(trials)

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from numpy.typing import ArrayLike
 
 Mode = Literal["min", "max"]
-MODES: tuple[Mode, ...] = ("min", "max")
+BOUNDS = ("_at_least", "_at_most")  # how columns of bounds end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Goal:
         >>> Goal("validation/error", 0.03).bound
         'validation/error_at_least'
         """
-        return f"{self.metric}_{'at_least' if self.mode == 'min' else 'at_most'}"
+        return self.metric + BOUNDS[self.mode == "max"]
 
 
 def check_mode(mode: str, where: str) -> None:

@@ -35,7 +35,7 @@ def first_crossings(measurements: pd.DataFrame, goal: Goal) -> pd.DataFrame:
                1     0                    20.0                 10.0
     16         0     0                    10.0                  0.0
     """
-    curves = _tables.curves_of(measurements, goal.metric)
+    curves = _tables.curves_of(measurements, goal.metric, goal.mode)
     trials = measurements.index.droplevel("step").unique().sort_values()
     first = _first_past(curves, goal, list(TRIAL_INDEX), trials)
     return first.drop(columns="trial").rename(columns={"steps": "first_crossing"})
@@ -129,7 +129,7 @@ def steps_to_target(
     0           8   20.0                 10.0      1
     1          16   10.0                  0.0      0
     """
-    curves = _tables.plain_curves_of(measurements, goal.metric)
+    curves = _tables.plain_curves_of(measurements, goal.metric, goal.mode)
     if trials is None:
         if feasible_trials is not None:
             raise ValueError("feasible_trials: needs `trials`, which say when each diverged.")
@@ -215,11 +215,14 @@ def _check_whole(goal: Goal, first: pd.DataFrame) -> None:
     short = _tables.select(first, first["bound"].fillna(False).astype(bool))
     if len(short):
         row = short.iloc[0]
+        known = f"it is only known that {goal.metric} is "
+        known += f"{'at least' if goal.mode == 'min' else 'at most'} {row['value']:.6g}"
+        if np.isinf(row["value"]):
+            known = f"{goal.metric} is not known"
         raise ValueError(
             f"{goal}: at batch size {row['batch_size']:.0f}, trial {row['trial']:.0f}, step "
-            f"{row['step']:.0f}, it is only known that {goal.metric} is "
-            f"{'at least' if goal.mode == 'min' else 'at most'} {row['value']:.6g}: the evaluation "
-            "was cut short, for the study's goal is harder. To know, call "
+            f"{row['step']:.0f}, {known}: the evaluation was cut short, being far from the goal of "
+            "the study. To know, call "
             'study.extend(folder, curves="exact"), or make a study with this goal.'
         )
 

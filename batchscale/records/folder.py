@@ -178,6 +178,15 @@ class Records:
         for part in parts:
             part.unlink()
 
+    def drop_tables(self, batch_size: int) -> None:
+        """Removes what was measured at a batch size, for it to be measured again."""
+        self.compact()
+        measurements, trials = self.tables()
+        # The trials first: rows without their trials are dropped again after a kill.
+        for name, table in (("trials", trials), ("measurements", measurements)):
+            kept = table.index.get_level_values("batch_size") != batch_size
+            _files.write_table(self.folder / f"{name}.parquet", table.loc[kept])
+
     def write_state(
         self, batch_size: int, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
     ) -> None:
