@@ -70,19 +70,20 @@ def choose(
     return Layout(lanes, min(microbatch, batch_size), 1 if cpu else lanes)
 
 
-def evaluation_batch(examples: int, *, bounded: bool) -> int:
+def evaluation_batch(examples: int, *, enough: int | None = None) -> int:
     """Examples evaluated at once, a divisor of the split if one is near: one program less.
 
     Args:
       examples: of the split.
-      bounded: whether an evaluation may end early: then in small steps.
+      enough: where an evaluation may end early, how many mistakes end it: most examples that come
+        first are mistakes, so that a third more than so many are likely to do.
 
-    >>> evaluation_batch(5000, bounded=True), evaluation_batch(5000, bounded=False)
-    (250, 500)
+    >>> evaluation_batch(5000), evaluation_batch(5000, enough=150)
+    (500, 200)
     """
     most = _EVALUATION_BATCH
-    if bounded:
-        most = min(most, max(_SHORT_BATCH, examples // 20))
+    if enough is not None:
+        most = min(most, max(_SHORT_BATCH, enough * 4 // 3))
     return _even(examples, most)
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from batchscale.engine import HyperparametersOf, TrialId
 from batchscale.metrics import Goal
+from batchscale.packs import HyperparametersOf, TrialId
 from batchscale.records import (
     MEASUREMENT_INDEX,
     TRIAL_INDEX,
@@ -23,7 +23,7 @@ from batchscale.records import (
     Status,
     StopReason,
 )
-from batchscale.stopping import StopRule, sparse_grid
+from batchscale.stopping import StopRule, part_of_grid
 
 _ENDED = {
     "first": StopReason.FIRST_CROSSING,
@@ -69,7 +69,8 @@ class Ledger:
         self, question: Question, measurements: pd.DataFrame, trials: pd.DataFrame
     ) -> None:
         self.question = question
-        self.sparse = sparse_grid(question.grid)
+        self.sparse = part_of_grid(question.grid, ratio=2)
+        self.rare = part_of_grid(question.grid, ratio=8, first=64)
         self.first_crossing = math.inf
         self.best = math.nan
         self._measured: dict[TrialId, int] = {}  # the last step

@@ -10,15 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from batchscale.engine import (
-    Engine,
-    HostStates,
-    HyperparametersOf,
-    Pack,
-    TrialId,
-)
+from batchscale.engine import Engine
 from batchscale.layout import Layout
 from batchscale.ledger import Ledger
+from batchscale.packs import HostStates, HyperparametersOf, Pack, TrialId, unpack
 from batchscale.records import Origin, Records
 
 # Tables and states are written when this many seconds, and this many times the duration of the
@@ -63,7 +58,7 @@ class _Cohort:
 
     @property
     def ids(self) -> list[TrialId]:
-        return [trial for pack in self.packs for trial in pack.ids if trial is not None]
+        return [trial for pack in self.packs for trial in pack.trials]
 
 
 class BatchSizeRun:
@@ -185,7 +180,7 @@ class BatchSizeRun:
             return self._cohorts[-1]
         (cohort,) = [cohort for cohort in self._cohorts if cohort.step == step]
         if -(-len(group) // (self._engine.mesh.size * self._layout.lanes)) < len(cohort.packs):
-            cohort.packs = self._packed(self._engine.unpack(cohort.packs).only(group))
+            cohort.packs = self._packed(unpack(cohort.packs).only(group))
         return cohort
 
     def _measure(self, cohort: _Cohort, trials: list[TrialId]) -> None:
@@ -193,14 +188,22 @@ class BatchSizeRun:
         ledger, goal = self._ledger, self._ledger.question.goal
         split = goal.metric.partition("/")[0]
         others = [name for name in self._engine.splits if name != split]
-        everything = cohort.step in ledger.sparse
-        splits = [split, *others] if everything else [split]
+        bounds = self._engine.bounded and not ledger.question.exact
+        now = []
+        if cohort.step == ledger.question.grid[-1] or (not bounds and cohort.step in ledger.sparse):
+            now = others
+        elif bounds and cohort.step in ledger.rare:
+            now = [name for name in others if name == "train"]
+        whole = not bounds or cohort.step in ledger.rare
         found = self._engine.measure(
             cohort.packs,
-            splits,
+            [split, *now],
             layout=self._layout,
             trials=trials,
-            bounded=not (everything or ledger.question.exact),
+            # Who was past the goal before is likely to be so again: it is not worth a try.
+            bounded=[]
+            if whole
+            else [trial for trial in trials if math.isinf(ledger.crossing(trial))],
         )
         crossing = [
             trial
@@ -209,8 +212,9 @@ class BatchSizeRun:
             and math.isinf(ledger.crossing(trial))
             and trial not in found.diverged
         ]
-        if crossing and others and not everything:
-            more = self._engine.measure(cohort.packs, others, layout=self._layout, trials=crossing)
+        if crossing and now != others:
+            left = [name for name in others if name not in now]
+            more = self._engine.measure(cohort.packs, left, layout=self._layout, trials=crossing)
             for trial in crossing:
                 found.rows[trial] |= more.rows[trial]
         # Only now, and all at once: an interruption before leaves the step unmeasured.
@@ -223,7 +227,7 @@ class BatchSizeRun:
         for step in {cohort.step for cohort in self._cohorts}:
             same = [cohort for cohort in self._cohorts if cohort.step == step]
             if len(same) > 1:
-                states = HostStates.join([self._engine.unpack(part.packs) for part in same])
+                states = HostStates.join([unpack(part.packs) for part in same])
                 alive = [trial for trial in states.ids if trial not in gone(step)]
                 same[0].packs = self._packed(states.only(alive))
                 self._cohorts = [c for c in self._cohorts if c is same[0] or c.step != step]
@@ -258,7 +262,7 @@ class BatchSizeRun:
                 if trial not in gone and self._ledger.measured(trial) >= cohort.step
             ]
             if alive:
-                leaves = self._engine.unpack(cohort.packs).only(alive).leaves
+                leaves = unpack(cohort.packs).only(alive).leaves
                 arrays |= {f"{number}/{i}": leaf for i, leaf in enumerate(leaves)}
                 cohorts[str(number)] = {
                     "step": cohort.step,

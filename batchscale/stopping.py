@@ -35,20 +35,22 @@ def evaluation_grid(max_steps: int, spacing: float, *, budgets: Iterable[int] = 
     return sorted({*steps, max_steps, *(budget for budget in budgets if budget < max_steps)})
 
 
-def sparse_grid(grid: list[int]) -> set[int]:
-    """The part of the grid, about each doubling, at which every split is evaluated.
+def part_of_grid(grid: list[int], *, ratio: int, first: int = 0) -> set[int]:
+    """The part of the grid about each power of a ratio, from a first step on, and its last step.
 
-    >>> sorted(sparse_grid(evaluation_grid(30, 0.1)))
+    >>> sorted(part_of_grid(evaluation_grid(30, 0.1), ratio=2))
     [0, 1, 2, 4, 8, 17, 30]
+    >>> sorted(part_of_grid(evaluation_grid(1000, 0.1), ratio=8, first=64))
+    [69, 542, 1000]
     """
-    sparse = {grid[0], grid[-1]}
-    mark = 1
+    part = {grid[-1], *(step for step in grid if step == 0 == first)}
+    mark = max(first, 1)
     for step in grid:
         if step >= mark:
-            sparse.add(step)
+            part.add(step)
             while mark <= step:
-                mark *= 2
-    return sparse
+                mark *= ratio
+    return part
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,10 +27,11 @@ from batchscale import (
     trial_run,
 )
 from batchscale.checks import PerBatchSize
-from batchscale.engine import Engine, TrialId
+from batchscale.engine import Engine
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.metrics import Goal
 from batchscale.optimizers import Factory, Optimizer
+from batchscale.packs import TrialId
 from batchscale.plan import Definition, Plan
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from batchscale.engine import Engine, TrialId
+from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
 from batchscale.metrics import Goal
+from batchscale.packs import TrialId
 from batchscale.plan import Plan
 from batchscale.records import Origin, Records, Status
 from batchscale.runner import BatchSizeRun, Progress

@@ -23,8 +23,7 @@ from batchscale.workloads import Workload
 
 _INIT, _SHUFFLE, _LOSS = 0, 1, 2
 
-Undecided = Callable[[Mapping[str, PyTree[Array]]], Bool[Array, ""]]
-Evaluated = tuple[Mapping[str, PyTree[Array]], Mapping[str, PyTree[Array]], Int[Array, ""]]
+Evidence = Callable[[Mapping[str, PyTree[Array]]], Int[Array, ""]]
 
 
 @jax.tree_util.register_dataclass
@@ -154,12 +153,12 @@ def segment(
     steps: Int[Array, ""],
 ) -> TrainState:
     """Any number of steps; the number is traced, so one executable runs a segment of any length."""
-    examples = _examples(data)
+    size = examples(data)
 
     def body(_: Int[Array, ""], carry: tuple[TrainState, Start]) -> tuple[TrainState, Start]:
         state, at = carry
         place = sampling.advance(
-            Position(at.epoch, at.offset), batch_size=at.batch_size, examples=examples
+            Position(at.epoch, at.offset), batch_size=at.batch_size, examples=size
         )
         after = Start(at.step + 1, place.epoch, place.offset, at.batch_size)
         return step(recipe, state, hyperparameters, data, at), after
@@ -176,9 +175,7 @@ def evaluate(
     split: PyTree[Array],
     *,
     batch: int,
-    undecided: Undecided | None = None,
-    any_lane: Callable[[Bool[Array, ""]], Bool[Array, ""]] = lambda undecided: undecided,
-) -> tuple[Mapping[str, PyTree[Array]], Int[Array, ""]]:
+) -> Mapping[str, PyTree[Array]]:
     """Exact sums of every metric over a split, whatever the evaluation batch.
 
     Args:
@@ -187,62 +184,85 @@ def evaluate(
       model_state: of the same trial.
       split: examples along axis 0.
       batch: examples evaluated at once; static. It need not divide the split.
-      undecided: a function of the metrics' sums so far; once it is false the rest of the split is
-        left out.
-      any_lane: where trials are vmapped together, whether it is true of any of them: they go
-        through the split together, and what comes after a trial is decided does not count for it.
 
     Returns:
-      What the workload's metrics return, with one entry for each evaluation batch along axis 0,
-      zero for those left out: the host adds them in integers or float64, so nothing is lost to
-      float32. And the number of evaluation batches that count.
+      What the workload's metrics return, with one entry for each evaluation batch along axis 0:
+      the host adds them in integers or float64, so nothing is lost to float32.
     """
 
     def sums(examples: PyTree[Array]) -> Mapping[str, PyTree[Array]]:
         return workload.metrics(params, model_state, workload.prepare(examples, None))
 
-    def goes_on(total: Mapping[str, PyTree[Array]]) -> Bool[Array, ""]:
-        return jnp.asarray(True) if undecided is None else undecided(total)
+    first, rest = _batches(split, batch)
+    parts = jax.lax.map(sums, rest)
+    if first is None:
+        return parts
+    return jax.tree.map(lambda x, more: jnp.concatenate([x[None], more]), sums(first), parts)
 
-    def take(carry: Evaluated, index: Int[Array, ""] | int, examples: PyTree[Array]) -> Evaluated:
-        parts, total, done = carry
-        counts = goes_on(total)
-        new = jax.tree.map(lambda x: jnp.where(counts, x, jnp.zeros_like(x)), sums(examples))
-        parts = jax.tree.map(lambda all, x: all.at[index].set(x), parts, new)
-        total = jax.tree.map(lambda all, x: all + x.astype(all.dtype), total, new)
-        return parts, total, done + counts
 
-    def nth(index: Int[Array, ""], carry: Evaluated) -> tuple[Int[Array, ""], Evaluated]:
-        examples = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, index * batch, batch), split
-        )
-        return index + 1, take(carry, index, examples)
+def tally(
+    workload: Workload,
+    params: PyTree[Array],
+    model_state: PyTree[Array],
+    split: PyTree[Array],
+    evidence: Evidence,
+    *,
+    batch: int,
+    enough: Int[Array, ""],
+    any_lane: Callable[[Bool[Array, ""]], Bool[Array, ""]] = lambda undecided: undecided,
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Adds up evidence over a split, until there is enough of it.
 
-    examples = _examples(split)
-    batch = min(batch, examples)
-    whole, rest = divmod(examples, batch)
-    shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[:batch], split))
-    total = jax.tree.map(
-        lambda x: jnp.zeros(
-            x.shape,
-            jnp.promote_types(x.dtype, jnp.int32)
-            if jnp.issubdtype(x.dtype, jnp.signedinteger)
-            else x.dtype,
-        ),
-        shapes,
+    Args:
+      workload: the metrics; static.
+      params: of one trial.
+      model_state: of the same trial.
+      split: examples along axis 0.
+      evidence: what the metrics' sums of some examples say against the trial: a count of at least
+        0, so that it only grows.
+      batch: examples evaluated at once; static.
+      enough: at so much the rest of the split is left out.
+      any_lane: where trials are vmapped together, whether it is true of any of them: they go
+        through the split together.
+
+    Returns:
+      The evidence, at least `enough` if and only if that of the whole split is, and how many
+      evaluation batches were looked at.
+    """
+
+    def of(examples: PyTree[Array]) -> Int[Array, ""]:
+        sums = workload.metrics(params, model_state, workload.prepare(examples, None))
+        return evidence(sums).astype(jnp.int32)
+
+    def nth(index: Int[Array, ""]) -> PyTree[Array]:
+        return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), rest)
+
+    first, rest = _batches(split, batch)
+    found = jnp.zeros((), jnp.int32) if first is None else of(first)
+    found, index = jax.lax.while_loop(
+        lambda at: (at[1] < examples(rest)) & any_lane(at[0] < enough),
+        lambda at: (at[0] + of(nth(at[1])), at[1] + 1),
+        (found, jnp.zeros((), jnp.int32)),
     )
-    parts = jax.tree.map(lambda x: jnp.zeros((whole + bool(rest), *x.shape), x.dtype), shapes)
-    _, carry = jax.lax.while_loop(
-        lambda at: (at[0] < whole) & any_lane(goes_on(at[1][1])),
-        lambda at: nth(*at),
-        (jnp.asarray(0), (parts, total, jnp.asarray(0))),
-    )
-    if rest:
-        last = jax.tree.map(lambda x: x[whole * batch :], split)
-        carry = jax.lax.cond(
-            any_lane(goes_on(carry[1])), lambda c: take(c, whole, last), lambda c: c, carry
-        )
-    return carry[0], carry[2]
+    return found, index + (first is not None)
+
+
+def each(
+    workload: Workload,
+    params: PyTree[Array],
+    model_state: PyTree[Array],
+    split: PyTree[Array],
+    evidence: Evidence,
+    *,
+    batch: int,
+) -> Int[Array, " examples"]:
+    """What every single example of a split says against a trial; `tally` adds it up."""
+
+    def of(example: PyTree[Array]) -> Int[Array, ""]:
+        alone = workload.prepare(jax.tree.map(lambda x: x[None], example), None)
+        return evidence(workload.metrics(params, model_state, alone)).astype(jnp.int32)
+
+    return jax.lax.map(of, split, batch_size=batch)
 
 
 def finite(tree: PyTree[Array]) -> Bool[Array, ""]:
@@ -269,8 +289,21 @@ def _key(key: UInt32[Array, " 2"], purpose: int) -> Any:
     return jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), purpose)
 
 
-def _examples(split: PyTree[Array]) -> int:
+def examples(split: PyTree[Array]) -> int:
+    """How many examples a split has, from its shapes.
+
+    >>> examples({"input": jnp.zeros((5, 2))})
+    5
+    """
     return jax.tree.leaves(split)[0].shape[0]
+
+
+def _batches(split: PyTree[Array], batch: int) -> tuple[PyTree[Array] | None, PyTree[Array]]:
+    """A first, smaller batch, where there has to be one, and the whole ones along axis 0."""
+    batch = min(batch, examples(split))
+    rest = examples(split) % batch
+    whole = jax.tree.map(lambda x: x[rest:].reshape(-1, batch, *x.shape[1:]), split)
+    return (jax.tree.map(lambda x: x[:rest], split) if rest else None), whole
 
 
 def _gradient(
@@ -282,18 +315,18 @@ def _gradient(
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """The gradient of the batch's mean loss, and the model's state after the batch."""
     workload = recipe.workload
-    examples = _examples(data)
+    size = examples(data)
     shuffle = jax.random.key_data(_key(state.key, _SHUFFLE))
     loss_key = jax.random.fold_in(_key(state.key, _LOSS), start.step)
 
     def gather(first: Int[Array, ""] | int, count: int) -> PyTree[Array]:
-        if recipe.whole and count == examples:
+        if recipe.whole and count == size:
             return data  # the full batch: its order does not matter
         indices = sampling.batch_indices(
             shuffle,
             Position(start.epoch, start.offset),
             first + jnp.arange(count),
-            examples=examples,
+            examples=size,
         )
         # batch_indices lies within the split, and clipping would cost a pass.
         return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), data)

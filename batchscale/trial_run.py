@@ -10,8 +10,9 @@ import pandas as pd
 from jaxtyping import PyTree
 
 from batchscale import records
-from batchscale.engine import Engine, TrialId
+from batchscale.engine import Engine
 from batchscale.layout import Layout
+from batchscale.packs import TrialId, unpack
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin
 from batchscale.stopping import evaluation_grid
@@ -74,7 +75,7 @@ def run_trial(
         past = definition.goal.reached(np.asarray(found.rows[trial][definition.goal.metric]))
         if steps is None and past:
             break
-    params, model_state = engine.params(engine.unpack(packs), trial)
+    params, model_state = engine.params(unpack(packs), trial)
     index = pd.MultiIndex.from_tuples(list(rows), names=records.MEASUREMENT_INDEX)
     curve = records.measurement_table(pd.DataFrame(list(rows.values()), index=index))
     return TrialRun(curve, params, model_state, values, diverged)

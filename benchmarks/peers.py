@@ -80,7 +80,8 @@ def batchscale(workload: str, batch_size: int) -> tuple[Advance, int]:
     import jax
 
     from batchscale import devices, layout, optimizers, parallel, schedules, workloads
-    from batchscale.engine import Engine, TrialId
+    from batchscale.engine import Engine
+    from batchscale.packs import TrialId
 
     devices.ask_for_cores()
     chosen, mesh = workloads.get(workload), parallel.mesh()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from batchscale import optimizers, parallel, schedules, train
-from batchscale.engine import Engine, TrialId
+from batchscale.engine import Engine
 from batchscale.layout import Layout
+from batchscale.packs import TrialId, unpack
 
 TRIALS = [TrialId(number) for number in range(8)]
 
@@ -35,7 +36,7 @@ def trained(workload, trials, *, lanes, devices=1, steps=50, microbatch=8):
     with engine(workload, devices) as some:
         packs = some.start(trials, values, batch_size=8, layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=0, to=steps)
-        states = some.unpack(packs)
+        states = unpack(packs)
     return {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}
 
 
@@ -117,8 +118,8 @@ def test_states_survive_the_way_to_the_host_and_back(square):
     with engine(square, 2) as some:
         packs = some.start(TRIALS, values, batch_size=8, layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=0, to=20)
-        packs = some.pack(some.unpack(packs).only(TRIALS[5:2:-1]), values, layout=layout)
+        packs = some.pack(unpack(packs).only(TRIALS[5:2:-1]), values, layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=20, to=50)
-        states = some.unpack(packs)
+        states = unpack(packs)
     moved = {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}
     assert_same_bits(moved, trained(square, TRIALS, lanes=4))

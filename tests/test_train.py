@@ -124,13 +124,35 @@ def test_evaluation_is_exact_whatever_its_batch(batch):
     workload = perceptron()
     split = double(workload.splits()["validation"])
     params = state_of(recipe(workload, batch_size=1)).params
-    parts, done = train.evaluate(workload, params, {}, split, batch=batch)
-    assert done == -(-70 // batch)
+    parts = train.evaluate(workload, params, {}, split, batch=batch)
+    assert len(parts["error"][0]) == -(-70 // batch)
     wrong, count = jax.tree.map(lambda x: np.asarray(x).sum(), parts["error"])
     hidden = np.maximum(split["input"] @ params["w1"] + params["b1"], 0)
     expected = (np.argmax(hidden @ params["w2"] + params["b2"], 1) != split["label"]).sum()
     assert parts["error"][0].dtype == np.int32
     assert (wrong, count) == (expected, 70)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 50, 1000])
+def test_a_tally_ends_with_the_batch_that_decides(batch):
+    workload = perceptron()
+    split = double(workload.splits()["validation"])
+    params = state_of(recipe(workload, batch_size=1)).params
+
+    def mistakes(sums):
+        return sums["error"][0]
+
+    wrong = np.asarray(train.each(workload, params, {}, split, mistakes, batch=batch))
+    sums = train.evaluate(workload, params, {}, split, batch=70)
+    assert wrong.sum() == sums["error"][0].sum() > 20
+    ends = np.cumsum(wrong)[[*range((70 % batch or batch) - 1, 69, batch), 69]]
+    for enough in (-1, 0, 1, 20, int(wrong.sum()), int(wrong.sum()) + 1):
+        found, batches = train.tally(
+            workload, params, {}, split, mistakes, batch=batch, enough=jnp.asarray(enough)
+        )
+        assert (found >= enough) == (wrong.sum() >= enough)
+        decided = np.flatnonzero(ends >= enough)
+        assert batches <= (decided[0] + 1 if len(decided) else len(ends))
 
 
 def test_trial_keys_depend_on_every_part_of_the_name():

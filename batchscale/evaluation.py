@@ -1,0 +1,387 @@
+"""Evaluations of packs: whole, or only until it is certain that a trial is not past the goal.
+
+To reject a trial that is not past the goal, enough of its mistakes have to be seen, not all
+examples. So a bounded evaluation goes through the split in small batches, those examples first that
+trials have got wrong before, and ends at the mistake that decides. It is exact, whatever the order:
+the order costs time, never a wrong answer. What it writes down is the bound that the goal itself
+is, so the tables do not depend on the order either.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from batchscale import parallel, train
+from batchscale.layout import Layout, evaluation_batch
+from batchscale.metrics import Goal
+from batchscale.packs import Pack, TrialId
+from batchscale.programs import Programs
+from batchscale.train import TrainState
+from batchscale.workloads import Workload
+
+_TRAIN_SUBSET = 5_000  # a choice: of so many examples the train metrics are taken
+_BOUNDED_FROM = 1_000  # a choice: smaller splits are evaluated whole faster than they are bounded
+_RANKING_PAYS = 2  # examples looked at in vain, over those that a new ranking looks at
+
+
+class Evaluations:
+    """Measures packs on the splits of a workload, and compares them with a goal.
+
+    Args:
+      workload: metrics and splits; they go to the devices here.
+      goal: what is looked for; None if nothing is.
+      mesh: the devices.
+      programs: where evaluations are compiled.
+      state: shapes of a trial's state.
+
+    Attributes:
+      splits: what can be measured, by name; `train` is a fixed subset of the training set.
+      bounded: whether evaluations can end early: the goal's metric counts examples, many of them.
+      seconds: spent here, without compilation.
+    """
+
+    def __init__(
+        self, workload: Workload, goal: Goal | None, mesh: Mesh, programs: Programs, state: Any
+    ) -> None:
+        self.seconds = 0.0
+        self._workload, self._goal, self._mesh, self._programs = workload, goal, mesh, programs
+        self._state = self._evaluated(state)
+        splits = dict(workload.splits())
+        splits["train"] = _subset(splits["train"], _TRAIN_SUBSET)
+        self._splits = {name: parallel.replicate(split, mesh) for name, split in splits.items()}
+        self.splits = list(splits)
+        self._apart: dict[str, Callable[[Any], Any]] = {}
+        self._masks: dict[bytes, jax.Array] = {}  # what was sent to the devices is not sent again
+        self._count = None
+        if goal is not None and train.examples(splits[self._goal_split]) >= _BOUNDED_FROM:
+            self._count = _count(workload, goal, splits[self._goal_split])
+        self.bounded = self._count is not None
+        if self.bounded:
+            assert goal is not None
+            assert self._count is not None
+            limit = goal.limit(self._count)
+            self._bound = {goal.bound: limit / self._count}
+            enough = limit if goal.mode == "min" else self._count - limit
+            self._enough = parallel.replicate(np.int32(enough), mesh)
+            self._ranked = self._splits[self._goal_split]
+            examples = train.examples(self._ranked)
+            # Of words or pixels an example may have many.
+            enough = math.ceil(enough * examples / self._count)
+            self._batch = evaluation_batch(examples, enough=enough)
+            self._mistakes = np.zeros(train.examples(self._ranked))
+            self._in_vain = 0.0
+            self._rank_by = jax.jit(
+                lambda split, order: jax.tree.map(lambda x: x[order], split),
+                out_shardings=NamedSharding(mesh, PartitionSpec()),
+            )
+
+    def compile_ahead(self, layout: Layout) -> None:
+        """Begins to compile the evaluations of a layout in the background."""
+        for split in self.splits:
+            self._whole_program(split, layout)
+        if self.bounded:
+            self._bounded_program(layout)
+            self._each_program(layout)
+
+    def measure(
+        self,
+        packs: Sequence[Pack],
+        splits: Iterable[str],
+        *,
+        layout: Layout,
+        trials: Collection[TrialId],
+        bounded: Collection[TrialId],
+    ) -> tuple[dict[TrialId, dict[str, float]], set[TrialId]]:
+        """Evaluates trials of packs; see `Engine.measure`."""
+        rows: dict[TrialId, dict[str, float]] = {trial: {} for trial in trials}
+        diverged: set[TrialId] = set()
+        for split in splits:
+            whole = set(trials)
+            asked = whole.intersection(bounded)
+            if asked and self.bounded and split == self._goal_split:
+                left, found = self._reject(packs, layout, asked)
+                diverged |= found
+                for trial in asked - left:
+                    rows[trial] |= self._bound
+                whole -= asked - left
+            if whole:
+                diverged |= self._measure_whole(packs, split, layout, whole, rows)
+        return rows, diverged
+
+    def _reject(
+        self, packs: Sequence[Pack], layout: Layout, trials: set[TrialId]
+    ) -> tuple[set[TrialId], set[TrialId]]:
+        """Which of the trials are not rejected, and which have diverged."""
+        program = self._programs.wait(self._bounded_program(layout))
+        began = time.monotonic()
+        shared = (self._ranked, self._enough)
+        left, diverged = set(), set()
+        looked_at = 0
+        for pack, lanes, out in self._dispatch(program, packs, trials, shared):
+            numbers = np.asarray(out)
+            for lane in lanes:
+                trial = pack.ids[lane]
+                assert trial is not None
+                finite, rejected, batches = numbers[lane]
+                if not finite:
+                    diverged.add(trial)
+                elif not rejected:
+                    left.add(trial)
+                else:
+                    looked_at += batches - 1
+        self.seconds += time.monotonic() - began
+        self._in_vain += looked_at * self._batch
+        # Ranking again costs a pack's whole evaluation; it waits until as much was spent in vain.
+        if self._in_vain > _RANKING_PAYS * len(self._mistakes) * len(packs[0].ids):
+            self._rank(packs[0], layout)
+        return left, diverged
+
+    def _rank(self, pack: Pack, layout: Layout) -> None:
+        """Puts those examples first that the trials of a pack get wrong, and did before."""
+        program = self._programs.wait(self._each_program(layout))
+        began = time.monotonic()
+        split = self._splits[self._goal_split]
+        out = program(
+            self._evaluated(pack.state),
+            self._mask(list(range(len(pack.ids))), len(pack.ids)),
+            (split, self._enough),
+            pack.busy,
+        )
+        self._mistakes = self._mistakes / 2 + np.asarray(out).sum(0)
+        order = np.argsort(-self._mistakes, kind="stable").astype(np.int32)
+        self._ranked = self._rank_by(split, parallel.replicate(order, self._mesh))
+        self._in_vain = 0.0
+        self.seconds += time.monotonic() - began
+
+    def _measure_whole(
+        self,
+        packs: Sequence[Pack],
+        split: str,
+        layout: Layout,
+        trials: set[TrialId],
+        rows: dict[TrialId, dict[str, float]],
+    ) -> set[TrialId]:
+        """Adds whole evaluations to the rows of trials; returns those that have diverged."""
+        program = self._programs.wait(self._whole_program(split, layout))
+        began = time.monotonic()
+        diverged = set()
+        for pack, lanes, out in self._dispatch(program, packs, trials, self._splits[split]):
+            finite, parts = self._apart[split](jax.device_get(out))
+            found = self._rows(split, jax.tree.map(lambda x, lanes=lanes: x[lanes], parts))
+            for lane, row in zip(lanes, found, strict=True):
+                trial = pack.ids[lane]
+                assert trial is not None
+                rows[trial] |= row
+                if not finite[lane]:
+                    diverged.add(trial)
+        self.seconds += time.monotonic() - began
+        return diverged
+
+    def _dispatch(
+        self, program: Any, packs: Sequence[Pack], trials: set[TrialId], shared: Any
+    ) -> list[tuple[Pack, list[int], Any]]:
+        """Starts a program on every pack that has one of the trials: the pack, lanes, result."""
+        waiting = []
+        for pack in packs:
+            lanes = [lane for lane, trial in enumerate(pack.ids) if trial in trials]
+            if lanes:
+                mask = self._mask(lanes, len(pack.ids))
+                out = program(self._evaluated(pack.state), mask, shared, pack.busy)
+                waiting.append((pack, lanes, out))
+        return waiting
+
+    def _rows(self, split: str, parts: Mapping[str, PyTree]) -> list[dict[str, float]]:
+        """Adds the parts of evaluations, exactly, and makes metrics of the sums."""
+        sums = {name: jax.tree.map(_exact_sum, tree) for name, tree in parts.items()}
+        trials = len(jax.tree.leaves(sums)[0])
+        table: dict[str, Sequence[float]] = {}
+        for name, tree in sums.items():
+            finalize = self._workload.finalize.get(name)
+            if finalize is None:
+                total, count = tree
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    table[f"{split}/{name}"] = total / count
+            else:
+                table[f"{split}/{name}"] = [
+                    float(finalize(jax.tree.map(lambda x, i=i: x[i], tree))) for i in range(trials)
+                ]
+        if self.bounded and split == self._goal_split:
+            assert self._goal is not None
+            total, count = sums[self._goal_name]
+            if (total > count).any() or (total < 0).any() or (count != self._count).any():
+                raise ValueError(
+                    f"metrics: the sum of {self._goal.metric!r} is an integer, and so has to count "
+                    "some of the examples (0 <= sum <= count, and the same count whatever the "
+                    "parameters). Return a float if it is something else."
+                )
+        return [{name: float(column[i]) for name, column in table.items()} for i in range(trials)]
+
+    @property
+    def _goal_split(self) -> str:
+        assert self._goal is not None
+        return self._goal.metric.partition("/")[0]
+
+    @property
+    def _goal_name(self) -> str:
+        assert self._goal is not None
+        return self._goal.metric.partition("/")[2]
+
+    def _evidence(self, sums: Mapping[str, PyTree]) -> Any:
+        """What counts against a trial: what brings it nearer to a value that is not the goal's."""
+        assert self._goal is not None
+        total, count = sums[self._goal_name]
+        return total if self._goal.mode == "min" else count - total
+
+    def _evaluated(self, state: TrainState) -> Any:
+        """What evaluations need of a state: as little as can be, so that they share programs."""
+        averaged = self._workload.evaluated_parameters is not None
+        return state.params, state.model_state, state.opt_state if averaged else ()
+
+    def _params(self, state: Any) -> tuple[PyTree, PyTree]:
+        params, model_state, opt_state = state
+        if self._workload.evaluated_parameters is not None:
+            params = self._workload.evaluated_parameters(params, opt_state)
+        return params, model_state
+
+    def _mask(self, lanes: Sequence[int], width: int) -> jax.Array:
+        """Which lanes of a pack are evaluated."""
+        active = np.zeros(width, bool)
+        active[lanes] = True
+        key = active.tobytes()
+        if key not in self._masks:
+            self._masks[key] = parallel.split(active, self._mesh)
+        return self._masks[key]
+
+    def _whole_program(self, split: str, layout: Layout) -> Future[Any]:
+        batch = evaluation_batch(train.examples(self._splits[split]))
+
+        def whole(state: Any, active: Any, data: Any, busy: Any) -> Any:
+            del busy
+            parameters = self._params(state)
+
+            def run(parameters: tuple[PyTree, PyTree]) -> Any:
+                return train.evaluate(self._workload, *parameters, data, batch=batch)
+
+            def skip(parameters: Any) -> Any:
+                shapes = jax.eval_shape(run, parameters)
+                return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+            parts = jax.lax.cond(active, run, skip, parameters)
+            together, self._apart[split] = _together((train.finite(state[:2]), parts))
+            return together
+
+        return self._begin(("whole", split), whole, self._splits[split], layout)
+
+    def _bounded_program(self, layout: Layout) -> Future[Any]:
+        together = {} if layout.evaluation_lanes == 1 else {"any_lane": _any_lane}
+
+        def bounded(state: Any, active: Any, shared: Any, busy: Any) -> Any:
+            del busy
+            data, enough = shared
+            found, batches = train.tally(
+                self._workload,
+                *self._params(state),
+                data,
+                self._evidence,
+                batch=self._batch,
+                enough=jnp.where(active, enough, 0),
+                **together,
+            )
+            return jnp.stack([train.finite(state[:2]), found >= enough, batches])
+
+        return self._begin("bounded", bounded, (self._ranked, self._enough), layout)
+
+    def _each_program(self, layout: Layout) -> Future[Any]:
+        batch = evaluation_batch(train.examples(self._ranked))
+
+        def each(state: Any, active: Any, shared: Any, busy: Any) -> Any:
+            del active
+            data, _ = shared
+            parameters = self._params(state)
+            return busy * train.each(self._workload, *parameters, data, self._evidence, batch=batch)
+
+        return self._begin("each", each, (self._ranked, self._enough), layout)
+
+    def _begin(self, key: Any, function: Any, shared: Any, layout: Layout) -> Future[Any]:
+        return self._programs.begin(
+            ("evaluation", key),
+            function,
+            self._state,
+            shared,
+            trial=jax.ShapeDtypeStruct((), bool),
+            lanes=layout.lanes,
+            at_once=layout.evaluation_lanes,
+        )
+
+
+def _exact_sum(parts: np.ndarray) -> np.ndarray:
+    exact = np.int64 if np.issubdtype(parts.dtype, np.integer) else np.float64
+    return parts.astype(exact).sum(1)
+
+
+def _any_lane(undecided: jax.Array) -> jax.Array:
+    return jax.lax.pmax(undecided.astype(jnp.int32), parallel.LANES) > 0
+
+
+def _together(tree: PyTree) -> tuple[dict[str, jax.Array], Callable[[Any], Any]]:
+    """The leaves of a lane's tree as one vector a type, and how to take them apart on the host.
+
+    Each array that comes back is a transfer, which costs more than what is in it.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    leaves = [x.astype(jnp.int32) if x.dtype == bool else x for x in leaves]
+    shapes = [(str(x.dtype), x.shape) for x in leaves]
+    vectors = {
+        kind: jnp.concatenate([x.ravel() for x in leaves if str(x.dtype) == kind])
+        for kind in dict.fromkeys(kind for kind, _ in shapes)
+    }
+
+    def apart(vectors: Mapping[str, np.ndarray]) -> Any:
+        places, found = dict.fromkeys(vectors, 0), []
+        for kind, shape in shapes:
+            first = places[kind]
+            places[kind] += math.prod(shape)
+            part = vectors[kind][:, first : places[kind]]
+            found.append(part.reshape(len(part), *shape))
+        return jax.tree.unflatten(treedef, found)
+
+    return vectors, apart
+
+
+def _count(workload: Workload, goal: Goal, split: Mapping[str, np.ndarray]) -> int | None:
+    """What the goal's metric counts in a split; None where it is not a count.
+
+    The metrics are computed for nothing but their count, so the compiler leaves out all else.
+    """
+    name = goal.metric.partition("/")[2]
+
+    def metric(data: PyTree) -> PyTree:
+        shapes = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+        params, model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return workload.metrics(params, model_state, workload.prepare(data, None))[name]
+
+    if name in workload.finalize:
+        return None
+    shapes = jax.eval_shape(metric, split)
+    if not all(jnp.issubdtype(x.dtype, jnp.integer) and x.shape == () for x in shapes):
+        return None
+    return int(jax.jit(lambda data: metric(data)[1])(split))
+
+
+def _subset(split: Mapping[str, np.ndarray], size: int) -> Mapping[str, np.ndarray]:
+    """A fixed random subset of examples, in their order."""
+    examples = train.examples(split)
+    if examples <= size:
+        return split
+    chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(examples)[:size])
+    return jax.tree.map(lambda x: x[chosen], split)
