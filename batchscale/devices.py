@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -38,6 +41,22 @@ def describe() -> str:
     if jax.default_backend() == "cpu":
         words += f" on {_cores()} cores"
     return f"{words}, jax {jax.__version__}"
+
+
+def memory(device: Any) -> int | None:
+    """The bytes of memory of a device: of a CPU its share of what this process may use.
+
+    Where neither the device nor the operating system tells, None.
+    """
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    try:
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, OSError, ValueError):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # a container may have less
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits) // len(jax.devices("cpu"))
 
 
 def _cores() -> int:

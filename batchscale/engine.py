@@ -17,17 +17,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from batchscale import devices, parallel, sampling, train
 from batchscale import packs as packing
-from batchscale import parallel, train
 from batchscale.evaluation import Evaluations
 from batchscale.layout import Layout
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
 from batchscale.packs import HostStates, HyperparametersOf, Pack, TrialId
 from batchscale.programs import Programs, float_type
+from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.train import Recipe, TrainState
 from batchscale.workloads import Workload
+
+_DRAWN = 2**15  # a choice: so many examples of every trial are drawn at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +105,24 @@ class Engine:
             "compilation": self._programs.seconds,
         }
 
+    @property
+    def memory_limit(self) -> int | None:
+        """The bytes of memory of each device, where that is known."""
+        return devices.memory(self.mesh.devices.flat[0])
+
+    def memory(self, batch_size: int, layout: Layout, trials: int) -> int:
+        """The bytes that the trials of a batch size need on each device, as far as XLA tells."""
+        width = self.mesh.size * layout.lanes
+        state = layout.lanes * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._state))
+        data = sum(x.nbytes for x in jax.tree.leaves(self._train_data))
+        packs = -(-trials // width)
+        return data + self._evaluations.nbytes + packs * state + self.scratch(batch_size, layout)
+
+    def scratch(self, batch_size: int, layout: Layout) -> int:
+        """The bytes that XLA sets aside for a step on each device; 0 where it does not tell."""
+        program = self._programs.wait(self._segment(batch_size, layout)).memory_analysis()
+        return 0 if program is None else program.temp_size_in_bytes
+
     def __enter__(self) -> Self:
         return self
 
@@ -157,16 +178,22 @@ class Engine:
         self, packs: Sequence[Pack], *, batch_size: int, layout: Layout, step: int, to: int
     ) -> None:
         """Trains packs from one step to another; a device with idle lanes alone does nothing."""
-        begin = train.start(step, batch_size=batch_size, examples=self._examples)
         program = self._programs.wait(self._segment(batch_size, layout))
-        # One array: each would be sent to the devices by itself.
-        numbers = parallel.replicate(
-            np.array([*dataclasses.astuple(begin), to - step], np.int32), self.mesh
-        )
-        shared = (self._train_data, numbers)
+        draw = self._programs.wait(self._draw(batch_size, layout))
+        block = self._drawn(batch_size).size // batch_size
         began = time.monotonic()
         for pack in packs:
-            pack.state = program(pack.state, pack.hyperparameters, shared, pack.busy)
+            at = step
+            while at < to:
+                if pack.drawn is None or not pack.drawn[1] <= at < pack.drawn[1] + block:
+                    place = sampling.position(at, batch_size=batch_size, examples=self._examples)
+                    pack.drawn = draw(pack.state.key, (), self._numbers(*place), pack.busy), at
+                drawn, since = pack.drawn
+                steps = min(to, since + block) - at
+                numbers = self._numbers(at, batch_size, (at - since) * batch_size, steps)
+                shared = (self._train_data, numbers)
+                pack.state = program(pack.state, (pack.hyperparameters, drawn), shared, pack.busy)
+                at += steps
         jax.block_until_ready([pack.state.key for pack in packs])
         self._seconds += time.monotonic() - began
 
@@ -220,6 +247,10 @@ class Engine:
         lanes = np.asarray([trial is not None for trial in ids])
         return parallel.split(lanes.reshape(self.mesh.size, -1).any(1).astype(np.int32), self.mesh)
 
+    def _numbers(self, *numbers: Any) -> jax.Array:
+        """Numbers as one array: each would be sent to the devices by itself."""
+        return parallel.replicate(np.array(numbers, np.int32), self.mesh)
+
     def _recipe(self, batch_size: int, microbatch: int) -> Recipe:
         return Recipe.of(
             self._workload,
@@ -253,13 +284,38 @@ class Engine:
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
         recipe = self._recipe(batch_size, layout.microbatch)
 
-        def segment(state: Any, values: Any, shared: Any, busy: Any) -> TrainState:
-            data, numbers = shared
-            begin, steps = train.Start(*numbers[:4]), numbers[4]
-            return train.segment(recipe, state, values, data, begin, steps * busy)
+        def segment(state: Any, own: Any, shared: Any, busy: Any) -> TrainState:
+            values, drawn = own
+            data, (number, size, first, steps) = shared
+            batch = train.Batch(drawn, first, size)
+            return train.segment(recipe, state, values, data, batch, number, steps * busy)
 
-        key = ("segment", recipe.microbatch, recipe.rest, recipe.whole)
-        shared = (self._train_data, jax.ShapeDtypeStruct((5,), np.int32))
         return self._programs.begin(
-            key, segment, self._state, shared, lanes=layout.lanes, donate=True
+            ("segment", recipe.microbatch, recipe.rest, recipe.whole),
+            segment,
+            self._state,
+            (self._train_data, jax.ShapeDtypeStruct((4,), np.int32)),
+            trial=(self._programs.scalars, self._drawn(batch_size)),
+            lanes=layout.lanes,
+            donate=True,
         )
+
+    def _draw(self, batch_size: int, layout: Layout) -> Future[Any]:
+        size, examples = self._drawn(batch_size).size, self._examples
+
+        def draw(key: Any, own: Any, shared: Any, busy: Any) -> Any:
+            del own, busy
+            return train.draw(key, Position(*shared), size=size, examples=examples)
+
+        return self._programs.begin(
+            ("draw", size),
+            draw,
+            self._state.key,
+            jax.ShapeDtypeStruct((2,), np.int32),
+            trial=(),
+            lanes=layout.lanes,
+        )
+
+    def _drawn(self, batch_size: int) -> jax.ShapeDtypeStruct:
+        """What is drawn at once of the examples that a trial sees."""
+        return jax.ShapeDtypeStruct((max(_DRAWN, batch_size),), np.int32)

@@ -85,6 +85,12 @@ class Evaluations:
                 out_shardings=NamedSharding(mesh, PartitionSpec()),
             )
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the splits on each device."""
+        ranked = [self._ranked] if self.bounded else []
+        return sum(x.nbytes for x in jax.tree.leaves([self._splits, ranked]))
+
     def compile_ahead(self, layout: Layout) -> None:
         """Begins to compile the evaluations of a layout in the background."""
         for split in self.splits:

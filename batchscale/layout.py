@@ -19,6 +19,7 @@ _BATCH_BYTES = 16_000_000
 _CONVOLUTION_MICROBATCH = 64
 _EVALUATION_BATCH = 500
 _SHORT_BATCH = 125
+_SMALL_MICROBATCH = 16  # memory is saved in the batch down to here, and in lanes then
 
 
 class Layout(NamedTuple):
@@ -29,11 +30,36 @@ class Layout(NamedTuple):
       microbatch: examples whose gradient is taken at once.
       evaluation_lanes: trials vmapped together on a device where they are evaluated; a divisor of
         `lanes`. Those that are evaluated together stop together.
+      why: what was found out before the first step, if anything was.
     """
 
     lanes: int
     microbatch: int
     evaluation_lanes: int = 1
+    why: str = ""
+
+    def with_lanes(self, lanes: int) -> Layout:
+        """The layout with another number of lanes.
+
+        >>> Layout(8, 64, evaluation_lanes=8).with_lanes(4)
+        Layout(lanes=4, microbatch=64, evaluation_lanes=4, why='')
+        """
+        together = 1 if self.evaluation_lanes == 1 else lanes
+        return self._replace(lanes=lanes, evaluation_lanes=together)
+
+    def smaller(self) -> Layout | None:
+        """A layout that needs less memory; None if there is none.
+
+        >>> Layout(2, 32).smaller()
+        Layout(lanes=2, microbatch=16, evaluation_lanes=1, why='')
+        >>> Layout(2, 16).smaller()
+        Layout(lanes=1, microbatch=16, evaluation_lanes=1, why='')
+        >>> Layout(1, 1).smaller() is None
+        True
+        """
+        if self.microbatch > _SMALL_MICROBATCH or (self.lanes == 1 and self.microbatch > 1):
+            return self._replace(microbatch=self.microbatch // 2)
+        return self.with_lanes(self.lanes // 2) if self.lanes > 1 else None
 
 
 def choose(

@@ -31,12 +31,14 @@ class Pack:
       hyperparameters: by name, one value a lane, on the devices.
       state: training states, lanes along axis 0, on the devices.
       busy: one a device: 1, or 0 where all of its lanes are idle.
+      drawn: the examples that are seen from some step on, a row a lane; and that step.
     """
 
     ids: list[TrialId | None]
     hyperparameters: Mapping[str, jax.Array]
     state: TrainState
     busy: jax.Array
+    drawn: tuple[jax.Array, int] | None = None
 
     @property
     def trials(self) -> list[TrialId]:

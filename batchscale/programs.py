@@ -42,6 +42,11 @@ class Programs:
         """Stops compiling ahead."""
         self._compiler.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def scalars(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of a trial's hyperparameters."""
+        return dict.fromkeys(self._names, jax.ShapeDtypeStruct((), float_type()))
+
     def shared(self, tree: PyTree) -> PyTree:
         """The shapes of what every device holds whole."""
         whole = NamedSharding(self._mesh, PartitionSpec())
@@ -80,8 +85,7 @@ class Programs:
             def wide(x: Any, size: int = width) -> jax.ShapeDtypeStruct:
                 return jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=axis)
 
-            scalar = jax.ShapeDtypeStruct((), float_type())
-            own = dict.fromkeys(self._names, scalar) if trial is None else trial
+            own = self.scalars if trial is None else trial
             local = wide(jax.ShapeDtypeStruct((), np.int32), self._mesh.size)
             program = parallel.packed(function, self._mesh, lanes=lanes, **options)
             lowered = program.lower(

@@ -42,9 +42,10 @@ class ProgressBar:
             self.say(sentence(progress, self._goal))
             self._bar.update()
         else:
+            best = "" if math.isnan(progress.best) else f", best {self._goal.metric} "
+            best += f"{progress.best:.4g}" if best else ""
             self._bar.set_postfix_str(
-                f"batch size {progress.batch_size}: step {progress.step:,}, "
-                f"best {self._goal.metric} {progress.best:.4g}",
+                f"batch size {progress.batch_size}: step {progress.step:,}{best}",
                 refresh=time.monotonic() - self._shown > _SECONDS,
             )
             if time.monotonic() - self._shown > _SECONDS:

@@ -105,6 +105,19 @@ class Result:
         """The best trial of each batch size, and the edges it lies at; see `tuner.optima`."""
         return tuner.optima(self.steps_to_target(), self.trials, self.space)
 
+    def layouts(self) -> pd.DataFrame:
+        """How trials were packed, one row a batch size.
+
+        Returns:
+          `batch_size`; `lanes`, trials vmapped together on a device; `microbatch`, examples whose
+          gradient was taken at once; `evaluation_lanes`, likewise for evaluations; `why`, what was
+          found out about them before the first step: timings, or what did not fit into memory.
+        """
+        with records.Records.open(self.folder, write=False) as folder:
+            plan = Plan.from_json(folder.read_plan() or {})
+        rows = [{"batch_size": size, **layout._asdict()} for size, layout in plan.layouts.items()]
+        return pd.DataFrame(rows).sort_values("batch_size", ignore_index=True)
+
     def save_tables(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes the steps to target and the optima as CSV; returns the files."""
         folder = Path(folder)

@@ -98,6 +98,21 @@ class BatchSizeRun:
         self._began = self._written = time.monotonic()
         self._write_seconds = 0.0
 
+    @property
+    def batch_size(self) -> int:
+        """Examples a step."""
+        return self._batch_size
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was measured: its layout is settled then."""
+        return self._ledger.measured(TrialId(0)) >= 0 or bool(self._ledger.diverged())
+
+    def settle(self, settle: Callable[[Layout, HyperparametersOf], Layout]) -> Layout:
+        """Settles the layout, before the first step."""
+        self._layout = settle(self._layout, self._hyperparameters)
+        return self._layout
+
     def run(self, following: BatchSizeRun | None = None) -> None:
         """Trains until the stop rule is satisfied; what was done before is not done again.
 

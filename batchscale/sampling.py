@@ -2,7 +2,7 @@
 
 Every epoch is a fresh pseudo-random permutation of the examples. It is never stored: a keyed
 bijection answers "which example stands at place p of epoch e?" in a few dozen integer operations,
-so any step of any trial can be drawn alone, and full batches cost no shuffle at all.
+so any step of any trial can be drawn alone.
 """
 
 from __future__ import annotations
@@ -40,48 +40,31 @@ def position(step: int, *, batch_size: int, examples: int) -> Position:
     return Position(*divmod(step * batch_size, examples))
 
 
-def advance(position: Position, *, batch_size: Int[Array, ""] | int, examples: int) -> Position:
-    """The place one batch later; works on traced values, and never overflows (batch <= examples).
-
-    >>> epoch, offset = advance(Position(0, 8), batch_size=4, examples=10)
-    >>> int(epoch), int(offset)
-    (1, 2)
-    """
-    # Subtracts first: offset + batch_size may not fit 32 bits.
-    left = examples - position.offset
-    wraps = batch_size >= left
-    return Position(
-        position.epoch + jnp.where(wraps, 1, 0),
-        jnp.where(wraps, batch_size - left, position.offset + batch_size),
-    )
-
-
-def batch_indices(
-    key: UInt32[Array, " 2"], position: Position, places: Int[Array, " batch"], *, examples: int
-) -> Int[Array, " batch"]:
-    """The examples at the given places of a batch that begins at `position`.
+def indices(
+    key: UInt32[Array, " 2"], position: Position, places: Int[Array, " places"], *, examples: int
+) -> Int[Array, " places"]:
+    """The examples at the given places from a position on.
 
     Args:
       key: two words that name the trial's shuffles.
-      position: where the batch begins.
-      places: places within the batch, each in [0, examples); a whole batch is
-        `jnp.arange(batch_size)`, a microbatch a part of it.
+      position: where place 0 is.
+      places: of at least 0; a whole batch at the position is `jnp.arange(batch_size)`. The offset
+        and a place add up to less than 2^32.
       examples: the size of the training set.
 
     Returns:
-      Indices in [0, examples). A batch that runs over the end of an epoch goes on with the
-      permutation of the next one.
+      Indices in [0, examples). What runs over the end of an epoch goes on with the permutation of
+      the next one.
 
     >>> key = jnp.array([1, 2], jnp.uint32)
-    >>> epoch = batch_indices(key, Position(0, 0), jnp.arange(10), examples=10)
+    >>> epoch = indices(key, Position(0, 0), jnp.arange(10), examples=10)
     >>> sorted(epoch.tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
-    left = examples - jnp.asarray(position.offset, jnp.int32)
-    wraps = places >= left
-    place = jnp.where(wraps, places - left, position.offset + places)
-    epoch = jnp.asarray(position.epoch, jnp.uint32) + wraps.astype(jnp.uint32)
-    return _permuted(key, epoch, place.astype(jnp.uint32), examples).astype(jnp.int32)
+    place = jnp.asarray(position.offset, jnp.uint32) + places.astype(jnp.uint32)
+    epochs, place = place // examples, place % examples
+    epoch = jnp.asarray(position.epoch, jnp.uint32) + epochs
+    return _permuted(key, epoch, place, examples).astype(jnp.int32)
 
 
 def _permuted(

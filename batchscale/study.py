@@ -85,7 +85,9 @@ class Study:
       schedule: `constant`, `linear_decay`, or a function of (step, hyperparameters).
       evaluation_spacing: evaluations are this share of the steps apart.
       max_infeasible: diverged trials that are replaced at most; ten times `trials` by default.
-      lanes: trials vmapped together on a device; `"auto"` chooses.
+      lanes: trials vmapped together on a device; `"auto"` chooses by the size of the model, and
+        `"probe"` by timing, before the first step of a batch size: a few programs more to compile,
+        and another time it may choose otherwise, which changes the last bits of every trial.
       microbatch: examples whose gradient is taken at once; `"auto"` chooses.
       seed: of the plan and of every trial.
 
@@ -119,7 +121,7 @@ class Study:
     schedule: str | Schedule = "constant"
     evaluation_spacing: float = 0.05
     max_infeasible: int | None = None
-    lanes: int | Literal["auto"] = "auto"
+    lanes: int | Literal["auto", "probe"] = "auto"
     microbatch: int | Literal["auto"] = "auto"
     seed: int = 0
 
@@ -130,7 +132,8 @@ class Study:
             ("lanes", 1),
             ("microbatch", 1),
         ):
-            if getattr(self, name) not in (None, "auto"):
+            words = (None, "auto", "probe") if name == "lanes" else (None, "auto")
+            if getattr(self, name) not in words:
                 checks.integer(name, getattr(self, name), smallest)
         checks.integer("trials", self.trials, 1)
         checks.integer("seed", self.seed, 0, 2**32 - 1)
@@ -312,7 +315,7 @@ class Study:
                 report = stack.enter_context(bar)
                 bar.say(self._opening(definition))
             try:
-                sweep.run(plan, engine, folder_records, report)
+                sweep.run(plan, engine, folder_records, report, probe=self.lanes == "probe")
             finally:
                 total = {"total": time.monotonic() - began}
                 with contextlib.suppress(OSError):  # what ended the run is to be told
@@ -408,7 +411,7 @@ class Study:
             cpu=mesh.devices.flat[0].platform == "cpu",
             batch_size=batch_size,
             trials=self.trials,
-            lanes=None if self.lanes == "auto" else self.lanes,
+            lanes=None if isinstance(self.lanes, str) else self.lanes,
             microbatch=None if self.microbatch == "auto" else self.microbatch,
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from batchscale import rehearsal
 from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
 from batchscale.metrics import Goal
@@ -21,7 +22,14 @@ from batchscale.stopping import StopRule, evaluation_grid
 _REPLACEMENTS = 16
 
 
-def run(plan: Plan, engine: Engine, folder: Records, report: Callable[[Progress], None]) -> None:
+def run(
+    plan: Plan,
+    engine: Engine,
+    folder: Records,
+    report: Callable[[Progress], None],
+    *,
+    probe: bool = False,
+) -> None:
     """Runs what is left of a plan, and writes it into the folder.
 
     Args:
@@ -29,6 +37,7 @@ def run(plan: Plan, engine: Engine, folder: Records, report: Callable[[Progress]
       engine: trains and measures.
       folder: the study's.
       report: told of every evaluation.
+      probe: whether lanes are timed before the first step of a batch size.
     """
     measurements, trials = folder.tables()
     runs = [
@@ -36,6 +45,22 @@ def run(plan: Plan, engine: Engine, folder: Records, report: Callable[[Progress]
         for batch_size in plan.definition.batch_sizes
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
+        if not now.has_begun:
+            chosen = plan.layouts[now.batch_size]
+            if not probe:
+                engine.compile_ahead(now.batch_size, chosen)
+            plan.layouts[now.batch_size] = now.settle(
+                lambda layout, hyperparameters, now=now: rehearsal.settle(
+                    engine,
+                    now.batch_size,
+                    layout,
+                    hyperparameters,
+                    trials=plan.definition.trials,
+                    probe=probe,
+                )
+            )
+            if plan.layouts[now.batch_size] != chosen:
+                folder.write_plan(plan.to_json())
         now.run(following)
     folder.compact()
 

@@ -22,6 +22,7 @@ from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
 
 _INIT, _SHUFFLE, _LOSS = 0, 1, 2
+_DRAWN_AT_ONCE = 4096  # a choice: what is at work fits a core's cache
 
 Evidence = Callable[[Mapping[str, PyTree[Array]]], Int[Array, ""]]
 
@@ -46,30 +47,18 @@ class TrainState:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """Where a segment begins: scalars, the same for all trials of a pack.
+class Batch:
+    """The examples of a step.
 
     Attributes:
-      step: steps taken before.
-      epoch: whole passes over the training set before.
-      offset: examples of the present epoch used before.
-      batch_size: examples a step.
+      drawn: examples in the order in which they are seen, from `draw`.
+      first: the place of the step's first example in `drawn`.
+      size: examples a step; traced, so that one executable serves several batch sizes.
     """
 
-    step: Int[Array, ""] | int
-    epoch: Int[Array, ""] | int
-    offset: Int[Array, ""] | int
-    batch_size: Int[Array, ""] | int
-
-
-def start(step: int, *, batch_size: int, examples: int) -> Start:
-    """The `Start` of a segment, in exact integers on the host.
-
-    >>> start(3, batch_size=4, examples=10)
-    Start(step=3, epoch=1, offset=2, batch_size=4)
-    """
-    place = sampling.position(step, batch_size=batch_size, examples=examples)
-    return Start(step, place.epoch, place.offset, batch_size)
+    drawn: Int[Array, " places"]
+    first: Int[Array, ""] | int
+    size: Int[Array, ""] | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,28 +105,58 @@ def init(recipe: Recipe, key: UInt32[Array, " 2"], hyperparameters: Hyperparamet
     return TrainState(params, model_state, transformation.init(params), key)
 
 
+def draw(
+    key: UInt32[Array, " 2"],
+    position: Position,
+    *,
+    size: int,
+    examples: int,
+) -> Int[Array, " size"]:
+    """The examples that a trial sees from a position on, in the order in which it sees them.
+
+    They are drawn apart from the steps that use them: one program draws for every batch size, and
+    a step costs no hashing.
+
+    Args:
+      key: the trial's.
+      position: of the first.
+      size: how many.
+      examples: of the training set.
+    """
+    shuffle = jax.random.key_data(_key(key, _SHUFFLE))
+
+    def some(first: Int[Array, ""]) -> Int[Array, " chunk"]:
+        places = first + jnp.arange(min(_DRAWN_AT_ONCE, size))
+        return sampling.indices(shuffle, position, places, examples=examples)
+
+    firsts = jnp.arange(0, size, _DRAWN_AT_ONCE)
+    return jax.lax.map(some, firsts).ravel()[:size]
+
+
 def step(
     recipe: Recipe,
     state: TrainState,
     hyperparameters: Hyperparameters,
     data: PyTree[Array],
-    start: Start,
+    batch: Batch,
+    number: Int[Array, ""] | int,
 ) -> TrainState:
-    """One step of one trial: draw the batch, take the gradient of its mean loss, update.
+    """One step of one trial: take the gradient of the batch's mean loss, update.
 
     Args:
       recipe: how to train; static.
       state: the trial's state.
       hyperparameters: the trial's, traced scalars by name.
       data: the training split, examples along axis 0.
-      start: the step's place in the run.
+      batch: which of them the step sees.
+      number: of the step, from 0.
 
     Returns:
       The state after the step. A step that diverges makes values that are not finite; nothing
       stops, and `finite` tells.
     """
-    gradient, model_state = _gradient(recipe, state, hyperparameters, data, start)
-    learning_rate = recipe.schedule(jnp.asarray(start.step), hyperparameters)
+    gradient, model_state = _gradient(recipe, state, hyperparameters, data, batch, number)
+    learning_rate = recipe.schedule(jnp.asarray(number), hyperparameters)
     transformation = recipe.optimizer.transformation(hyperparameters, learning_rate)
     updates, opt_state = transformation.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -149,23 +168,27 @@ def segment(
     state: TrainState,
     hyperparameters: Hyperparameters,
     data: PyTree[Array],
-    start: Start,
+    batch: Batch,
+    number: Int[Array, ""],
     steps: Int[Array, ""],
 ) -> TrainState:
-    """Any number of steps; the number is traced, so one executable runs a segment of any length."""
-    size = examples(data)
+    """Any number of steps; the number is traced, so one executable runs a segment of any length.
 
-    def body(_: Int[Array, ""], carry: tuple[TrainState, Start]) -> tuple[TrainState, Start]:
-        state, at = carry
-        place = sampling.advance(
-            Position(at.epoch, at.offset), batch_size=at.batch_size, examples=size
-        )
-        after = Start(at.step + 1, place.epoch, place.offset, at.batch_size)
-        return step(recipe, state, hyperparameters, data, at), after
+    Args:
+      recipe: how to train; static.
+      state: the trial's state.
+      hyperparameters: the trial's, traced scalars by name.
+      data: the training split, examples along axis 0.
+      batch: of the first step; those of the others follow in `drawn`.
+      number: of the first step, from 0.
+      steps: how many.
+    """
 
-    at = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), start)
-    state, _ = jax.lax.fori_loop(0, steps, body, (state, at))
-    return state
+    def body(i: Int[Array, ""], state: TrainState) -> TrainState:
+        now = dataclasses.replace(batch, first=batch.first + i * batch.size)
+        return step(recipe, state, hyperparameters, data, now, number + i)
+
+    return jax.lax.fori_loop(0, steps, body, state)
 
 
 def evaluate(
@@ -311,24 +334,18 @@ def _gradient(
     state: TrainState,
     hyperparameters: Hyperparameters,
     data: PyTree[Array],
-    start: Start,
+    batch: Batch,
+    number: Int[Array, ""] | int,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """The gradient of the batch's mean loss, and the model's state after the batch."""
     workload = recipe.workload
-    size = examples(data)
-    shuffle = jax.random.key_data(_key(state.key, _SHUFFLE))
-    loss_key = jax.random.fold_in(_key(state.key, _LOSS), start.step)
+    loss_key = jax.random.fold_in(_key(state.key, _LOSS), number)
 
     def gather(first: Int[Array, ""] | int, count: int) -> PyTree[Array]:
-        if recipe.whole and count == size:
+        if recipe.whole and count == examples(data):
             return data  # the full batch: its order does not matter
-        indices = sampling.batch_indices(
-            shuffle,
-            Position(start.epoch, start.offset),
-            first + jnp.arange(count),
-            examples=size,
-        )
-        # batch_indices lies within the split, and clipping would cost a pass.
+        indices = jax.lax.dynamic_slice_in_dim(batch.drawn, batch.first + first, count)
+        # They lie within the split, and clipping would cost a pass.
         return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), data)
 
     def loss(
@@ -336,9 +353,12 @@ def _gradient(
     ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], PyTree[Array]]]:
         key = jax.random.fold_in(loss_key, first)
         prepare_key, key = jax.random.split(key)
-        batch = workload.prepare(gather(first, count), prepare_key)
         (total, weight), model_state = workload.loss(
-            params, model_state, batch, key, hyperparameters
+            params,
+            model_state,
+            workload.prepare(gather(first, count), prepare_key),
+            key,
+            hyperparameters,
         )
         return total, (weight, model_state)
 
@@ -367,7 +387,7 @@ def _gradient(
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     carry = (zeros, jnp.zeros((), weight_shape.dtype), state.model_state)
     count = recipe.microbatch
-    microbatches = jnp.asarray(start.batch_size) // count
+    microbatches = jnp.asarray(batch.size) // count
     carry = jax.lax.fori_loop(0, microbatches, lambda i, c: add(c, i * count, count), carry)
     if recipe.rest:
         carry = add(carry, microbatches * count, recipe.rest)

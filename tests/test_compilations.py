@@ -28,15 +28,15 @@ def counted() -> Iterator[list[float]]:
 
 
 @pytest.mark.parametrize("optimizer", list(digits.SPACES))
-def test_the_digits_study_compiles_once_a_batch_size_class_and_four_times_besides(
+def test_the_digits_study_compiles_once_a_batch_size_class_and_five_times_besides(
     optimizer, tmp_path
 ):
     study = digits.study(optimizer, trials=16)
     with counted() as compiled:
         study.run(tmp_path, progress=False)
     # A segment for every batch size, of which 512 and 1,024 share one (microbatches of 256);
-    # the start; an evaluation of each of the three splits.
-    assert len(compiled) == len(study.resolved_batch_sizes()) - 1 + 4
+    # the start; the draw of examples; an evaluation of each of the three splits.
+    assert len(compiled) == len(study.resolved_batch_sizes()) - 1 + 5
 
 
 def test_batch_sizes_of_one_class_share_a_program(square, tmp_path):
@@ -46,4 +46,4 @@ def test_batch_sizes_of_one_class_share_a_program(square, tmp_path):
         some = study(square, batch_sizes=sizes, microbatch=8, max_steps=20, stop="budget")
         with counted() as compiled:
             some.run(tmp_path / str(len(sizes)), progress=False)
-        assert len(compiled) == 5
+        assert len(compiled) == 6

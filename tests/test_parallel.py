@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchscale import optimizers, parallel, schedules, train
+from batchscale import optimizers, parallel, sampling, schedules, train
 from batchscale.engine import Engine
 from batchscale.layout import Layout
 from batchscale.packs import TrialId, unpack
@@ -93,10 +93,10 @@ def test_shard_map_over_vmap_agrees_with_pmap(square):
         square, optimizers.get("nesterov"), schedules.constant, batch_size=8, microbatch=8
     )
     data = jax.tree.map(jnp.asarray, square.splits()["train"])
-    begin = jax.tree.map(np.int32, train.start(0, batch_size=8, examples=100))
 
     def step(state, hyperparameters):
-        return train.step(recipe, state, hyperparameters, data, begin)
+        drawn = train.draw(state.key, sampling.Position(0, 0), size=8, examples=100)
+        return train.step(recipe, state, hyperparameters, data, train.Batch(drawn, 0, 8), 0)
 
     keys = np.stack([np.asarray(train.trial_key(0, 8, n, 0)) for n in range(8)])
     table = {

@@ -17,7 +17,7 @@ from batchscale.sampling import Position
 @functools.partial(jax.jit, static_argnums=(0,))
 def whole_batch(examples: int, key: jax.Array, place: Position) -> jax.Array:
     """The batch of all examples that begins at a place."""
-    return sampling.batch_indices(key, place, jnp.arange(examples), examples=examples)
+    return sampling.indices(key, place, jnp.arange(examples), examples=examples)
 
 
 def draw(key: int, step: int, batch_size: int, examples: int) -> list[int]:
@@ -57,30 +57,32 @@ def test_epochs_and_keys_are_shuffled_differently():
 
 def test_a_microbatch_is_its_part_of_the_batch():
     key, place = jnp.array([1, 2], jnp.uint32), sampling.position(7, batch_size=12, examples=50)
-    whole = sampling.batch_indices(key, place, jnp.arange(12), examples=50)
-    parts = [sampling.batch_indices(key, place, i + jnp.arange(4), examples=50) for i in (0, 4, 8)]
+    whole = sampling.indices(key, place, jnp.arange(12), examples=50)
+    parts = [sampling.indices(key, place, i + jnp.arange(4), examples=50) for i in (0, 4, 8)]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-@given(step=st.integers(0, 10**9), batch_size=st.integers(1, 55_000))
+@given(
+    examples=st.sampled_from([1, 7, 40, 100]),
+    first=st.integers(0, 10**9),
+    size=st.integers(1, 300),
+)
 @settings(deadline=None, max_examples=50)
-def test_advancing_on_the_device_is_exact_where_32_bits_would_overflow(step, batch_size):
-    examples = 55_000
-    here = sampling.position(step, batch_size=batch_size, examples=examples)
-    there = sampling.advance(
-        Position(*(jnp.int32(x) for x in here)), batch_size=jnp.int32(batch_size), examples=examples
-    )
-    expected = divmod((step + 1) * batch_size, examples)
-    assert (int(there.epoch), int(there.offset)) == expected
+def test_a_draw_over_several_epochs_is_one_epoch_after_the_other(examples, first, size):
+    key = np.array([5, 7], np.uint32)
+    place = sampling.position(first, batch_size=1, examples=examples)
+    drawn = np.asarray(sampling.indices(key, place, jnp.arange(size), examples=examples))
+    for at in {0, size // 2, size - 1}:
+        epoch, offset = divmod(first + at, examples)
+        alone = whole_batch(examples, key, Position(np.int32(epoch), np.int32(offset)))
+        assert drawn[at] == alone[0]
 
 
 @pytest.mark.parametrize("examples", [10, 100, 1100])
 def test_positions_and_neighbours_are_uniform(examples):
     keys = jax.random.bits(jax.random.key(1), (20_000 if examples == 10 else 2_000, 2), jnp.uint32)
     shuffle = jax.vmap(
-        lambda key: sampling.batch_indices(
-            key, Position(0, 0), jnp.arange(examples), examples=examples
-        )
+        lambda key: sampling.indices(key, Position(0, 0), jnp.arange(examples), examples=examples)
     )
     epochs = np.asarray(jax.jit(shuffle)(keys))
     first = np.bincount(epochs[:, 0], minlength=examples)

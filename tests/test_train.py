@@ -40,9 +40,11 @@ def state_of(some, key=3):
 
 def run(some, data, steps, *, batch_size, first=0, state=None):
     state = state_of(some) if state is None else state
-    begin = train.start(first, batch_size=batch_size, examples=EXAMPLES)
-    segment = jax.jit(lambda s, d, b, n: train.segment(some, s, VALUES, d, b, n))
-    return segment(state, data, begin, steps)
+    place = sampling.position(first, batch_size=batch_size, examples=EXAMPLES)
+    drawn = train.draw(state.key, place, size=steps * batch_size, examples=EXAMPLES)
+    batch = train.Batch(drawn, 0, batch_size)
+    segment = jax.jit(lambda s, d, b, n, m: train.segment(some, s, VALUES, d, b, n, m))
+    return segment(state, data, batch, first, steps)
 
 
 def numpy_loop(params, x, y, batches, optimizer):
@@ -81,7 +83,7 @@ def test_fifty_steps_are_those_of_a_plain_numpy_loop(optimizer, batch_size):
     shuffle = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), 1)
     batches = [
         np.asarray(
-            sampling.batch_indices(
+            sampling.indices(
                 jax.random.key_data(shuffle),
                 sampling.position(step, batch_size=batch_size, examples=EXAMPLES),
                 np.arange(batch_size),

@@ -1,0 +1,113 @@
+"""Before the first step: layouts that do not fit into memory, and lanes that are timed."""
+
+import re
+
+import pytest
+from test_study import assert_same_tables, study
+
+from batchscale import devices, rehearsal
+from batchscale.engine import Engine
+
+NONE_FITS = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+
+
+def small(workload, **changes):
+    return study(workload, **{"batch_sizes": [32, 64], "trials": 4, "max_steps": 60} | changes)
+
+
+def test_a_layout_that_needs_too_much_memory_is_made_smaller_before_the_first_step(
+    square, tmp_path, monkeypatch
+):
+    memory = Engine.memory
+
+    def needed(self, batch_size, layout, trials):
+        assert memory(self, batch_size, layout, trials) > 0
+        return layout.microbatch * layout.lanes
+
+    monkeypatch.setattr(Engine, "memory", needed)
+    monkeypatch.setattr(Engine, "memory_limit", 20)  # 18 of it may be planned for
+    with pytest.warns(UserWarning, match="Runs with 1 lanes and microbatches of 16 instead"):
+        result = small(square).run(tmp_path / "fits", progress=False)
+    layouts = result.layouts().set_index("batch_size")
+    assert layouts["lanes"].tolist() == [1, 1]
+    assert layouts["microbatch"].tolist() == [16, 16]
+    assert "GB needed on a device" in layouts.loc[32, "why"]
+    monkeypatch.undo()
+    same = small(square, lanes=1, microbatch=16).run(tmp_path / "same", progress=False)
+    assert_same_tables(result, same)
+    # What was settled stays so, also where there would be memory now.
+    assert_same_tables(small(square).run(tmp_path / "fits", progress=False), same)
+
+
+def test_a_device_that_runs_out_of_memory_gets_less(square, tmp_path, monkeypatch):
+    advance = Engine.advance
+
+    def limited(self, packs, **options):
+        if options["layout"].microbatch > 16:
+            raise NONE_FITS
+        advance(self, packs, **options)
+
+    monkeypatch.setattr(Engine, "advance", limited)
+    with pytest.warns(UserWarning, match=r"batch size \d+: 2 lanes, microbatch \d+: out of memory"):
+        result = small(square).run(tmp_path, progress=False)
+    assert result.layouts()["microbatch"].tolist() == [16, 16]
+
+
+def test_what_never_fits_is_refused_with_what_to_do(square, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise NONE_FITS
+
+    monkeypatch.setattr(Engine, "advance", full)
+    with pytest.raises(MemoryError, match="one trial at a time and microbatches of 1"):
+        small(square).run(tmp_path, progress=False)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(square, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(Engine, "advance", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        small(square).run(tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("times", "best", "timed"),
+    [
+        ({1: 4.0, 2: 3.0, 4: 2.0}, 4, "1: 4e+06, 2: 3e+06, 4: 2e+06"),
+        ({1: 1.0, 2: 3.0, 4: 2.0}, 1, "1: 1e+06, 2: 3e+06"),
+        ({1: 3.0, 2: 3.0, 4: 3.0}, 2, "1: 3e+06, 2: 3e+06, 4: 3e+06"),
+    ],
+)
+def test_a_probe_climbs_to_the_fastest_lanes_and_says_what_it_found(
+    times, best, timed, square, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        rehearsal, "_time", lambda engine, size, layout, values, trials: times[layout.lanes]
+    )
+    monkeypatch.setattr("batchscale.layout._cpu_lanes", lambda workload: 2)
+    some = small(square, batch_sizes=[32], trials=8, lanes="probe")
+    result = some.run(tmp_path / "probed", progress=False)
+    layouts = result.layouts()
+    assert layouts["lanes"].tolist() == [best]
+    assert layouts["why"].tolist() == [f"microseconds a step of a trial by lanes: {timed}"]
+    monkeypatch.setattr(rehearsal, "_time", None)  # it is not asked again
+    some.run(tmp_path / "probed", progress=False)
+    fixed = small(square, batch_sizes=[32], trials=8, lanes=best)
+    assert_same_tables(result, fixed.run(tmp_path / "fixed", progress=False))
+
+
+def test_a_probe_takes_real_times(square, tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "_SECONDS", 0.001)
+    result = small(square, batch_sizes=[32], lanes="probe").run(tmp_path, progress=False)
+    (why,) = result.layouts()["why"]
+    found = re.findall(r"(\d+): ([\d.e+]+)", why)
+    assert [int(lanes) for lanes, _ in found] == [1, 2]  # four trials on two devices
+    assert all(0 < float(time) < 1e6 for _, time in found)
+
+
+def test_a_cpu_device_has_its_share_of_the_memory():
+    import jax
+
+    limit = devices.memory(jax.devices()[0])
+    assert limit is None or 1e7 < limit < 1e14
