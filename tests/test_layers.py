@@ -386,3 +386,77 @@ def test_dropout_of_lanes_with_their_own_rates_equals_lanes_one_by_one():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dropout_keeps_the_type(dtype):
     assert layers.dropout(jnp.ones(3, dtype), jnp.float32(0.4), jax.random.key(0)).dtype == dtype
+
+
+MATRIX_PRODUCT = (((1,), (0,)), ((), ()))
+
+
+def product(multiply):
+    return lambda rows, weights: multiply(rows, weights, MATRIX_PRODUCT)
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_products_of_few_examples_and_their_gradients_equal_jax_own(examples, lanes):
+    with jax.enable_x64(True):
+        shapes = (examples, 5), (5, 4)
+        some = operands(*((lanes, *shape) if lanes else shape for shape in shapes))
+        got, wanted = (
+            value_and_gradients(jax.vmap(product(multiply)) if lanes else product(multiply))(*some)
+            for multiply in (layers.fast_dot_general, lax.dot_general)
+        )
+        assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_few_examples_are_summed_as_outer_products_on_the_cpu_alone(platform):
+    def products(multiply, examples):
+        gradient = jax.jit(jax.grad(energy(product(multiply)), (0, 1)))
+        traced = gradient.trace(*operands((examples, 5), (5, 4)))
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.dot_general")
+
+    own = products(lax.dot_general, 4)
+    assert own == 3
+    assert products(layers.fast_dot_general, 4) == own - (platform == "cpu")
+    for examples in (1, 2, 9):
+        assert products(layers.fast_dot_general, examples) == own
+
+
+def test_second_derivatives_of_a_product_of_few_examples_equal_jax_own():
+    with jax.enable_x64(True):
+        some = operands((4, 5), (5, 4))
+        got, wanted = (
+            jax.jvp(jax.grad(energy(product(multiply)), (0, 1)), some, some)
+            for multiply in (layers.fast_dot_general, lax.dot_general)
+        )
+        assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "numbers"),
+    [
+        (((4, 5), (4, 5)), (((1,), (1,)), ((), ()))),
+        (((2, 4, 5), (5, 3)), (((2,), (0,)), ((), ()))),
+        (((4, 5, 3), (4, 3, 2)), (((2,), (1,)), ((0,), (0,)))),
+    ],
+)
+def test_other_products_are_jax_own(shapes, numbers):
+    some = operands(*shapes)
+    got = layers.fast_dot_general(*some, numbers)
+    np.testing.assert_array_equal(got, lax.dot_general(*some, numbers))
+
+
+def test_products_in_shard_map_have_jax_own_gradients():
+    mesh = jax.make_mesh((2,), ("devices",), axis_types=(AxisType.Auto,))
+    rows, weights = operands((8, 5), (5, 4))
+
+    def gradient(multiply):
+        def loss(rows, weights):
+            return energy(product(multiply))(rows, weights)[None]
+
+        mapped = jax.shard_map(
+            loss, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices")
+        )
+        return jax.jit(jax.grad(lambda *x: mapped(*x).sum(), (0, 1)))(rows, weights)
+
+    assert_close(gradient(layers.fast_dot_general), gradient(lax.dot_general), 1e-5)

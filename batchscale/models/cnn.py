@@ -60,7 +60,7 @@ class SimpleCNN(nn.Module):
             )
             x = layers.max_pool(nn.relu(convolution(x)), (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(self.units, param_dtype=dtype)(x))
+        x = nn.relu(nn.Dense(self.units, param_dtype=dtype, dot_general=layers.fast_dot_general)(x))
         if train:
             x = layers.dropout(x, dropout_rate, self.make_rng("dropout"))
-        return nn.Dense(self.classes, param_dtype=dtype)(x)
+        return nn.Dense(self.classes, param_dtype=dtype, dot_general=layers.fast_dot_general)(x)

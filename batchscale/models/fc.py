@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from batchscale.models import layers
+
 
 class Perceptron(nn.Module):
     """A multilayer perceptron: hidden layers of ReLU units, then one logit a class.
@@ -45,5 +47,5 @@ class Perceptron(nn.Module):
         dtype = jnp.result_type(float)
         x = x.reshape(x.shape[0], -1)
         for width in self.widths:
-            x = nn.relu(nn.Dense(width, param_dtype=dtype)(x))
-        return nn.Dense(self.classes, param_dtype=dtype)(x)
+            x = nn.relu(nn.Dense(width, param_dtype=dtype, dot_general=layers.fast_dot_general)(x))
+        return nn.Dense(self.classes, param_dtype=dtype, dot_general=layers.fast_dot_general)(x)

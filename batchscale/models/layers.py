@@ -1,4 +1,4 @@
-"""Convolution, max pooling and dropout that stay fast inside training loops and under `vmap`."""
+"""Layers' operations that stay fast inside training loops and under `vmap`."""
 
 import functools
 import itertools
@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Key
 _Pads = tuple[tuple[int, int], ...]
 _Images = Float[Array, "batch height width channels"]
 _Kernel = Float[Array, "kernel_height kernel_width in_channels out_channels"]
+
+_FEWEST, _FEW = 3, 8  # examples of which a sum of outer products is the faster gradient
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -203,6 +205,92 @@ def _native(
     return lax.conv_general_dilated(
         lhs, rhs, strides, pads, dimension_numbers=_NHWC, precision=precision
     )
+
+
+def fast_dot_general(
+    lhs: Float[Array, "..."],
+    rhs: Float[Array, "..."],
+    dimension_numbers: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    **options: Any,
+) -> Float[Array, "..."]:
+    """`jax.lax.dot_general`, without a detour that XLA for the CPU takes with few examples.
+
+    The gradient of a dense layer's weights is a sum of outer products, one an example. Of 3 to 8
+    examples XLA makes a matrix product, writes it to memory, and reads it again to update the
+    weights; spelled out as a sum, it is computed inside the update. Where weights do not fit the
+    cache, that takes up to 30% off the training step. All other products, and all platforms but
+    the CPU, get JAX's own. Values are the same everywhere, gradients up to rounding.
+
+    The gradients are a `jax.custom_vjp`: see `fast_conv_general_dilated`.
+
+    Args:
+      lhs: the inputs, "examples in" on the fast path.
+      rhs: the weights, "in out" on the fast path.
+      dimension_numbers: those of a matrix product on the fast path.
+      precision: of the product and of its gradients, as JAX takes it.
+      preferred_element_type: None on the fast path.
+      **options: none on the fast path.
+
+    Returns:
+      The product.
+
+    >>> from flax import linen as nn
+    >>> layer = nn.Dense(8, dot_general=fast_dot_general)
+    >>> layer.init_with_output(jax.random.key(0), jnp.ones((4, 3)))[0].shape
+    (4, 8)
+    """
+    native = functools.partial(
+        lax.dot_general,
+        dimension_numbers=dimension_numbers,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        **options,
+    )
+    contracted, batched = dimension_numbers
+    if (
+        (lhs.ndim, rhs.ndim) != (2, 2)
+        or [tuple(axes) for axes in contracted] != [(1,), (0,)]
+        or any(map(len, batched))
+        or lhs.dtype != rhs.dtype
+        or preferred_element_type is not None
+        or any(option is not None for option in options.values())
+        or not _FEWEST <= lhs.shape[0] <= _FEW
+    ):
+        return native(lhs, rhs)
+    return lax.platform_dependent(
+        *_varying_alike(lhs, rhs),
+        cpu=lambda lhs, rhs: _few_rows(lhs, rhs, precision),
+        default=native,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _few_rows(
+    lhs: Float[Array, "examples in"], rhs: Float[Array, "in out"], precision: Any
+) -> Float[Array, "examples out"]:
+    return jnp.dot(lhs, rhs, precision=precision)
+
+
+def _few_rows_forward(
+    lhs: Float[Array, "examples in"], rhs: Float[Array, "in out"], precision: Any
+) -> tuple[Float[Array, "examples out"], tuple[Array, Array]]:
+    return jnp.dot(lhs, rhs, precision=precision), (lhs, rhs)
+
+
+def _few_rows_backward(
+    precision: Any, operands: tuple[Array, Array], cotangent: Float[Array, "examples out"]
+) -> tuple[Float[Array, "examples in"], Float[Array, "in out"]]:
+    lhs, rhs = operands
+    # Without a barrier XLA computes what the operands come from anew for every weight.
+    rows, columns = lax.optimization_barrier((lhs, cotangent))
+    outer = [row[:, None] * column for row, column in zip(rows, columns, strict=True)]
+    lhs_gradient = jnp.dot(cotangent, rhs.T, precision=precision)
+    return lhs_gradient, functools.reduce(jnp.add, outer)
+
+
+_few_rows.defvjp(_few_rows_forward, _few_rows_backward)
 
 
 def max_pool(
