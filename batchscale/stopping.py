@@ -41,7 +41,7 @@ def part_of_grid(grid: list[int], *, ratio: int, first: int = 0) -> set[int]:
     >>> sorted(part_of_grid(evaluation_grid(30, 0.1), ratio=2))
     [0, 1, 2, 4, 8, 17, 30]
     >>> sorted(part_of_grid(evaluation_grid(1000, 0.1), ratio=8, first=64))
-    [69, 542, 1000]
+    [70, 541, 1000]
     """
     part = {grid[-1], *(step for step in grid if step == 0 == first)}
     mark = max(first, 1)

@@ -21,6 +21,7 @@ that are compiled.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -40,6 +41,7 @@ from experiments import digits, figure01
 STUDIES: dict[str, Callable[[], bs.Study]] = {
     "digits": lambda: digits.study("sgd"),
     "mnist": lambda: figure01.study("mnist", largest=1024),
+    "mnist_three": lambda: dataclasses.replace(figure01.study("mnist"), batch_sizes=[16, 64, 256]),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "batchscale": {},

@@ -3,7 +3,9 @@
     python -m benchmarks.throughput
 
 Needs the extra `benchmarks` (PyTorch). The peers take turns, round after round, each in a process
-of its own, so that a busy machine slows all of them; a cell is the median of the rounds. The ratio
+of its own, so that a busy machine slows all of them; before its turn is timed, a peer trains as
+long untimed, for its data has left the caches, and the threads of the peer before have to have
+stopped spinning. A cell is the median of the rounds. The ratio
 is the peer's time over ours. Operations are those of one example's gradient as XLA counts them, the
 machine's rate is that of a large matrix product on all cores, and the roofline is the longer of two
 times: operations at that rate, and seven passes over the weights (read twice, gradient written and
@@ -25,6 +27,7 @@ from benchmarks.peers import PEERS, Process
 WORKLOADS = ("mnist/fc_128", "mnist/fc_1024_1024_1024", "mnist/simple_cnn_base")
 BATCH_SIZES = (1, 16, 64, 512, 4096)
 _PASSES = 7
+_PAUSE = 0.3  # seconds: threads that wait spin for 0.2
 
 
 def machine() -> dict[str, float]:
@@ -54,7 +57,7 @@ def machine() -> dict[str, float]:
     side, loops = 2048, 100
     square = parallel.split(jnp.ones((mesh.size, side, side)), mesh)
     rates = {"operations": rate(everywhere(lambda x: x @ x), 2.0 * side**3, square)}
-    for size in (400_000, 5_000_000, 100_000_000):
+    for size in (400_000, 5_000_000, 15_000_000, 100_000_000):
         array = parallel.split(jnp.ones((mesh.size, size // 4)), mesh)
 
         def passes(x: Any) -> Any:
@@ -99,6 +102,8 @@ def measure(
             process.seconds(steps[peer])  # compiles loops of a fixed length
         for _ in range(rounds):
             for peer, process in running.items():
+                time.sleep(_PAUSE)
+                process.seconds(steps[peer])
                 times[peer].append(process.seconds(steps[peer]))
         return times
     finally:

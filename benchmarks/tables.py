@@ -1,0 +1,198 @@
+"""Writes the tables of docs/performance.md from what the benchmarks have recorded.
+
+    python -m benchmarks.tables
+
+What stands between `<!-- name -->` and `<!-- end -->` is replaced by the table of that name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path("benchmarks/results")
+PAGE = Path("docs/performance.md")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["--"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds:,.0f}" if microseconds >= 100 else f"{microseconds:.3g}"
+
+
+def _made(machine: dict[str, Any]) -> str:
+    """When and on what results were recorded."""
+    versions, (device, *_) = machine["versions"], machine["devices"]
+    return (
+        f"Recorded {machine['date'][:10]} with `{machine['command']}` on {machine['processor']}, "
+        f"{machine['processors']} cores, {device['count']} x {device['kind']}; Python "
+        f"{versions['python']}, jax {versions['jax']}."
+    )
+
+
+def throughput() -> str:
+    """Microseconds a step of one trial, and how many times longer each peer takes."""
+    found = _read("throughput")
+    peers = [peer for peer in found["rows"][0]["microseconds"] if peer != "batchscale"]
+    rows = [
+        (
+            row["workload"],
+            f"{row['batch_size']:,}",
+            _time(row["microseconds"]["batchscale"]),
+            *(f"{row['ratio'][peer]:.3g}x" if peer in row["ratio"] else "" for peer in peers),
+            f"{row['gflops']:.3g}",
+            f"{row['share_of_product_rate']:.0%}",
+            f"{row['share_of_roofline']:.0%}",
+        )
+        for row in found["rows"]
+    ]
+    head = ["workload", "batch size", "µs", *peers, "GFLOP/s", "of product rate", "of roofline"]
+    rate = found["rates"]["operations"] / 1e9
+    return f"{_made(found['machine'])} A large matrix product: {rate:.0f} GFLOP/s.\n\n" + _table(
+        head, rows
+    )
+
+
+def cost() -> str:
+    """Whole studies: examples, seconds, and how they are split."""
+    rows, notes = [], []
+    for name in ("digits", "mnist_three"):
+        found = _read(f"cost_{name}")
+        for way, runs in found["runs"].items():
+            first = runs[0]
+            rows.append(
+                (
+                    name,
+                    way,
+                    f"{first['examples']:,}",
+                    f"{found['median_wall'][way]:.0f}",
+                    *(
+                        f"{first['seconds'][part]:.0f}"
+                        for part in ("training", "evaluation", "compilation", "host")
+                    ),
+                )
+            )
+        if "optuna" in found:
+            rows.append((name, "Optuna", "", f"{found['optuna']['wall']:,.0f}", *[""] * 4))
+            timed = found["optuna"]["trials_timed"]
+            optuna = (
+                f", {found['times_faster_than_optuna']:.3g} times less than Optuna "
+                f"({timed} trials a batch size timed)"
+            )
+        else:
+            optuna = ""
+        same = "the same steps and optima" if found["same_answer"] else "NOT the same answer"
+        notes.append(
+            f"{name}: {same}, {found['share_of_examples']:.0%} of the examples and "
+            f"{found['times_faster_than_plain']:.3g} times less time than the plain protocol"
+            f"{optuna}; at most {found['most_evaluation']:.0%} of the time of a batch size goes to "
+            f"evaluation; {found['warm_wall']:.0f} s with a warm compilation cache."
+        )
+    head = ["study", "way", "examples", "wall s", "training", "evaluation", "compilation", "host"]
+    made = _made(_read("cost_digits")["runs"]["batchscale"][0]["machine"])
+    return "\n\n".join([made, _table(head, rows), *notes])
+
+
+def scaling() -> str:
+    """The time of a trial against trials, devices, lanes and models; and memory."""
+    found = _read("scaling")
+    parts = [
+        _made(found["machine"]),
+        _table(
+            ["trials", "lanes", "µs a step of one trial", "MB on a device"],
+            [
+                (
+                    f"{r['trials']:,}",
+                    r["lanes"],
+                    _time(r["microseconds"]),
+                    f"{r['bytes'] / 1e6:,.0f}",
+                )
+                for r in found["trials"]
+            ],
+        ),
+    ]
+    if "devices" in found:
+        parts.append(
+            _table(
+                ["virtual devices", "µs a step of one trial"],
+                [(r["devices"], _time(r["microseconds"])) for r in found["devices"]],
+            )
+        )
+    parts += [
+        _table(
+            ["lanes", "µs a step of one trial"],
+            [(r["lanes"], _time(r["microseconds"])) for r in found["lanes"]],
+        ),
+        _table(
+            ["model", "parameters", "lanes", "µs a step of one trial", "GFLOP/s"],
+            [
+                (
+                    r["model"],
+                    f"{r['parameters']:,}",
+                    r["lanes"],
+                    _time(r["microseconds"]),
+                    f"{r['gflops']:.3g}",
+                )
+                for r in found["model"]
+            ],
+        ),
+        _table(
+            ["lanes", "microbatch", "MB set aside for a step"],
+            [
+                (r["lanes"], r["microbatch"], f"{r['scratch_bytes'] / 1e6:.1f}")
+                for r in found["memory"]
+            ],
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def pruning() -> str:
+    """What dropping trials early would save, and lose."""
+    rows = [
+        (r["first"], r["factor"], f"{r['saved']:.0%}", f"{r['lost']} of {r['batch_sizes']}")
+        for r in _read("pruning")["rows"]
+    ]
+    head = ["from step", "steps behind the best", "steps saved", "batch sizes with another answer"]
+    return _table(head, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "throughput": throughput,
+    "cost": cost,
+    "scaling": scaling,
+    "pruning": pruning,
+}
+
+
+def written(page: str) -> str:
+    """The page with its tables replaced by those of the recorded results."""
+    for name, table in TABLES.items():
+        page, count = re.subn(
+            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
+            lambda match, table=table: match[1] + table() + match[2],
+            page,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            raise ValueError(f"{PAGE}: got {count} places for the table {name!r}, wanted one.")
+    return page
+
+
+def main() -> None:
+    """Rewrites the page."""
+    PAGE.write_text(written(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
