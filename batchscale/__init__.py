@@ -9,6 +9,7 @@ from batchscale import datasets as datasets
 from batchscale import metrics as metrics
 from batchscale import models as models
 from batchscale import plots as plots
+from batchscale import scaling as scaling
 from batchscale import tuner as tuner
 from batchscale import workloads as workloads
 from batchscale.metrics import Goal as Goal

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from batchscale import metrics, records, tuner
+from batchscale import metrics, records, scaling, tuner
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
 from batchscale.records import Status
@@ -104,6 +104,20 @@ class Result:
     def optima(self) -> pd.DataFrame:
         """The best trial of each batch size, and the edges it lies at; see `tuner.optima`."""
         return tuner.optima(self.steps_to_target(), self.trials, self.space)
+
+    def scaling(
+        self, goal: Goal | None = None, *, form: scaling.Form = "hyperbolic"
+    ) -> scaling.Fit:
+        """The critical batch size, with an interval, or why it is not quoted; see `scaling.fit`.
+
+        The steps are minima over trials, whose luck the interval holds as scatter about the curve;
+        that luck also makes all steps too few (more so with more trials), it does not hold.
+
+        Args:
+          goal: another goal than the study's, to be read off the same curves.
+          form: `hyperbolic`, or `generalised`, whose bend may be sharper.
+        """
+        return scaling.fit(self.steps_to_target(goal), form=form)
 
     def layouts(self) -> pd.DataFrame:
         """How trials were packed, one row a batch size.

@@ -3,9 +3,9 @@
     python -m benchmarks.throughput
 
 Needs the extra `benchmarks` (PyTorch). The peers take turns, round after round, each in a process
-of its own, so that a busy machine slows all of them; before its turn is timed, a peer trains as
-long untimed, for its data has left the caches, and the threads of the peer before have to have
-stopped spinning. A cell is the median of the rounds. The ratio
+of its own, so that a busy machine slows all of them; before its turn is timed, a peer trains a
+quarter as long untimed, for its data has left the caches, and the threads of the peer before have to
+have stopped spinning. A cell is the median of the rounds. The ratio
 is the peer's time over ours. Operations are those of one example's gradient as XLA counts them, the
 machine's rate is that of a large matrix product on all cores, and the roofline is the longer of two
 times: operations at that rate, and seven passes over the weights (read twice, gradient written and
@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import PEERS, Process
+from benchmarks.peers import PEERS, Process, stacked
 
 WORKLOADS = ("mnist/fc_128", "mnist/fc_1024_1024_1024", "mnist/simple_cnn_base")
 BATCH_SIZES = (1, 16, 64, 512, 4096)
@@ -94,16 +94,19 @@ def measure(
     try:
         steps, times = {}, {peer: [] for peer in peers}
         for peer, process in running.items():
-            process.seconds(2)  # compiles
-            count = 2
-            while (each := process.seconds(count) * _at_once(peer)) * count < seconds / 4:
+            process.seconds(1)  # compiles
+            count = 1
+            while (each := process.seconds(count) * _at_once(peer, batch_size)) * count < (
+                seconds / 4
+            ):
                 count *= 2
-            steps[peer] = max(2, round(seconds / each))
-            process.seconds(steps[peer])  # compiles loops of a fixed length
+            steps[peer] = max(1, round(seconds / each))
+            for count in {steps[peer], max(1, steps[peer] // 4)}:
+                process.seconds(count)  # compiles loops of a fixed length
         for _ in range(rounds):
             for peer, process in running.items():
                 time.sleep(_PAUSE)
-                process.seconds(steps[peer])
+                process.seconds(max(1, steps[peer] // 4))
                 times[peer].append(process.seconds(steps[peer]))
         return times
     finally:
@@ -111,9 +114,9 @@ def measure(
             process.close()
 
 
-def _at_once(peer: str) -> int:
+def _at_once(peer: str, batch_size: int) -> int:
     """Roughly how many trials a peer trains at once."""
-    return 32 if peer in ("batchscale", "torch, vmap") else 1
+    return {"batchscale": 8, "torch, vmap": stacked(batch_size)}.get(peer, 1)
 
 
 def main() -> None:
@@ -125,12 +128,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a peer in a round")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/throughput.json"))
+    parser.add_argument("--append", action="store_true", help="keep the rows of the output")
     arguments = parser.parse_args()
     from batchscale.records import provenance
 
     rates = machine()
+    rows = json.loads(arguments.output.read_text())["rows"] if arguments.append else []
     print({name: f"{rate:.3g} /s" for name, rate in rates.items()})
-    rows = []
     for workload in arguments.workloads:
         flops, weights = work(workload)
         for batch_size in arguments.batch_sizes:

@@ -1,0 +1,73 @@
+"""The curves that steps to target follow against batch size, and the table they are fitted to."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+Form = Literal["hyperbolic", "generalised"]
+
+
+class Interval(NamedTuple):
+    """From `low` to `high`; NaN where nothing is said, 0 or inf where one end is open."""
+
+    low: float
+    high: float
+
+
+def log_steps(
+    log_batch_size: ArrayLike, log_s_min: float, log_b_crit: float, sharpness: float
+) -> Float[np.ndarray, " batch_sizes"]:
+    """The log of S = S_min (1 + (B_crit / B)^a)^(1/a), a the sharpness of the bend.
+
+    With a = 1 the hyperbola S = S_min (1 + B_crit / B) of McCandlish et al. (2018,
+    arXiv:1812.06162). Whatever a, S is S_min B_crit / B for small B, and S_min for large B.
+    """
+    beyond = sharpness * (log_b_crit - np.asarray(log_batch_size, np.float64))
+    return log_s_min + np.logaddexp(0, beyond) / sharpness
+
+
+def points(steps: pd.DataFrame) -> pd.DataFrame:
+    """A table of steps to target, checked, in the order of batch sizes.
+
+    Args:
+      steps: `batch_size` and `steps`; a miss is inf. With `previous_evaluation` the crossing is
+        known to lie after that step, of a miss after the last that was evaluated.
+
+    Returns:
+      One row a batch size: `batch_size`, `steps`, and `after`, NaN where it is not known.
+
+    Raises:
+      ValueError: what is wrong with the table.
+
+    >>> points(pd.DataFrame({"batch_size": [8, 4], "steps": [60, 100]}))
+       batch_size  steps  after
+    0         4.0  100.0    NaN
+    1         8.0   60.0    NaN
+    """
+    missing = [name for name in ("batch_size", "steps") if name not in steps]
+    if missing:
+        raise ValueError(
+            f"steps: no column {missing[0]!r}; wanted the table of metrics.steps_to_target, with "
+            f"'batch_size' and 'steps'; got {list(steps)}."
+        )
+    table = pd.DataFrame(
+        {
+            "batch_size": steps["batch_size"].to_numpy(np.float64),
+            "steps": steps["steps"].to_numpy(np.float64),
+            "after": steps["previous_evaluation"].to_numpy(np.float64, na_value=np.nan)
+            if "previous_evaluation" in steps
+            else np.nan,
+        }
+    ).sort_values("batch_size", ignore_index=True)
+    if table["batch_size"].duplicated().any():
+        raise ValueError("steps: a batch size stands twice; wanted one row a batch size.")
+    if not (table["batch_size"] > 0).all() or not (table["steps"] >= 0).all():
+        raise ValueError(
+            "steps: wanted batch sizes above 0 and steps of at least 0, inf for a miss."
+        )
+    return table

@@ -1,0 +1,97 @@
+"""The three regimes, read off the table itself: no curve is assumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+
+from batchscale.scaling.curve import points
+
+
+@dataclasses.dataclass(frozen=True)
+class Regimes:
+    """Where perfect scaling ends and the plateau begins, among the measured batch sizes.
+
+    Attributes:
+      tolerance: the share by which steps may be off and still count as the same.
+      perfect_until: the largest batch size up to which all need at most (1 + tolerance) times the
+        examples of the smallest; NaN if the smallest misses the goal.
+      plateau_from: the smallest batch size from which no larger one takes off more than the
+        tolerance; NaN if that is the largest, for then no plateau has been seen.
+      useful_until: the smallest batch size whose steps are at most (1 + tolerance) times the fewest
+        of all: a larger one is of no use.
+      fewest_steps: of all batch sizes.
+    """
+
+    tolerance: float
+    perfect_until: float
+    plateau_from: float
+    useful_until: float
+    fewest_steps: float
+
+
+def overhead(steps: pd.DataFrame) -> pd.DataFrame:
+    """Examples to target against those of perfect scaling from the smallest batch size.
+
+    Args:
+      steps: the table of `metrics.steps_to_target`.
+
+    Returns:
+      One row a batch size: `batch_size`, `steps`, `examples` (their product), `overhead`: examples
+      over those of the smallest batch size, minus 1. Steps are minima over trials, and scatter, so
+      that an overhead may be a little below 0; it is left as it is. A miss has inf.
+
+    >>> table = pd.DataFrame({"batch_size": [1, 4, 16], "steps": [1000, 240, 120]})
+    >>> overhead(table)["overhead"].round(2).tolist()
+    [0.0, -0.04, 0.92]
+    """
+    table = points(steps)
+    examples = table["batch_size"] * table["steps"]
+    first = examples.iloc[0] if len(examples) else math.nan
+    table = table[["batch_size", "steps"]].assign(
+        examples=examples, overhead=examples / first - 1 if math.isfinite(first) else math.nan
+    )
+    return table.astype({"batch_size": int})
+
+
+def regimes(steps: pd.DataFrame, *, tolerance: float = 0.2) -> Regimes:
+    """Perfect scaling, diminishing returns and plateau (Shallue et al. 2019, section 4.1).
+
+    With a tolerance of 0.2, `perfect_until` is the critical batch size of Zhang et al. (2024), with
+    the smallest batch size for reference, on the grid of the batch sizes.
+
+    Args:
+      steps: the table of `metrics.steps_to_target`.
+      tolerance: above 0.
+
+    Raises:
+      ValueError: the table or the tolerance is not as above.
+
+    >>> table = pd.DataFrame(
+    ...     {"batch_size": [1, 2, 4, 8, 16, 32], "steps": [800, 410, 210, 130, 100, 98]}
+    ... )
+    >>> found = regimes(table)
+    >>> found.perfect_until, found.plateau_from, found.useful_until
+    (4.0, 16.0, 16.0)
+    """
+    if not tolerance > 0:
+        raise ValueError(f"tolerance: got {tolerance!r}, wanted a share above 0, such as 0.2.")
+    table = overhead(steps)
+    sizes, count = table["batch_size"].to_numpy(float), table["steps"].to_numpy(float)
+    if not np.isfinite(count).any():
+        return Regimes(tolerance, math.nan, math.nan, math.nan, math.inf)
+    over = table["overhead"].to_numpy(float) > tolerance
+    perfect = math.nan
+    if math.isfinite(count[0]):
+        perfect = sizes[int(np.argmax(over)) - 1] if over.any() else sizes[-1]
+    fewest = float(count.min())
+    # From here on, the fewest steps of all larger batch sizes are no better than tolerated.
+    later = np.minimum.accumulate(count[::-1])[::-1]
+    flat = np.isfinite(count) & (count <= (1 + tolerance) * later)
+    tail = len(flat) - int(np.argmin(flat[::-1])) if not flat.all() else 0
+    plateau = sizes[tail] if tail < len(sizes) - 1 else math.nan
+    useful = sizes[int(np.argmax(count <= (1 + tolerance) * fewest))]
+    return Regimes(tolerance, float(perfect), float(plateau), float(useful), fewest)

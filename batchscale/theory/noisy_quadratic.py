@@ -1,0 +1,393 @@
+"""The noisy quadratic model of Zhang et al. (2019, arXiv:1907.04164), solved exactly.
+
+The risk is L(theta) = 1/2 sum_i h_i theta_i^2, and a batch of B examples gives the gradient
+h_i theta_i plus noise of variance c_i / B. Coordinates do not interact, so the second moments of
+every coordinate follow a linear recursion, for SGD, heavy-ball momentum, averaging of the iterates
+and preconditioning alike. Many steps are taken at once by doubling, so the expected risk after any
+number of them is exact, whatever the schedule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.optimize
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from batchscale.stopping import evaluation_grid
+
+if TYPE_CHECKING:
+    from batchscale.workloads import Workload
+
+Schedule = Sequence[tuple[int, float]]
+"""Learning rates, piecewise constant: (from which step, learning rate), the first from step 0."""
+
+_SPACING = 0.05  # of the grid on which a crossing is bracketed, as in a study
+_LARGEST_BATCH = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimum:
+    """The tuned learning rate of a batch size.
+
+    Attributes:
+      batch_size: examples a step.
+      steps: the fewest steps to the target; inf if no learning rate gets there in the budget.
+      learning_rate: that needs them.
+    """
+
+    batch_size: int
+    steps: float
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisyQuadratic:
+    """A noisy quadratic model.
+
+    Attributes:
+      curvature: h_i, above 0.
+      noise: c_i, the variance of the gradient of one example, at least 0.
+      start: theta_i^2 before the first step, in expectation.
+
+    >>> model = NoisyQuadratic.power_law(100)
+    >>> round(float(model.risk([0], learning_rate=0.1, batch_size=1)[0]), 3)
+    2.594
+    """
+
+    curvature: Float[np.ndarray, " dimension"]
+    noise: Float[np.ndarray, " dimension"]
+    start: Float[np.ndarray, " dimension"]
+
+    def __post_init__(self) -> None:
+        fields = {}
+        for field in dataclasses.fields(self):
+            values = np.array(getattr(self, field.name), np.float64)
+            fields[field.name] = values
+            object.__setattr__(self, field.name, values)
+            if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
+                raise ValueError(f"{field.name}: wanted a vector of finite numbers of at least 0.")
+        if len({len(values) for values in fields.values()}) != 1:
+            raise ValueError(
+                "curvature, noise, start: got lengths "
+                f"{[len(values) for values in fields.values()]}, wanted one length."
+            )
+        if not (self.curvature > 0).all():
+            raise ValueError("curvature: wanted numbers above 0.")
+
+    @classmethod
+    def power_law(cls, dimension: int, *, exponent: float = 1.0) -> NoisyQuadratic:
+        """The spectrum h_i = i^-exponent, gradient noise c_i = h_i, and theta_0 ~ N(0, I).
+
+        With exponent 1 and 10,000 dimensions the model of the paper's figures.
+        """
+        spectrum = np.arange(1, dimension + 1, dtype=np.float64) ** -exponent
+        return cls(spectrum, spectrum, np.ones(dimension))
+
+    def risk(
+        self,
+        steps: ArrayLike,
+        *,
+        learning_rate: float | Schedule,
+        batch_size: float,
+        momentum: float = 0.0,
+        averaging: float = 0.0,
+        preconditioning: float = 0.0,
+    ) -> Float[np.ndarray, " steps"]:
+        """The expected risk after so many steps; exact, inf where it has overflowed.
+
+        Args:
+          steps: integers of at least 0, in any order.
+          learning_rate: alpha, or a piecewise constant schedule.
+          batch_size: B.
+          momentum: beta of the heavy ball, v <- beta v + g, theta <- theta - alpha v.
+          averaging: gamma; the risk is that of the average theta' <- gamma theta' + (1 - gamma)
+            theta, which begins at theta_0.
+          preconditioning: p; gradients are divided by h^p: 0 is SGD, 1 Newton's method.
+
+        Raises:
+          ValueError: an argument is not as above.
+        """
+        wanted = np.asarray(steps, np.int64)
+        if (wanted < 0).any():
+            raise ValueError("steps: wanted integers of at least 0.")
+        pieces = _pieces(learning_rate)
+        _check(batch_size, momentum, averaging, preconditioning)
+        order = np.unique(wanted)
+        found: dict[int, float] = {}
+        # Second moments of (theta, v, theta'), a matrix for every coordinate.
+        moments = np.zeros((len(self.start), 3, 3))
+        for i in (0, 2):
+            for j in (0, 2):
+                moments[:, i, j] = self.start
+        at = 0
+        ends = [first for first, _ in pieces[1:]] + [math.inf]
+        with np.errstate(over="ignore", invalid="ignore"):
+            for (_, alpha), end in zip(pieces, ends, strict=True):
+                leap = _Leap(self, alpha, batch_size, momentum, averaging, preconditioning)
+                for step in [int(s) for s in order if at <= s < end]:
+                    moments = leap.take(moments, step - at)
+                    at = step
+                    found[step] = self._risk_of(moments)
+                if end < math.inf and any(s >= end for s in order):
+                    moments = leap.take(moments, int(end) - at)
+                    at = int(end)
+        return np.array([found[int(step)] for step in wanted.ravel()]).reshape(wanted.shape)
+
+    def _risk_of(self, moments: np.ndarray) -> float:
+        total = 0.5 * float(self.curvature @ moments[:, 2, 2])
+        return total if math.isfinite(total) else math.inf
+
+    def steps_to_target(
+        self,
+        target: float,
+        *,
+        learning_rate: float | Schedule,
+        batch_size: float,
+        max_steps: int = 10**7,
+        **options: float,
+    ) -> float:
+        """The first step at which the expected risk is below a target; inf if none is.
+
+        The crossing is looked for on a grid of evaluations 5% apart, and then in between: a dip
+        below the target that is shorter than 5% of the steps may be passed over.
+
+        >>> model = NoisyQuadratic.power_law(100)
+        >>> model.steps_to_target(0.5, learning_rate=0.5, batch_size=64)
+        27.0
+        """
+        grid = evaluation_grid(max_steps, _SPACING)
+
+        def below(steps: list[int]) -> np.ndarray:
+            risk = self.risk(steps, learning_rate=learning_rate, batch_size=batch_size, **options)
+            return risk < target
+
+        # In parts that grow: most crossings are early.
+        first = 0
+        while first < len(grid):
+            part = grid[first : first + 40]
+            past = below(part)
+            if past.any():
+                place = first + int(np.argmax(past))
+                low, high = (grid[place - 1], grid[place]) if place else (-1, 0)
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (low, middle) if below([middle])[0] else (middle, high)
+                return float(high)
+            first += 40
+        return math.inf
+
+    def optimum(
+        self,
+        target: float,
+        *,
+        batch_size: int,
+        max_steps: int = 10**7,
+        **options: float,
+    ) -> Optimum:
+        """The learning rate with the fewest steps to a target, to about 0.1%.
+
+        Steps are a smooth, single-dipped function of a constant learning rate but for being
+        integers; the fewest are sought by a bounded search of log alpha below the largest that is
+        stable.
+
+        >>> model = NoisyQuadratic.power_law(100)
+        >>> best = model.optimum(0.2, batch_size=16)
+        >>> best.steps <= model.steps_to_target(0.2, learning_rate=0.2, batch_size=16)
+        True
+        """
+        beta = options.get("momentum", 0.0)
+        effective = self.curvature ** (1 - options.get("preconditioning", 0.0))
+        limit = math.log(2 * (1 + beta) / effective.max())
+
+        def cost(log_alpha: float) -> float:
+            steps = self.steps_to_target(
+                target,
+                learning_rate=math.exp(log_alpha),
+                batch_size=batch_size,
+                max_steps=max_steps,
+                **options,
+            )
+            return math.log(steps) if 0 < steps < math.inf else math.log(max_steps) + 1
+
+        coarse = np.linspace(limit - math.log(1e5), limit - 1e-3, 24)
+        values = [cost(x) for x in coarse]
+        place = int(np.argmin(values))
+        if values[place] > math.log(max_steps):
+            return Optimum(batch_size, math.inf, math.nan)
+        low, high = coarse[max(place - 1, 0)], coarse[min(place + 1, len(coarse) - 1)]
+        found = scipy.optimize.minimize_scalar(
+            cost, bounds=(low, high), method="bounded", options={"xatol": 1e-3}
+        )
+        best = float(found.x) if found.fun <= values[place] else float(coarse[place])
+        return Optimum(batch_size, round(math.exp(cost(best))), math.exp(best))
+
+    def simulate(
+        self,
+        steps: Sequence[int],
+        *,
+        learning_rate: float,
+        batch_size: float,
+        runs: int,
+        momentum: float = 0.0,
+        seed: int = 0,
+    ) -> Float[np.ndarray, "runs steps"]:
+        """The risk of single noisy runs, in plain NumPy: nothing of the engine is used.
+
+        Args:
+          steps: at which the risk is taken, in increasing order.
+          learning_rate: alpha.
+          batch_size: B.
+          runs: how many.
+          momentum: beta of the heavy ball.
+          seed: of the runs.
+
+        >>> model = NoisyQuadratic.power_law(10)
+        >>> model.simulate([0, 5], learning_rate=0.1, batch_size=4, runs=3).shape
+        (3, 2)
+        """
+        random = np.random.default_rng(seed)
+        shape = (runs, len(self.start))
+        theta = random.normal(size=shape) * np.sqrt(self.start)
+        velocity = np.zeros(shape)
+        scale = np.sqrt(self.noise / batch_size)
+        rows, at = [], 0
+        for step in steps:
+            for _ in range(step - at):
+                gradient = self.curvature * theta + scale * random.normal(size=shape)
+                velocity = momentum * velocity + gradient
+                theta = theta - learning_rate * velocity
+            at = step
+            rows.append(0.5 * (theta**2) @ self.curvature)
+        return np.stack(rows, 1)
+
+    def workload(self, name: str = "noisy_quadratic") -> Workload:
+        """The model as a workload: the metric `risk` is that of the parameters, without noise.
+
+        Every step draws fresh noise, of variance c / B whatever the microbatches, so there is no
+        finite training set: that of the workload holds nothing but numbers of examples, and batch
+        sizes go up to 65,536.
+
+        >>> workload = NoisyQuadratic.power_law(10).workload()
+        >>> workload.train_examples
+        65536
+        """
+        import jax
+        import jax.numpy as jnp
+
+        from batchscale.workloads import Workload
+
+        h, c, start = (np.asarray(x) for x in (self.curvature, self.noise, self.start))
+
+        def init(key):
+            scale = jnp.sqrt(jnp.asarray(start, jnp.result_type(float)))
+            return {"theta": scale * jax.random.normal(key, scale.shape)}, {}
+
+        def risk(params):
+            return 0.5 * jnp.sum(jnp.asarray(h, params["theta"].dtype) * params["theta"] ** 2)
+
+        def loss(params, model_state, batch, key, hyperparameters):
+            del hyperparameters
+            theta, count = params["theta"], len(batch["input"])
+            # The gradients of `count` examples add up to noise of variance count c.
+            noise = jnp.sqrt(jnp.asarray(count * c, theta.dtype)) * jax.random.normal(
+                key, theta.shape, theta.dtype
+            )
+            total = count * risk(params) + theta @ noise
+            return (total, jnp.asarray(count)), model_state
+
+        def metrics(params, model_state, batch):
+            del model_state
+            count = len(batch["input"])
+            return {"risk": (count * risk(params), jnp.asarray(count))}
+
+        return Workload(
+            name=name,
+            init=init,
+            loss=loss,
+            metrics=metrics,
+            data={
+                "train": {"input": np.zeros((_LARGEST_BATCH, 1), np.uint8)},
+                "validation": {"input": np.zeros((1, 1), np.uint8)},
+            },
+            hyperparameters=(),
+            train_examples=_LARGEST_BATCH,
+        )
+
+
+class _Leap:
+    """Any number of steps with one learning rate, taken at once, by doubling."""
+
+    def __init__(
+        self,
+        model: NoisyQuadratic,
+        alpha: float,
+        batch_size: float,
+        momentum: float,
+        averaging: float,
+        preconditioning: float,
+    ) -> None:
+        scale = model.curvature**-preconditioning
+        h = model.curvature * scale
+        one, zero = np.ones_like(h), np.zeros_like(h)
+        g, m = averaging, momentum
+        # Of (theta, v, theta'): v' = m v + h theta + n, theta' = theta - alpha v', and the average.
+        rows = [
+            [one - alpha * h, -alpha * m * one, zero],
+            [h, m * one, zero],
+            [(1 - g) * (one - alpha * h), -(1 - g) * alpha * m * one, g * one],
+        ]
+        forward = np.moveaxis(np.array(rows), 2, 0)
+        kick = np.stack([-alpha * one, one, -(1 - g) * alpha * one], 1)
+        variance = model.noise * scale**2 / batch_size
+        added = variance[:, None, None] * kick[:, :, None] * kick[:, None, :]
+        self._doublings = [(forward, added)]
+
+    def take(self, moments: np.ndarray, steps: int) -> np.ndarray:
+        """The second moments so many steps later."""
+        power = 0
+        while steps >> power:
+            if len(self._doublings) <= power:
+                forward, added = self._doublings[-1]
+                self._doublings.append(
+                    (forward @ forward, added + forward @ added @ forward.swapaxes(1, 2))
+                )
+            if steps >> power & 1:
+                forward, added = self._doublings[power]
+                moments = forward @ moments @ forward.swapaxes(1, 2) + added
+            power += 1
+        return moments
+
+
+def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:
+    pieces = (
+        [(0, float(learning_rate))]
+        if isinstance(learning_rate, int | float)
+        else [(int(step), float(alpha)) for step, alpha in learning_rate]
+    )
+    starts = [step for step, _ in pieces]
+    if not pieces or starts[0] != 0 or starts != sorted(set(starts)):
+        raise ValueError(
+            f"learning_rate: got pieces from steps {starts}, wanted the first from step 0 and the "
+            "others in increasing order."
+        )
+    if any(not alpha >= 0 for _, alpha in pieces):
+        raise ValueError("learning_rate: wanted numbers of at least 0.")
+    return pieces
+
+
+def _check(batch_size: float, momentum: float, averaging: float, preconditioning: float) -> None:
+    wanted: dict[str, tuple[float, str, Callable[[float], bool]]] = {
+        "batch_size": (batch_size, "a number above 0", lambda x: x > 0),
+        "momentum": (momentum, "a number in [0, 1)", lambda x: 0 <= x < 1),
+        "averaging": (averaging, "a number in [0, 1)", lambda x: 0 <= x < 1),
+        "preconditioning": (preconditioning, "a number in [0, 1]", lambda x: 0 <= x <= 1),
+    }
+    for name, (value, words, is_right) in wanted.items():
+        if not is_right(value):
+            raise ValueError(f"{name}: got {value!r}, wanted {words}.")
