@@ -68,6 +68,7 @@ class Point:
             ids, lambda _: VALUES, batch_size=BATCH_SIZE, layout=self.layout
         )
         self._at, self._steps = 0, 1
+        self.microseconds()  # compiles
         while self.microseconds() * self._steps * self.trials < 3e5:
             self._steps *= 2
 

@@ -8,9 +8,9 @@ quarter as long untimed, for its data has left the caches, and the threads of th
 have stopped spinning. A cell is the median of the rounds. The ratio
 is the peer's time over ours. Operations are those of one example's gradient as XLA counts them, the
 machine's rate is that of a large matrix product on all cores, and the roofline is the longer of two
-times: operations at that rate, and seven passes over the weights (read twice, gradient written and
-read, momentum read and written, weights written) at the rate at which arrays of a lane's size are
-copied.
+times: operations at that rate, and five passes over the weights, the fewest there can be (read by
+the forward pass; weights and momentum read and written by the update), at the rate at which arrays
+of a lane's size are copied. A share above 1 says that this copying is not the limit: caches are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.peers import PEERS, Process, stacked
 
 WORKLOADS = ("mnist/fc_128", "mnist/fc_1024_1024_1024", "mnist/simple_cnn_base")
 BATCH_SIZES = (1, 16, 64, 512, 4096)
-_PASSES = 7
+_PASSES = 5
 _PAUSE = 0.3  # seconds: threads that wait spin for 0.2
 
 
@@ -94,12 +94,13 @@ def measure(
     try:
         steps, times = {}, {peer: [] for peer in peers}
         for peer, process in running.items():
-            process.seconds(1)  # compiles
-            count = 1
-            while (each := process.seconds(count) * _at_once(peer, batch_size)) * count < (
-                seconds / 4
-            ):
-                count *= 2
+            count, each = 1, 0.0
+            while True:
+                process.seconds(count)  # compiles, a loop of a fixed length each time
+                each = process.seconds(count) * _at_once(peer, batch_size)
+                if each * count >= seconds / 4:
+                    break
+                count *= 8
             steps[peer] = max(1, round(seconds / each))
             for count in {steps[peer], max(1, steps[peer] // 4)}:
                 process.seconds(count)  # compiles loops of a fixed length
