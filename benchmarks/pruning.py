@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,19 +29,20 @@ def effect(result: bs.Result, first: int, factor: int) -> list[tuple[float, bool
     """For every batch size: the share of steps saved, and whether no trial is left at the goal."""
     found = []
     sign = 1 if result.goal.mode == "min" else -1
-    for row in result.steps_to_target().itertuples():
-        curves = result.measurements.loc[row.batch_size, result.goal.metric].dropna()
+    answers = result.steps_to_target()
+    for size, target in answers[["batch_size", "steps"]].to_numpy().tolist():
+        curves = result.measurements.loc[int(size), result.goal.metric].dropna()
         table = sign * curves.droplevel("replicate").unstack("step")  # a row a trial
         doublings = sorted(part_of_grid(list(table), ratio=2))
-        until = dict.fromkeys(table.index, row.steps)
+        until: dict[Any, float] = dict.fromkeys(table.index, target)
         for step in doublings:
             before = [earlier for earlier in doublings if earlier <= step / factor]
-            if first <= step < row.steps and before:
+            if first <= step < target and before:
                 worse = table.index[~(table[step] < table[before[-1]].min())]
-                until |= {trial: step for trial in worse if until[trial] == row.steps}
-        left = [trial for trial, end in until.items() if end == row.steps]
-        lost = not result.goal.reached(sign * table.loc[left, row.steps].to_numpy()).any()
-        found.append((1 - np.mean(list(until.values())) / row.steps, lost))
+                until |= {trial: step for trial in worse if until[trial] == target}
+        left = [trial for trial, end in until.items() if end == target]
+        lost = not result.goal.reached(sign * table.loc[left, target].to_numpy()).any()
+        found.append((1 - float(np.mean(list(until.values()))) / target, lost))
     return found
 
 

@@ -66,7 +66,8 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
     ).sort_values("batch_size", ignore_index=True)
     if table["batch_size"].duplicated().any():
         raise ValueError("steps: a batch size stands twice; wanted one row a batch size.")
-    if not (table["batch_size"] > 0).all() or not (table["steps"] >= 0).all():
+    numbers = table[["batch_size", "steps"]].to_numpy()
+    if not ((numbers[:, 0] > 0) & (numbers[:, 1] >= 0)).all():
         raise ValueError(
             "steps: wanted batch sizes above 0 and steps of at least 0, inf for a miss."
         )

@@ -124,7 +124,7 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
     table = points(steps)
-    if (table["steps"] == 0).any():
+    if 0 in table["steps"].to_numpy():
         raise ValueError("steps: the goal held before the first step; choose a harder one.")
     reached = np.isfinite(table["steps"])
     count, misses = int(reached.sum()), int((~reached).sum())
