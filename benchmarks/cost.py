@@ -24,6 +24,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def run(study: str, way: str, cache: str) -> dict[str, Any]:
         made = json.loads(Path(folder, "study/provenance.json").read_text())["runs"][-1]
     sizes = result.trials.index.get_level_values("batch_size").to_numpy()
     seconds = made.pop("seconds")
+    made["command"] = shlex.join(["python", *sys.orig_argv[1:]])
     seconds["host"] = round(2 * seconds["total"] - sum(seconds.values()), 1)
     table = result.steps_to_target()
     return {

@@ -179,8 +179,8 @@ def written(page: str) -> str:
     """The page with its tables replaced by those of the recorded results."""
     for name, table in TABLES.items():
         page, count = re.subn(
-            rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
-            lambda match, table=table: match[1] + table() + match[2],
+            rf"(<!-- {name} -->\n)(?:.*?\n)??(<!-- end -->)",
+            lambda match, table=table: match[1] + table() + "\n" + match[2],
             page,
             flags=re.DOTALL,
         )
