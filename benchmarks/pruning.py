@@ -34,7 +34,7 @@ def effect(result: bs.Result, first: int, factor: int) -> list[tuple[float, bool
         curves = result.measurements.loc[int(size), result.goal.metric].dropna()
         table = sign * curves.droplevel("replicate").unstack("step")  # a row a trial
         doublings = sorted(part_of_grid(list(table), ratio=2))
-        until: dict[Any, float] = dict.fromkeys(table.index, target)
+        until: dict[Any, float] = {trial: target for trial in table.index}  # noqa: C420
         for step in doublings:
             before = [earlier for earlier in doublings if earlier <= step / factor]
             if first <= step < target and before:
