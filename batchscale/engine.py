@@ -134,6 +134,7 @@ class Engine:
         """Begins to compile a batch size's programs in the background."""
         self._init(layout.lanes)
         self._segment(batch_size, layout)
+        self._draw(batch_size, layout)
         self._evaluations.compile_ahead(layout)
 
     def start(
