@@ -45,6 +45,8 @@ class Question:
       goal: what is looked for.
       rule: when trials stop.
       exact: whether every evaluation is wanted whole.
+      candidates: the trials that are asked about, whatever becomes of others; where there are none,
+        at each step the first N that have not diverged.
     """
 
     batch_size: int
@@ -54,6 +56,7 @@ class Question:
     goal: Goal
     rule: StopRule
     exact: bool
+    candidates: tuple[TrialId, ...] = ()
 
 
 class Ledger:
@@ -98,6 +101,11 @@ class Ledger:
                 self._diverged[trial] = steps
             self._reasons[trial] = StopReason(reason)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was measured."""
+        return bool(self._measured or self._diverged)
+
     def diverged(self, step: float = math.inf) -> set[TrialId]:
         """The trials that have diverged by the step."""
         return {trial for trial, found in self._diverged.items() if found <= step}
@@ -109,8 +117,8 @@ class Ledger:
     def members(self, step: int) -> list[TrialId]:
         """F(step): the first N trials that have not diverged by the step."""
         members: list[TrialId] = []
-        for number in range(self.question.trials + self.question.max_infeasible):
-            trial = TrialId(number)
+        numbers = range(self.question.trials + self.question.max_infeasible)
+        for trial in self.question.candidates or map(TrialId, numbers):
             if self._diverged.get(trial, math.inf) > step:
                 members.append(trial)
                 if len(members) == self.question.trials:
@@ -202,10 +210,11 @@ class Ledger:
     def conclude(self) -> None:
         """Says of every trial that was not concluded before why it stopped where it did."""
         ended = _ENDED[self.question.rule.kind]
+        enough = StopReason.FACTOR if self.question.candidates else StopReason.BUDGET
         for trial in self._measured.keys() - self._diverged.keys():
             if self._reasons.get(trial, StopReason.INTERRUPTED) == StopReason.INTERRUPTED:
                 whole = self._measured[trial] == self.question.grid[-1]
-                self._reasons[trial] = StopReason.BUDGET if whole else ended
+                self._reasons[trial] = enough if whole else ended
 
     def unwritten(self) -> pd.DataFrame:
         """The measurements that have not been handed out yet."""

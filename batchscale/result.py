@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from batchscale import metrics, records, scaling, tuner
+from batchscale.confirmation import Confirmation, confirmation
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
 from batchscale.records import Status
@@ -118,6 +119,34 @@ class Result:
           form: `hyperbolic`, or `generalised`, whose bend may be sharper.
         """
         return scaling.fit(self.steps_to_target(goal), form=form)
+
+    def confirmation(self, *, confidence: float = 0.9) -> Confirmation:
+        """The tuned settings under fresh seeds, as far as `Study.confirm` has run.
+
+        Args:
+          confidence: of the intervals of medians.
+
+        Raises:
+          FileNotFoundError: `Study.confirm` has not been called.
+        """
+        side = self.folder / "confirm"
+        if not (side / "plan.json").exists():
+            raise FileNotFoundError(
+                f"{self.folder}: nothing is confirmed yet. Call study.confirm(folder), which runs "
+                "the leading settings under fresh seeds."
+            )
+        with records.Records.open(side, write=False) as stored:
+            plan = stored.read_plan() or {}
+            measurements, trials = stored.tables()
+        asked = {(int(size), n) for size, numbers in plan["settings"].items() for n in numbers}
+        trials = trials.loc[[key[:2] in asked for key in trials.index]]
+        return confirmation(
+            trials,
+            metrics.first_crossings(measurements, self.goal),
+            self.steps_to_target(),
+            selection_seeds=plan["selection_seeds"],
+            confidence=confidence,
+        )
 
     def layouts(self) -> pd.DataFrame:
         """How trials were packed, one row a batch size.

@@ -106,7 +106,7 @@ class BatchSizeRun:
     @property
     def has_begun(self) -> bool:
         """Whether anything was measured: its layout is settled then."""
-        return self._ledger.measured(TrialId(0)) >= 0 or bool(self._ledger.diverged())
+        return self._ledger.has_begun
 
     def settle(self, settle: Callable[[Layout, HyperparametersOf], Layout]) -> Layout:
         """Settles the layout, before the first step."""

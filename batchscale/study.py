@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from batchscale import (
     checks,
     compilation,
     devices,
+    followup,
     layout,
     optimizers,
     parallel,
@@ -27,6 +28,7 @@ from batchscale import (
     trial_run,
 )
 from batchscale.checks import PerBatchSize
+from batchscale.confirmation import Confirmation
 from batchscale.engine import Engine
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.metrics import Goal
@@ -246,6 +248,64 @@ class Study:
         study = dataclasses.replace(self, **more)
         return study._run(folder, progress, devices, extend=True)
 
+    def confirm(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        settings: int = 6,
+        selection_seeds: int = 7,
+        seeds: int = 21,
+        patience: float = 4.0,
+        progress: bool | Callable[[Progress], None] = True,
+        devices: Sequence[Any] | None = None,
+    ) -> Confirmation:
+        """Runs the leading settings of every batch size again, under fresh seeds.
+
+        The best of N trials is partly luck. So the leading settings are run under fresh seeds, the
+        one with the least median is chosen, and it is run under seeds that took no part in the
+        choice: their median is what a reader who uses that setting can expect. Everything is
+        written down beside the study's tables, goes on if it is interrupted, and is read again by
+        `Result.confirmation`.
+
+        Args:
+          folder: of a finished study, whose trials were trained past the first crossing
+            (`stop=3.0` is enough), so that it is known which the leading settings are.
+          settings: how many are compared at each batch size.
+          selection_seeds: under which they are compared.
+          seeds: under which the chosen one is reported.
+          patience: a run ends at its own crossing, or after so many times the study's steps to
+            target; then it counts as a miss.
+          progress: as in `run`.
+          devices: as in `run`.
+
+        Raises:
+          ValueError: trials were stopped too early to tell which lead; the folder holds another
+            study, or an unfinished one.
+        """
+        checks.integer("settings", settings, 1)
+        checks.integer("selection_seeds", selection_seeds, 1)
+        checks.integer("seeds", seeds, 1)
+        if not patience > 1:
+            raise ValueError(f"patience: got {patience!r}, wanted a factor above 1, such as 4.0.")
+        result = load(folder)
+        best = result.steps_to_target()
+        with self._session(folder, progress, devices, extend=False) as session:
+            plan, engine, stored, report = session
+            with Records.open(stored.folder / followup.FOLDER) as side:
+                followup.confirm(
+                    plan,
+                    engine,
+                    side,
+                    report,
+                    trials=result.trials,
+                    best=dict(zip(best["batch_size"], best["steps"], strict=True)),
+                    settings=settings,
+                    selection_seeds=selection_seeds,
+                    seeds=seeds,
+                    patience=patience,
+                )
+        return result.confirmation()
+
     def run_trial(
         self,
         *,
@@ -295,16 +355,35 @@ class Study:
         *,
         extend: bool,
     ) -> Result:
+        with self._session(folder, progress, devices, extend=extend) as session:
+            plan, engine, stored, report = session
+            sweep.run(plan, engine, stored, report, probe=self.lanes == "probe")
+        result = load(folder)
+        sweep.warn_of_misses(
+            result.steps_to_target(), result.measurements, result.trials, result.goal
+        )
+        return result
+
+    @contextlib.contextmanager
+    def _session(
+        self,
+        folder: str | os.PathLike[str],
+        progress: bool | Callable[[Progress], None],
+        devices: Sequence[Any] | None,
+        *,
+        extend: bool,
+    ) -> Iterator[tuple[Plan, Engine, Records, Callable[[Progress], None]]]:
+        """What runs have in common: the plan and the folder, held; the engine; who is told."""
         began = time.monotonic()
         definition = self._definition()
         with ExitStack() as stack:
             mesh = _mesh(devices)
             checks.metric(self.goal, self.workload)
-            folder_records = stack.enter_context(Records.open(folder))
-            plan = self._plan(definition, folder_records, mesh, extend=extend)
+            stored = stack.enter_context(Records.open(folder))
+            plan = self._plan(definition, stored, mesh, extend=extend)
             stack.enter_context(compilation.cached())
             engine = stack.enter_context(self._engine(mesh))
-            folder_records.write_provenance(records.provenance())
+            stored.write_provenance(records.provenance())
             definition = plan.definition
             report: Callable[[Progress], None] = lambda _: None  # noqa: E731
             if callable(progress):
@@ -315,16 +394,11 @@ class Study:
                 report = stack.enter_context(bar)
                 bar.say(self._opening(definition))
             try:
-                sweep.run(plan, engine, folder_records, report, probe=self.lanes == "probe")
+                yield plan, engine, stored, report
             finally:
                 total = {"total": time.monotonic() - began}
                 with contextlib.suppress(OSError):  # what ended the run is to be told
-                    folder_records.write_seconds(total | engine.seconds)
-        result = load(folder)
-        sweep.warn_of_misses(
-            result.steps_to_target(), result.measurements, result.trials, result.goal
-        )
-        return result
+                    stored.write_seconds(total | engine.seconds)
 
     def _plan(self, definition: Definition, folder: Records, mesh: Mesh, *, extend: bool) -> Plan:
         """The plan on disk, after what is new in it has been written there."""

@@ -75,10 +75,10 @@ def plain(network, tmp_path_factory):
 @pytest.mark.parametrize(
     ("lanes", "together", "microbatch", "devices"),
     [
-        *((lanes, 1, 12, 1) for lanes in (1, 2, 4)),
+        (1, 1, 12, 1),
         (2, 2, 4, 2),
+        (4, 1, 7, 1),
         (4, 2, 5, 2),  # 12 is 5 + 5 + 2
-        (4, 4, 7, 1),
         (8, 8, 12, 2),
     ],
 )
@@ -123,7 +123,6 @@ def test_digits_stop_at_the_same_step_with_and_without_bounds_and_lanes(tmp_path
             )
             for lanes, microbatch, curves in (
                 (1, 64, "exact"),
-                (2, 16, "bounds"),
                 (4, 24, "bounds"),
             )
         ]
@@ -151,7 +150,7 @@ def test_eight_devices_give_the_bits_of_one(tmp_path):
         )
         results = [
             study.run(f"{sys.argv[1]}/{n}", progress=False, devices=jax.devices()[:n])
-            for n in (1, 3, 8)
+            for n in (1, 8)
         ]
         assert (results[0].trials["status"] == "infeasible").any()
         for other in results[1:]:

@@ -96,7 +96,7 @@ def test_the_optimum_beats_every_learning_rate_of_a_fine_grid():
 
 def test_batch_sizes_follow_the_papers_findings():
     """Perfect scaling, then a plateau; the best rate grows with B; momentum carries further."""
-    sizes = [2**k for k in range(0, 17, 2)]
+    sizes = [2**k for k in (0, 2, 6, 10, 14, 16)]
     sgd = [MODEL.optimum(0.02, batch_size=size) for size in sizes]
     steps = np.array([best.steps for best in sgd])
     assert (np.diff(steps) <= 0).all()
@@ -145,7 +145,7 @@ def test_models_are_checked():
 
 @pytest.mark.parametrize(
     ("batch_size", "microbatch", "optimizer"),
-    [(1, 1, "sgd"), (64, 64, "sgd"), (64, 16, "sgd"), (2**16, 2**14, "momentum")],
+    [(1, 1, "sgd"), (64, 16, "sgd"), (2**12, 2**10, "momentum")],
 )
 def test_the_engine_measures_the_expected_risk(batch_size, microbatch, optimizer, tmp_path):
     options = {"learning_rate": 0.2} | ({"momentum": 0.8} if optimizer == "momentum" else {})

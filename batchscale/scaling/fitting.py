@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +21,12 @@ _WORST = 0.4  # standard deviation of log steps about the curve, above which it 
 _SMALLEST_SPREAD = 0.005
 _DECADES = 2.0  # beyond the batch sizes in which B_crit is looked for
 _MOST_SHARP = 3.0  # the log of the sharpest bend, and minus that of the dullest
-_BEGINNINGS = 7
-_HALVINGS = 9
-_OUTWARD = (0.01, 0.03, 0.1, 0.3, 1.0)  # shares of the way to a limit at which an end is sought
+_LARGEST_LOG_SPREAD = 3.0
+_BEGINNINGS = 5
+_NEWTON_STEPS = 30
+_FIRST_STEP = 0.1
+_CLOSE = 1e-3
+_LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +145,7 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
     allowed = count / 2 * math.log1p(scipy.stats.f.ppf(confidence, 1, freedom) / freedom)
     s_min = likelihood.interval(0, best, Interval(best[0] - 3, best[0] + 3), allowed)
     b_crit = likelihood.interval(1, best, limits, allowed)
-    spread = max(math.exp(best[2]), _SMALLEST_SPREAD)
+    spread = likelihood.spread(best)
     refused = ""
     smallest, largest = math.exp(logs.min()), math.exp(logs.max())
     if spread > _WORST:
@@ -187,25 +188,33 @@ class _Likelihood:
         self._form: Form = form
         with np.errstate(divide="ignore"):
             self._batch = np.log(table["batch_size"].to_numpy())
-            self._high, self._low = np.log(table["steps"].to_numpy()), np.log(table["after"])
+            self._high = np.log(table["steps"].to_numpy())
+            self._low = np.log(table["after"].to_numpy())
         # A miss of which it is not known how long it was says nothing.
         self._between = table["after"].notna().to_numpy()
         self._reached = np.isfinite(self._high)
         self._exact = ~self._between & self._reached
 
     def sharpness(self, parameters: np.ndarray) -> float:
-        """The sharpness of the bend."""
+        """The sharpness of the bend, between limits."""
         if self._form == "hyperbolic":
             return 1.0
-        return math.exp(float(np.clip(parameters[3], -_MOST_SHARP, _MOST_SHARP)))
+        return math.exp(_MOST_SHARP * math.tanh(parameters[3] / _MOST_SHARP))
 
-    def minus_log(self, parameters: np.ndarray) -> float:
-        """Minus the log likelihood."""
-        spread = math.exp(float(np.clip(parameters[2], math.log(_SMALLEST_SPREAD), 3)))
-        mean = log_steps(self._batch, parameters[0], parameters[1], self.sharpness(parameters))
+    def spread(self, parameters: np.ndarray) -> float:
+        """The standard deviation of log steps, which is never quite nothing."""
+        return math.hypot(math.exp(min(parameters[2], _LARGEST_LOG_SPREAD)), _SMALLEST_SPREAD)
+
+    def minus_log(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        """Minus the log likelihood, and its gradient."""
+        log_s, log_b, log_scatter = parameters[:3]
+        spread, sharpness = self.spread(parameters), self.sharpness(parameters)
+        mean = log_steps(self._batch, log_s, log_b, sharpness)
         high, low = (self._high - mean) / spread, (self._low - mean) / spread
+        by_mean, by_spread = np.zeros_like(mean), np.zeros_like(mean)
         exact = high[self._exact]
-        total = 0.5 * float(exact @ exact) + math.log(spread) * len(exact)
+        total = 0.5 * float((exact**2).sum()) + math.log(spread) * len(exact)
+        by_mean[self._exact], by_spread[self._exact] = -exact / spread, 1 - exact**2
         high, low = high[self._between], low[self._between]
         # Of two tails the smaller: their difference is not lost to rounding.
         flip = low > 0
@@ -213,7 +222,46 @@ class _Likelihood:
         lower = scipy.special.log_ndtr(np.where(flip, -high, low))
         with np.errstate(divide="ignore"):
             inside = upper + np.log1p(-np.exp(np.minimum(lower - upper, 0)))
-        return total - float(np.maximum(inside, -1e6).sum())
+        inside = np.maximum(inside, -1e6)
+        at_high, at_low = (
+            np.exp(np.minimum(-0.5 * z**2 - _LOG_ROOT_TAU - inside, 100)) for z in (high, low)
+        )
+        by_mean[self._between] = (at_high - at_low) / spread
+        by_spread[self._between] = np.where(np.isinf(high), 0, high) * at_high
+        by_spread[self._between] -= np.where(np.isinf(low), 0, low) * at_low
+        beyond = sharpness * (log_b - self._batch)
+        share = scipy.special.expit(beyond)
+        by_log_scatter = 0.0
+        if log_scatter < _LARGEST_LOG_SPREAD:
+            by_log_scatter = (math.exp(log_scatter) / spread) ** 2
+        gradient = [
+            by_mean.sum(), (by_mean * share).sum(), by_spread.sum() * by_log_scatter
+        ]  # fmt: skip
+        if self._form == "generalised":
+            by_log = (by_mean * (share * beyond - np.logaddexp(0, beyond))).sum() / sharpness
+            gradient.append(by_log / math.cosh(parameters[3] / _MOST_SHARP) ** 2)
+        return total - float(inside.sum()), np.array(gradient)
+
+    def _minimise(self, start: np.ndarray, fixed: int | None = None) -> tuple[np.ndarray, float]:
+        """The most likely parameters, from a start; the one that is `fixed` stays as it is."""
+        free = [i for i in range(len(start)) if i != fixed]
+        start = start.copy()
+        # Where the scatter is nothing the likelihood is flat in it.
+        start[2] = max(start[2], math.log(_SMALLEST_SPREAD))
+
+        def at(values: np.ndarray) -> tuple[float, np.ndarray]:
+            parameters = start.copy()
+            parameters[free] = values
+            value, gradient = self.minus_log(parameters)
+            return value, gradient[free]
+
+        # BFGS is spelt out in NumPy: of L-BFGS-B's few numbers BLAS makes work for its threads.
+        found = scipy.optimize.minimize(
+            at, start[free], method="BFGS", jac=True, options={"gtol": 1e-4}
+        )
+        parameters = start.copy()
+        parameters[free] = found.x
+        return parameters, found.fun
 
     def best(self, limits: Interval) -> np.ndarray:
         """The most likely parameters, from several beginnings."""
@@ -222,45 +270,38 @@ class _Likelihood:
             curve = log_steps(self._batch, 0, log_b, 1.0)
             log_s = float(np.mean((self._high - curve)[self._reached]))
             start = [log_s, log_b, math.log(0.2), *([0.0] * (self._form == "generalised"))]
-            found.append(_minimise(self.minus_log, start))
-        first = min(found, key=lambda result: result.fun)
-        return _minimise(self.minus_log, first.x).x
+            found.append(self._minimise(np.array(start)))
+        return min(found, key=lambda pair: pair[1])[0]
 
     def interval(self, index: int, best: np.ndarray, limits: Interval, allowed: float) -> Interval:
         """Where the profile likelihood of a parameter is no more than `allowed` below the best.
 
         In the parameter's units, not logs; 0 or inf where it is so up to a limit.
         """
-        most = self.minus_log(best) + allowed
-        nearest = {"start": np.delete(best, index)}
-
-        def excess(value: float) -> float:
-            def at(rest: np.ndarray) -> float:
-                return self.minus_log(np.insert(rest, index, value))
-
-            found = _minimise(at, nearest["start"])
-            nearest["start"] = found.x
-            return found.fun - most
-
+        least = self.minus_log(best)[0]
         ends = []
         for limit, open_end in ((limits.low, 0.0), (limits.high, math.inf)):
-            nearest["start"] = np.delete(best, index)
-            inside, outside = best[index], best[index]
-            for share in _OUTWARD:
-                outside = best[index] + share * (limit - best[index])
-                if excess(outside) > 0:
+            nearest, inside, outside = best, best[index], limit
+            value = best[index] + math.copysign(_FIRST_STEP, limit - best[index])
+            limit_is_beyond = False
+            for _ in range(_NEWTON_STEPS):
+                start = nearest.copy()
+                start[index] = value
+                nearest, value_there = self._minimise(start, fixed=index)
+                # The root of the profile's rise is nearly linear in the parameter, and the slope
+                # of the profile is that of the likelihood where the others are at their best.
+                rise = math.sqrt(max(value_there - least, 1e-12))
+                excess = rise - math.sqrt(allowed)
+                slope = self.minus_log(nearest)[1][index] / (2 * rise)
+                if excess <= 0:
+                    inside = value
+                else:
+                    outside = value
+                if abs(excess) < _CLOSE * rise or abs(outside - inside) < _CLOSE:
                     break
-                inside = outside
-            if inside == outside:
-                ends.append(open_end)
-            else:
-                for _ in range(_HALVINGS):
-                    middle = (inside + outside) / 2
-                    inside, outside = (inside, middle) if excess(middle) > 0 else (middle, outside)
-                ends.append(math.exp(outside))
+                limit_is_beyond |= excess > 0
+                value = value - excess / slope if slope else limit
+                if not min(inside, outside) < value < max(inside, outside):
+                    value = (inside + outside) / 2 if limit_is_beyond else limit
+            ends.append(open_end if inside == limit else math.exp(value))
         return Interval(*ends)
-
-
-def _minimise(function: Callable[[np.ndarray], float], start: ArrayLike) -> Any:
-    options = {"xatol": 1e-4, "fatol": 1e-6, "maxiter": 2000}
-    return scipy.optimize.minimize(function, start, method="Nelder-Mead", options=options)

@@ -120,11 +120,14 @@ class NoisyQuadratic:
         _check(batch_size, momentum, averaging, preconditioning)
         order = np.unique(wanted)
         found: dict[int, float] = {}
-        # Second moments of (theta, v, theta'), a matrix for every coordinate.
-        moments = np.zeros((len(self.start), 3, 3))
-        for i in (0, 2):
-            for j in (0, 2):
+        # Second moments of (theta, v, theta'), or of what of them there is, for every coordinate.
+        size = len(_parts(momentum, averaging))
+        moments = np.zeros((len(self.start), size, size))
+        positions = [0, -1] if averaging else [0]
+        for i in positions:
+            for j in positions:
                 moments[:, i, j] = self.start
+        watched = positions[-1]
         at = 0
         ends = [first for first, _ in pieces[1:]] + [math.inf]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -133,14 +136,14 @@ class NoisyQuadratic:
                 for step in [int(s) for s in order if at <= s < end]:
                     moments = leap.take(moments, step - at)
                     at = step
-                    found[step] = self._risk_of(moments)
+                    found[step] = self._risk_of(moments[:, watched, watched])
                 if end < math.inf and any(s >= end for s in order):
                     moments = leap.take(moments, int(end) - at)
                     at = int(end)
         return np.array([found[int(step)] for step in wanted.ravel()]).reshape(wanted.shape)
 
-    def _risk_of(self, moments: np.ndarray) -> float:
-        total = 0.5 * float(self.curvature @ moments[:, 2, 2])
+    def _risk_of(self, squares: np.ndarray) -> float:
+        total = 0.5 * float(self.curvature @ squares)
         return total if math.isfinite(total) else math.inf
 
     def steps_to_target(
@@ -342,8 +345,9 @@ class _Leap:
             [h, m * one, zero],
             [(1 - g) * (one - alpha * h), -(1 - g) * alpha * m * one, g * one],
         ]
-        forward = np.moveaxis(np.array(rows), 2, 0)
-        kick = np.stack([-alpha * one, one, -(1 - g) * alpha * one], 1)
+        parts = _parts(momentum, averaging)
+        forward = np.moveaxis(np.array(rows), 2, 0)[:, parts][:, :, parts]
+        kick = np.stack([-alpha * one, one, -(1 - g) * alpha * one], 1)[:, parts]
         variance = model.noise * scale**2 / batch_size
         added = variance[:, None, None] * kick[:, :, None] * kick[:, None, :]
         self._doublings = [(forward, added)]
@@ -362,6 +366,11 @@ class _Leap:
                 moments = forward @ moments @ forward.swapaxes(1, 2) + added
             power += 1
         return moments
+
+
+def _parts(momentum: float, averaging: float) -> list[int]:
+    """Which of theta, velocity and average make up the state."""
+    return [0, *([1] if momentum else []), *([2] if averaging else [])]
 
 
 def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:

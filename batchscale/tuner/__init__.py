@@ -9,5 +9,9 @@ from batchscale.tuner.distributions import Integer as Integer
 from batchscale.tuner.distributions import LogUniform as LogUniform
 from batchscale.tuner.distributions import ReverseLogUniform as ReverseLogUniform
 from batchscale.tuner.distributions import Uniform as Uniform
+from batchscale.tuner.leading import by_median as by_median
+from batchscale.tuner.leading import leading as leading
+from batchscale.tuner.leading import middle as middle
+from batchscale.tuner.leading import steps_of as steps_of
 from batchscale.tuner.planning import plan as plan
 from batchscale.tuner.search_space import SearchSpace as SearchSpace

@@ -1,0 +1,142 @@
+"""Steps to target of the tuned setting, under seeds that took no part in choosing it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+from batchscale import scaling, tuner
+from batchscale.records import TRIAL_COLUMNS, Origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Confirmation:
+    """The tuned setting of every batch size beside the best of N trials.
+
+    Attributes:
+      table: one row a batch size: `batch_size`; `best_of_n`, the steps to target of the study;
+        `trial`, the number of the chosen setting, and its hyperparameters; `seeds`, under which
+        it was run after it had been chosen; `steps`, their median, inf if half of them missed
+        (`previous_evaluation`: the crossing of the median lies after it); `low` and `high`, of
+        the median at `confidence`; `quantile_10` and `quantile_90`, of single runs; `missed`,
+        the share of seeds that did not get there in the time they were given; and `luck`, the
+        median over best-of-N.
+      runs: one row a run of a setting that was chosen, after it had been chosen: `batch_size`,
+        `trial`, `replicate`, `steps`, `previous_evaluation`.
+      settings: one row a setting that was compared: `batch_size`, `trial`, `seeds`, `median`,
+        `missed`, and `chosen`.
+      confidence: of `low` and `high`.
+    """
+
+    table: pd.DataFrame
+    settings: pd.DataFrame
+    runs: pd.DataFrame
+    confidence: float
+
+    def steps_to_target(self) -> pd.DataFrame:
+        """The medians, as a table for `scaling.fit`, `scaling.regimes` and `plots`."""
+        columns = ["batch_size", "steps", "previous_evaluation", "trial"]
+        return self.table[columns].copy()
+
+    def scaling(self, *, form: scaling.Form = "hyperbolic") -> scaling.Fit:
+        """The critical batch size of the medians; see `scaling.fit`."""
+        return scaling.fit(self.steps_to_target(), form=form)
+
+
+def confirmation(
+    trials: pd.DataFrame,
+    crossings: pd.DataFrame,
+    best_of_n: pd.DataFrame,
+    *,
+    selection_seeds: int,
+    confidence: float = 0.9,
+) -> Confirmation:
+    """Chooses each batch size's setting by its median, and reports it under other seeds.
+
+    The estimand is the median over seeds of the steps to target of the chosen setting. Its
+    interval is that of order statistics (binomial, without any assumption on the distribution, so
+    at least at the confidence), and reaches down to the evaluation before, for the crossing lies
+    between the two. Runs that did not reach the goal in the time they were given count as inf.
+
+    Args:
+      trials: those of origin `confirm`, replicates from 1 on.
+      crossings: their `first_crossing` and `previous_evaluation`, as `metrics.first_crossings`
+        says them.
+      best_of_n: the study's table of `metrics.steps_to_target`.
+      selection_seeds: replicates up to this number choose, later ones report.
+      confidence: of the interval of the median.
+    """
+    runs = trials.loc[(trials["origin"] == Origin.CONFIRM).to_numpy()]
+    previous = crossings["previous_evaluation"].reindex(runs.index).fillna(0.0)
+    runs = runs.assign(steps=tuner.steps_of(runs), previous=previous)
+    names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
+    rows, settings, reported = [], [], []
+    for batch_size, best in best_of_n.set_index("batch_size")["steps"].items():
+        here = runs.loc[runs.index.get_level_values("batch_size") == batch_size]
+        replicate = here.index.get_level_values("replicate")
+        compared = tuner.by_median(here.loc[replicate <= selection_seeds])
+        settings.append(compared.assign(batch_size=batch_size, chosen=False))
+        row = {"batch_size": batch_size, "best_of_n": best, "seeds": 0, "steps": math.inf}
+        if len(compared):
+            trial = int(compared["trial"].iloc[0])
+            settings[-1]["chosen"] = compared["trial"] == trial
+            number = here.index.get_level_values("trial")
+            fresh = here.loc[(replicate > selection_seeds) & (number == trial)]
+            if len(fresh):
+                row |= {"trial": trial} | fresh.iloc[0][names].to_dict()
+                row |= _summary(fresh, confidence)
+                row["luck"] = row["steps"] / best
+                reported.append(fresh)
+        rows.append(row)
+    order = ["batch_size", "best_of_n", "trial", *names, *_SUMMARY, "luck"]
+    table = pd.DataFrame(rows).reindex(columns=order).astype({"trial": "Int64"})
+    columns = ["batch_size", "trial", "seeds", "median", "missed", "chosen"]
+    every = pd.concat(reported or [runs.iloc[:0]]).rename(columns={"previous": _SUMMARY[2]})
+    return Confirmation(
+        table,
+        pd.concat(settings, ignore_index=True)[columns],
+        every[["steps", _SUMMARY[2]]].reset_index(),
+        confidence,
+    )
+
+
+_SUMMARY = (
+    "seeds", "steps", "previous_evaluation", "low", "high", "quantile_10", "quantile_90", "missed"
+)  # fmt: skip
+
+
+def median_ranks(seeds: int, confidence: float) -> tuple[int, int]:
+    """The places, from 0, of the order statistics between which the median lies.
+
+    The tightest symmetric pair that holds the median of any distribution with at least that
+    probability, by the binomial distribution; the outermost where there are too few seeds.
+
+    >>> median_ranks(21, 0.9)
+    (6, 14)
+    """
+    # The median is missed on one side if no more than `low` of the seeds lie below it.
+    tails = scipy.stats.binom.cdf(np.arange(seeds), seeds, 0.5)
+    low = max(int(np.searchsorted(tails, (1 - confidence) / 2, side="right")) - 1, 0)
+    return low, seeds - 1 - low
+
+
+def _summary(runs: pd.DataFrame, confidence: float) -> dict[str, float]:
+    runs = runs.sort_values(["steps", "previous"])
+    values, before = runs["steps"].to_numpy(), runs["previous"].to_numpy()
+    low, high = median_ranks(len(values), confidence)
+    last = len(values) - 1
+    middle = tuner.middle(values)
+    return {
+        "seeds": len(values),
+        "steps": middle,
+        "previous_evaluation": float(before[last // 2] if math.isfinite(middle) else before.max()),
+        "low": float(before[low]),
+        "high": float(values[high]),
+        "quantile_10": float(values[round(0.1 * last)]),
+        "quantile_90": float(values[round(0.9 * last)]),
+        "missed": float(np.isinf(values).mean()),
+    }

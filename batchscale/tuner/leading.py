@@ -1,0 +1,104 @@
+"""The leading settings of each batch size, and which of them is best in the middle of its runs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from batchscale.records import Origin, Status, StopReason
+
+
+def leading(trials: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The trials of each batch size that reached the goal first.
+
+    Args:
+      trials: of a study, also those of origin `refine` and `expand`; reruns are not looked at.
+      count: how many a batch size; fewer where fewer reached the goal though all were given the
+        time for it, none where none did.
+
+    Returns:
+      The rows of `trials`, of each batch size those with the fewest steps first.
+
+    Raises:
+      ValueError: trials were stopped too early to tell which the others are.
+
+    >>> index = pd.MultiIndex.from_product(
+    ...     [[64], range(3), [0]], names=["batch_size", "trial", "replicate"]
+    ... )
+    >>> trials = pd.DataFrame(
+    ...     {
+    ...         "learning_rate": [0.1, 0.2, 0.4],
+    ...         "origin": "plan",
+    ...         "status": "complete",
+    ...         "steps_trained": 90,
+    ...         "stop_reason": "factor",
+    ...         "first_crossing": [80.0, 30.0, np.inf],
+    ...     },
+    ...     index,
+    ... )
+    >>> leading(trials, 2)["learning_rate"].tolist()
+    [0.2, 0.1]
+    """
+    if count < 1:
+        raise ValueError(f"settings: got {count}, wanted at least 1.")
+    plain = trials.loc[
+        (trials.index.get_level_values("replicate") == 0)
+        & (trials["origin"] != Origin.CONFIRM).to_numpy()
+        & (trials["status"] != Status.INFEASIBLE).to_numpy()
+    ].sort_values(["batch_size", "first_crossing", "trial"])
+    reached = plain.loc[np.isfinite(plain["first_crossing"])].groupby(level="batch_size")
+    found = reached.head(count)
+    for batch_size, some in plain.groupby(level="batch_size"):
+        have = int(np.isfinite(some["first_crossing"]).sum())
+        if have < count and (some["stop_reason"] == StopReason.FIRST_CROSSING).any():
+            raise ValueError(
+                f"settings: at batch size {batch_size}, {have} of the wanted {count} trials "
+                "reached the goal before all were stopped at the first crossing. Go on with "
+                f"study.extend(folder, stop=3.0), or ask for {have}."
+            )
+    return found
+
+
+def steps_of(trials: pd.DataFrame) -> pd.Series:
+    """The steps to the goal of each trial itself; inf if it missed, or diverged."""
+    return trials["first_crossing"].mask((trials["status"] == Status.INFEASIBLE), math.inf)
+
+
+def by_median(runs: pd.DataFrame) -> pd.DataFrame:
+    """Settings of one batch size, the fewest steps in the middle of their runs first.
+
+    Args:
+      runs: rows of a table of trials, of each setting (`trial`) under several seeds (`replicate`).
+
+    Returns:
+      One row a setting: `trial`, `seeds`, `median`, inf if half of them missed, and `missed`, the
+      share. Among those whose median is inf, the one that missed least comes first; ties go to the
+      better upper quartile, then to the lower number.
+    """
+    rows = []
+    for trial, steps in steps_of(runs).groupby(level="trial"):
+        values = np.sort(steps.to_numpy())
+        rows.append(
+            {
+                "trial": trial,
+                "seeds": len(values),
+                "median": middle(values),
+                "missed": float(np.isinf(values).mean()),
+                "upper": values[(3 * len(values)) // 4],
+            }
+        )
+    table = pd.DataFrame(rows, columns=["trial", "seeds", "median", "missed", "upper"])
+    table = table.sort_values(["median", "missed", "upper", "trial"], ignore_index=True)
+    return table.drop(columns="upper")
+
+
+def middle(values: np.ndarray) -> float:
+    """The median of sorted values; of an even number the geometric mean of the middle two.
+
+    >>> middle(np.array([1.0, 4.0])), middle(np.array([3.0, 5.0, np.inf]))
+    (2.0, 5.0)
+    """
+    low, high = values[(len(values) - 1) // 2], values[len(values) // 2]
+    return float(low if low == high else math.sqrt(low * high))

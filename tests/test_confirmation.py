@@ -1,0 +1,149 @@
+"""The tuned setting under fresh seeds: chosen by some, reported by others."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import perceptron
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import batchscale as bs
+from batchscale import tuner
+from batchscale.confirmation import confirmation, median_ranks
+from batchscale.records import TRIAL_INDEX
+
+BEST = pd.DataFrame({"batch_size": [8], "steps": [40.0]})
+
+
+def runs(steps: dict[int, list[float]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Reruns of settings, numbered from 1, and where they crossed; evaluations are 5 apart."""
+    keys = [(8, trial, 1 + r) for trial, found in steps.items() for r in range(len(found))]
+    index = pd.MultiIndex.from_tuples(keys, names=TRIAL_INDEX)
+    found = np.concatenate([np.array(values, float) for values in steps.values()])
+    trials = pd.DataFrame(
+        {
+            "learning_rate": [0.1 * trial for _, trial, _ in keys],
+            "origin": "confirm",
+            "status": "complete",
+            "steps_trained": np.where(np.isinf(found), 160, found).astype(int),
+            "stop_reason": "own crossing",
+            "first_crossing": found,
+        },
+        index,
+    )
+    previous = np.where(np.isinf(found), 160.0, found - 5)
+    return trials, pd.DataFrame({"first_crossing": found, "previous_evaluation": previous}, index)
+
+
+def test_seeds_that_chose_a_setting_do_not_report_it():
+    trials, crossings = runs({3: [50, 60, 70, 81, 92, 103], 5: [40, 65, 90]})
+    found = confirmation(trials, crossings, BEST, selection_seeds=3)
+    row = found.table.iloc[0]
+    assert (row["trial"], row["seeds"], row["steps"], row["previous_evaluation"]) == (3, 3, 92, 87)
+    assert row["luck"] == 92 / 40
+    assert row["learning_rate"] == pytest.approx(0.3)
+    assert (row["low"], row["high"]) == (76, 103)  # the evaluation before the first, and the last
+    assert found.settings["trial"].tolist() == [3, 5]
+    assert found.settings["median"].tolist() == [60, 65]
+    assert found.settings["chosen"].tolist() == [True, False]
+    assert found.runs["replicate"].tolist() == [4, 5, 6]
+
+
+def test_misses_and_divergences_are_infinite_and_stay():
+    trials, crossings = runs({1: [10, 20, 30, math.inf, math.inf, 44, 55, math.inf]})
+    trials.loc[(8, 1, 6), "status"] = "infeasible"  # it was past the goal before
+    row = confirmation(trials, crossings, BEST, selection_seeds=3).table.iloc[0]
+    assert row["steps"] == math.inf
+    assert row["missed"] == pytest.approx(0.8)
+    assert row["previous_evaluation"] == 160
+
+
+def test_the_least_median_is_chosen_and_of_infinite_ones_that_with_the_fewest_misses():
+    inf = math.inf
+    trials, _ = runs({1: [10, inf, inf], 2: [50, 60, inf], 3: [inf, inf, inf], 4: [60, 60, 60]})
+    assert tuner.by_median(trials)["trial"].tolist() == [4, 2, 1, 3]
+
+
+@given(seeds=st.integers(1, 40), confidence=st.sampled_from([0.5, 0.8, 0.9, 0.95]))
+@settings(deadline=None, max_examples=30)
+def test_ranks_hold_the_median_at_least_as_often_as_they_say(seeds, confidence):
+    low, high = median_ranks(seeds, confidence)
+    assert 0 <= low <= high == seeds - 1 - low
+
+    def covered(low):  # of seeds that are each below the median or above it
+        ways = sum(math.comb(seeds, below) for below in range(low + 1, seeds - low))
+        return ways / 2**seeds
+
+    assert covered(low) >= confidence or low == 0
+    assert covered(low + 1) < confidence
+
+
+def study(**changes):
+    fields = {
+        "workload": perceptron(),
+        "optimizer": "sgd",
+        "space": bs.SearchSpace(learning_rate=bs.LogUniform(0.1, 3)),
+        "batch_sizes": [8, "full"],
+        "goal": bs.Goal("validation/error", 0.15),
+        "trials": 6,
+        "max_steps": 600,
+        "stop": 3.0,
+    }
+    return bs.Study(**fields | changes)
+
+
+OPTIONS = {"settings": 2, "selection_seeds": 3, "seeds": 5, "progress": False}
+
+
+def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
+    result = study().run(tmp_path / "a", progress=False)
+    found = study().confirm(tmp_path / "a", **OPTIONS)
+    again = bs.load(tmp_path / "a")
+    pd.testing.assert_frame_equal(again.trials, result.trials)
+    pd.testing.assert_frame_equal(again.confirmation().table, found.table)
+    assert found.table["seeds"].tolist() == [5, 5]
+    assert (found.table["low"] < found.table["steps"]).all()
+    assert (found.table["steps"] <= found.table["high"]).all()
+
+    class Kill(Exception):  # noqa: N818
+        pass
+
+    told = []
+
+    def kill(progress):
+        told.append(progress)
+        if len(told) in (15, 60, 130):
+            raise Kill
+
+    study().run(tmp_path / "b", progress=False)
+    for _ in range(3):
+        with pytest.raises(Kill):
+            study().confirm(tmp_path / "b", **OPTIONS | {"progress": kill})
+    killed = study().confirm(tmp_path / "b", **OPTIONS)
+    pd.testing.assert_frame_equal(killed.table, found.table)
+    pd.testing.assert_frame_equal(killed.settings, found.settings)
+
+
+def test_a_rerun_has_another_seed_and_the_setting_of_its_trial(tmp_path):
+    result = study().run(tmp_path, progress=False)
+    found = study().confirm(tmp_path, **OPTIONS)
+    row, run = found.table.iloc[0], found.runs.iloc[0]
+    chosen = result.trials.loc[(8, row["trial"], 0)]
+    assert row["learning_rate"] == chosen["learning_rate"]
+    alone = study().run_trial(
+        batch_size=8, trial=int(run["trial"]), replicate=int(run["replicate"]), folder=tmp_path
+    )
+    assert alone.curve.index.get_level_values("step").max() == run["steps"]
+    assert len(set(found.runs.loc[found.runs["batch_size"] == 8, "steps"])) > 1
+
+
+def test_what_cannot_be_confirmed_is_refused(tmp_path):
+    study(stop="first").run(tmp_path, progress=False)
+    with pytest.raises(ValueError, match="reached the goal before all were stopped at the first"):
+        study(stop="first").confirm(tmp_path, settings=5, progress=False)
+    with pytest.raises(FileNotFoundError, match="nothing is confirmed yet"):
+        bs.load(tmp_path).confirmation()
+    with pytest.raises(ValueError, match="patience: got 1, wanted a factor above 1"):
+        study().confirm(tmp_path, patience=1)
