@@ -5,6 +5,7 @@ are measured (Shallue et al., "Measuring the Effects of Data Parallelism on Neur
 Training", JMLR 20(112), 2019).
 """
 
+from batchscale import audit as audit
 from batchscale import datasets as datasets
 from batchscale import metrics as metrics
 from batchscale import models as models

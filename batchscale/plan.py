@@ -130,12 +130,21 @@ class Plan:
       layouts: how trials are packed, by batch size.
       fingerprint: what the data and the program hash to.
       rows: by batch size, a mapping for every trial: its hyperparameters, and why it is there.
+      keeps_statistics: whether the model keeps statistics of its batches; None if it is not known.
     """
 
     definition: Definition
     fingerprint: Mapping[str, str]
     layouts: dict[int, Layout] = dataclasses.field(default_factory=dict)
     rows: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    keeps_statistics: bool | None = None
+
+    @property
+    def batch_dependent(self) -> bool | None:
+        """Whether batch sizes have other objectives: statistics of more or fewer examples."""
+        if not self.keeps_statistics:
+            return self.keeps_statistics
+        return len({min(size, layout.microbatch) for size, layout in self.layouts.items()}) > 1
 
     def extend(self, batch_size: int, count: int, origin: Origin) -> bool:
         """Makes sure that a batch size has `count` trials; says whether it had fewer."""
@@ -168,6 +177,7 @@ class Plan:
                 },
             },
             "fingerprint": dict(self.fingerprint),
+            "keeps_statistics": self.keeps_statistics,
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
         }
@@ -195,7 +205,13 @@ class Plan:
             }
         )
         layouts = _by_size(plan["layouts"], lambda layout: Layout(**layout))
-        return cls(definition, plan["fingerprint"], layouts, _by_size(plan["trials"], list))
+        return cls(
+            definition,
+            plan["fingerprint"],
+            layouts,
+            _by_size(plan["trials"], list),
+            plan.get("keeps_statistics"),
+        )
 
 
 def _by_size(table: Mapping[str, Any], make: Any) -> dict[int, Any]:

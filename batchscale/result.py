@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from batchscale import metrics, records, scaling, tuner
+from batchscale import audit, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
@@ -148,6 +148,28 @@ class Result:
             confidence=confidence,
         )
 
+    def audit(self) -> audit.Audit:
+        """Whether the study is careful enough to be believed: named checks; see `batchscale.audit`.
+
+        What `Study.confirm` has found out is looked at too.
+        """
+        plan = self._plan()
+        confirmed = (self.folder / "confirm" / "plan.json").exists()
+        return audit.audit(
+            self.measurements,
+            self.trials,
+            self.steps_to_target(),
+            self.goal,
+            spaces=self.definition.spaces,
+            max_steps=self.definition.max_steps,
+            batch_dependent=plan.batch_dependent,
+            confirmation=self.confirmation() if confirmed else None,
+        )
+
+    def _plan(self) -> Plan:
+        with records.Records.open(self.folder, write=False) as folder:
+            return Plan.from_json(folder.read_plan() or {})
+
     def layouts(self) -> pd.DataFrame:
         """How trials were packed, one row a batch size.
 
@@ -156,9 +178,8 @@ class Result:
           gradient was taken at once; `evaluation_lanes`, likewise for evaluations; `why`, what was
           found out about them before the first step: timings, or what did not fit into memory.
         """
-        with records.Records.open(self.folder, write=False) as folder:
-            plan = Plan.from_json(folder.read_plan() or {})
-        rows = [{"batch_size": size, **layout._asdict()} for size, layout in plan.layouts.items()]
+        layouts = self._plan().layouts
+        rows = [{"batch_size": size, **layout._asdict()} for size, layout in layouts.items()]
         return pd.DataFrame(rows).sort_values("batch_size", ignore_index=True)
 
     def save_tables(self, folder: str | os.PathLike[str]) -> list[Path]:

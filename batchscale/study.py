@@ -424,6 +424,8 @@ class Study:
                 )
             if extend:
                 plan.definition = plan.definition.extended(definition)
+        _, statistics = jax.eval_shape(self.workload.init, jax.ShapeDtypeStruct((2,), "uint32"))
+        plan.keeps_statistics = bool(jax.tree.leaves(statistics))
         for batch_size in plan.definition.batch_sizes:
             plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
             if batch_size not in plan.layouts:

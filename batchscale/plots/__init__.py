@@ -1,6 +1,7 @@
 """Figures. Every function draws into `ax`, or a new figure, and returns the axes; none shows it."""
 
 from batchscale.plots.common import save as save
+from batchscale.plots.confirmation import confirmation as confirmation
 from batchscale.plots.scatter import hyperparameters as hyperparameters
 from batchscale.plots.steps import steps_to_target as steps_to_target
 from batchscale.plots.training import training_curves as training_curves

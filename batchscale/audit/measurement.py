@@ -1,0 +1,242 @@
+"""Checks of the measurement: are steps to target what they are taken for?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from batchscale import scaling
+from batchscale.audit.checks import Check, Evidence, Verdict, sizes
+from batchscale.records import Status
+
+# Choices.
+_EASY_STEPS = 10
+_LOOKS = 2.0  # by which the evaluations of the last octave may differ between batch sizes
+_NEAR_BUDGET = 0.9
+_SAME_EPOCHS = 0.15
+_MISTAKES = 15  # of the goal on its evaluation set: fewer are known to no better than a quarter
+_RESOLUTION = 0.12
+_LUCK = 2.0
+_MISSED = 0.2
+
+
+def budget(evidence: Evidence) -> Check:
+    """Whether trials had the time to reach the goal."""
+    name = "budget long enough"
+    steps = evidence.steps.set_index("batch_size")["steps"]
+    missed = steps.index[np.isinf(steps)]
+    if len(missed):
+        reason = _epochs(evidence) or f"no trial reached {evidence.goal} at {sizes(missed)}"
+        return Check(
+            name,
+            Verdict.FAIL,
+            reason,
+            "A miss says nothing of quality: give every batch size the steps it needs, with "
+            "study.extend(folder, max_steps=...), or choose an easier goal.",
+        )
+    last = evidence.plain().groupby("batch_size")["steps_trained"].max()
+    whole = {size: evidence.max_steps.get(int(size), math.inf) for size in steps.index}
+    near = [size for size in steps.index if steps[size] > _NEAR_BUDGET * whole[size]]
+    if near:
+        return Check(
+            name,
+            Verdict.WARN,
+            f"more than {_NEAR_BUDGET:.0%} of the budget was needed at {sizes(near)}: slower "
+            "settings may have been cut off",
+            "study.extend(folder, max_steps=...).",
+        )
+    return Check(name, Verdict.PASS, f"the goal was reached at every batch size, of {len(last)}")
+
+
+def _epochs(evidence: Evidence) -> str:
+    """The words for misses that come of a budget in epochs; empty if they do not."""
+    steps = evidence.steps.set_index("batch_size")["steps"]
+    reached, missed = steps[np.isfinite(steps)], steps[np.isinf(steps)]
+    budgets = {size: evidence.max_steps.get(int(size)) for size in steps.index}
+    if not len(reached) or None in budgets.values() or len(budgets) < 2:
+        return ""
+    examples = np.array([size * count for size, count in budgets.items()], float)
+    same = examples.max() / examples.min() < 1 + _SAME_EPOCHS
+    if not same or missed.index.min() < reached.index.max():
+        return ""
+    fewest = int(reached.min())
+    short = {size: budgets[size] for size in missed.index if budgets[size] < 2 * fewest}
+    if not short:
+        return ""
+    least = min(short)
+    return (
+        f"the budget is the same number of epochs at every batch size, so at {sizes(missed.index)} "
+        f"trials had few steps ({short[least]:,} at {least}), while no batch size reached "
+        f"{evidence.goal} in fewer than {fewest:,}: a lack of steps, not of quality"
+    )
+
+
+def easy(evidence: Evidence) -> Check:
+    """Whether the goal is hard enough for steps to be counted."""
+    name = "goal hard enough"
+    reached = evidence.reached()
+    soon = reached.loc[reached["steps"] <= _EASY_STEPS, "batch_size"]
+    if len(soon):
+        fewest = int(reached["steps"].min())
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{evidence.goal} is reached within {_EASY_STEPS} steps at {sizes(soon)} (the fewest: "
+            f"{fewest}), where a step more or less is a large share",
+            "Choose a harder goal.",
+        )
+    return Check(name, Verdict.PASS, f"no batch size reaches it within {_EASY_STEPS} steps")
+
+
+def noise_floor(evidence: Evidence) -> Check:
+    """Whether the goal's value is above the noise of counting on its evaluation set."""
+    name = "goal above the noise of evaluation"
+    goal = evidence.goal
+    values = evidence.measurements[goal.metric].to_numpy(np.float64)
+    values = np.unique(values[np.isfinite(values)])
+    gaps = np.diff(values)
+    if len(gaps) < 2 or not gaps.min() > 0:
+        return Check(name, Verdict.UNKNOWN, f"too few values of {goal.metric} were measured")
+    examples = round(1 / gaps[gaps > 1e-9].min())
+    counts = values * examples
+    if examples > 10**7 or np.abs(counts - np.round(counts)).max() > 1e-3:
+        return Check(name, Verdict.PASS, f"{goal.metric} is not a share of counted examples")
+    share = goal.value if goal.mode == "min" else 1 - goal.value
+    mistakes = share * examples
+    evidence_words = f"the goal is {mistakes:.0f} of {examples:,} examples"
+    if mistakes < _MISTAKES:
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{evidence_words}, which single examples decide",
+            "Evaluate on more examples, or choose an easier goal.",
+        )
+    return Check(name, Verdict.PASS, evidence_words)
+
+
+def resolution(evidence: Evidence) -> Check:
+    """Whether evaluations before the crossing were close enough together."""
+    name = "evaluations close together"
+    reached = evidence.reached()
+    gap = reached["steps"] - reached["previous_evaluation"]
+    share = (gap / reached["steps"]).where(gap > 1, 0.0)
+    coarse = reached.loc[share > _RESOLUTION, "batch_size"]
+    if len(coarse):
+        return Check(
+            name,
+            Verdict.WARN,
+            f"the evaluation before the crossing is up to {share.max():.0%} of the steps earlier, "
+            f"at {sizes(coarse)}",
+            "Evaluate more often: evaluation_spacing=0.05.",
+        )
+    return Check(name, Verdict.PASS, f"at most {share.max():.0%} of the steps apart")
+
+
+def looks(evidence: Evidence) -> Check:
+    """Whether every batch size had as many looks at the metric before its crossing."""
+    name = "equal looks at the metric"
+    counts = {}
+    steps = evidence.measurements.index.get_level_values("step").to_numpy()
+    size = evidence.measurements.index.get_level_values("batch_size").to_numpy()
+    for batch_size, count in evidence.reached()[["batch_size", "steps"]].itertuples(index=False):
+        some = np.unique(steps[size == batch_size])
+        counts[batch_size] = int(((some > count / 2) & (some <= count)).sum())
+    if not counts:
+        return Check(name, Verdict.UNKNOWN, "no batch size reached the goal")
+    low, high = min(counts.values()), max(counts.values())
+    if high > _LOOKS * low:
+        most = [size for size, looks in counts.items() if looks > _LOOKS * low]
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{low} to {high} evaluations in the last octave before the crossing, most at "
+            f"{sizes(most)}: more looks are more chances",
+            "Evaluate at the same relative spacing at every batch size, and choose a goal that "
+            "takes all of them some tens of steps.",
+        )
+    return Check(name, Verdict.PASS, f"{low} to {high} evaluations in the octave before it")
+
+
+def test_set(evidence: Evidence) -> Check:
+    """Whether the data that hyperparameters are chosen by are not those of the final test."""
+    name = "not tuned on the test set"
+    if evidence.goal.metric.startswith("test/"):
+        return Check(
+            name,
+            Verdict.FAIL,
+            f"the goal is {evidence.goal}, so that settings were chosen by the test set",
+            "Make the goal one of the validation split.",
+        )
+    return Check(name, Verdict.PASS, f"the goal is {evidence.goal}")
+
+
+def batch_dependent(evidence: Evidence) -> Check:
+    """Whether the model itself changes with the batch size."""
+    name = "model independent of the batch size"
+    if evidence.batch_dependent is None:
+        return Check(name, Verdict.UNKNOWN, "it is not known which layers the model has")
+    if evidence.batch_dependent:
+        return Check(
+            name,
+            Verdict.WARN,
+            "the model keeps statistics of its batches, so that another batch size is another "
+            "objective",
+            "Use ghost batch norm of one size at every batch size (a fixed microbatch), or a "
+            "norm that does not see the batch.",
+        )
+    return Check(name, Verdict.PASS, "no layer sees more than its example")
+
+
+def reproducible(evidence: Evidence) -> Check:
+    """Whether the optimum is found again under new seeds."""
+    name = "optimum reproducible under new seeds"
+    if evidence.confirmation is None:
+        return Check(name, Verdict.UNKNOWN, "not run again", "study.confirm(folder).")
+    table = evidence.confirmation.table
+    table = table.loc[np.isfinite(table["best_of_n"])]
+    missed = table.loc[table["missed"] > _MISSED, "batch_size"]
+    lucky = table.loc[table["luck"] > _LUCK, "batch_size"]
+    luck = table["luck"].median()
+    if len(missed) or len(lucky):
+        where = [f"more than {_MISSED:.0%} of the seeds missed at {sizes(missed)}"] * bool(
+            len(missed)
+        ) + [f"the median is more than {_LUCK:g} times the best at {sizes(lucky)}"] * bool(
+            len(lucky)
+        )
+        return Check(
+            name,
+            Verdict.WARN,
+            "; ".join(where),
+            "Quote the medians of the confirmation, not the best of N; with a goal that is less "
+            "at the mercy of noise both agree.",
+        )
+    return Check(name, Verdict.PASS, f"the median is {luck:.2f} times the best of N")
+
+
+def extrapolated(evidence: Evidence) -> Check:
+    """Whether a critical batch size lies within what was measured."""
+    name = "critical batch size within the data"
+    if 0 in evidence.steps["steps"].to_numpy():
+        return Check(name, Verdict.UNKNOWN, "the goal held before the first step")
+    found = scaling.fit(evidence.steps)
+    if found.refused:
+        return Check(
+            name,
+            Verdict.WARN,
+            f"no critical batch size can be quoted: {found.refused}",
+            "Measure smaller batch sizes where perfect scaling, larger ones where the plateau is "
+            "missing.",
+        )
+    low, high = found.b_crit_interval
+    return Check(name, Verdict.PASS, f"{found.b_crit:.3g}, {low:.3g} to {high:.3g}")
+
+
+def interrupted(evidence: Evidence) -> Check:
+    """Whether the study is finished."""
+    name = "study finished"
+    open_ = evidence.trials["status"] == Status.INCOMPLETE
+    if open_.any():
+        there = evidence.trials.index.get_level_values("batch_size")[open_.to_numpy()].unique()
+        return Check(name, Verdict.WARN, f"not at {sizes(there)}", "study.run(folder) goes on.")
+    return Check(name, Verdict.PASS, "all trials ran as far as they were to")

@@ -1,0 +1,69 @@
+"""The audit: every check, in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from batchscale.audit import measurement, search
+from batchscale.audit.checks import Audit, Evidence
+from batchscale.confirmation import Confirmation
+from batchscale.metrics import Goal
+from batchscale.tuner import SearchSpace
+
+_CHECKS = (
+    measurement.interrupted,
+    search.tuned,
+    search.edges,
+    search.enough,
+    search.effort,
+    measurement.budget,
+    measurement.easy,
+    measurement.noise_floor,
+    measurement.resolution,
+    measurement.looks,
+    measurement.test_set,
+    measurement.batch_dependent,
+    measurement.reproducible,
+    measurement.extrapolated,
+)
+
+
+def audit(
+    measurements: pd.DataFrame,
+    trials: pd.DataFrame,
+    steps: pd.DataFrame,
+    goal: Goal,
+    *,
+    spaces: Mapping[int, SearchSpace],
+    max_steps: Mapping[int, int] | None = None,
+    batch_dependent: bool | None = None,
+    confirmation: Confirmation | None = None,
+) -> Audit:
+    """Checks whether a study is careful enough to be believed, whoever made its tables.
+
+    Args:
+      measurements: one row an evaluation, as `Result.measurements`.
+      trials: one row a trial, as `Result.trials`.
+      steps: the table of `metrics.steps_to_target`.
+      goal: of the study.
+      spaces: what hyperparameters were drawn from, by batch size.
+      max_steps: the budget by batch size, if it is known.
+      batch_dependent: whether the model has layers that see the whole batch, if it is known.
+      confirmation: of the tuned settings, if there is one.
+
+    Returns:
+      The checks, each with its verdict, the evidence and the remedy.
+    """
+    evidence = Evidence(
+        measurements,
+        trials,
+        steps,
+        goal,
+        spaces,
+        dict(max_steps or {}),
+        batch_dependent,
+        confirmation,
+    )
+    return Audit(tuple(check(evidence) for check in _CHECKS))

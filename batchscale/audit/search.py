@@ -1,0 +1,158 @@
+"""Checks of the search: was every batch size tuned, as widely and as hard as the others?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from batchscale.audit.checks import Check, Evidence, Verdict, sizes
+from batchscale.tuner import Choice, Distribution
+
+# Choices.
+_LEVEL = 0.05  # of all edges of all batch sizes together
+_LEADING, _FEWEST = 5, 3  # trials that are looked at together, at the most and at the least
+_OUTERMOST = 2  # trials, one of which leads where the optimum is beyond an edge
+_TRIALS_A_DIMENSION = 8
+_INFEASIBLE = 0.8
+_NARROW = 4.0  # a range whose ends are nearer than this factor is hardly a search
+
+
+def edges(evidence: Evidence) -> Check:
+    """Whether the leading trials crowd an edge of the search space.
+
+    Trials that lead for no reason of their place are spread over the range: the chance that all
+    of the leading ones lie within a share w of one edge is w to the power of their number. It is
+    corrected (Bonferroni) for the number of edges, hyperparameters and batch sizes. A narrow basin
+    near an edge is told from one that goes beyond it by the outermost trials, which lead only in
+    the latter.
+    """
+    name = "optimum inside the search space"
+    feasible = evidence.feasible()
+    crowded: dict[tuple[str, str], list[int]] = {}
+    cases, unseen = [], []
+    for batch_size, here in feasible.groupby("batch_size"):
+        space = evidence.spaces[int(batch_size)]
+        lead = here.loc[np.isfinite(here["first_crossing"])]
+        lead = lead.sort_values(["first_crossing", "trial"]).head(_LEADING)
+        if len(lead) < _FEWEST:
+            unseen.append(batch_size)
+            continue
+        for hyperparameter, dimension in space.items():
+            if not isinstance(dimension, Distribution) or isinstance(dimension, Choice):
+                continue
+            place = dimension.unit(here[hyperparameter].to_numpy(np.float64))
+            leads = here["trial"].isin(lead["trial"]).to_numpy()
+            for edge, distance in (("low", place), ("high", 1 - place)):
+                outermost = leads[np.argsort(distance)[:_OUTERMOST]].any()
+                chance = float(distance[leads].max()) ** len(lead) if outermost else 1.0
+                cases.append((chance, hyperparameter, edge, int(batch_size)))
+    for chance, hyperparameter, edge, batch_size in cases:
+        if chance * len(cases) < _LEVEL:
+            crowded.setdefault((hyperparameter, edge), []).append(batch_size)
+    if crowded:
+        where = "; ".join(
+            f"the leading trials crowd the {edge} edge of {hyperparameter} at {sizes(found)}"
+            for (hyperparameter, edge), found in crowded.items()
+        )
+        return Check(
+            name,
+            Verdict.FAIL,
+            where,
+            "Move or widen the range there and search again: a better setting lies outside.",
+        )
+    if not cases:
+        return Check(
+            name,
+            Verdict.UNKNOWN,
+            f"fewer than {_FEWEST} trials reached the goal at {sizes(unseen)}",
+            "Train past the first crossing: study.extend(folder, stop=3.0).",
+        )
+    rest = f"; not known at {sizes(unseen)}" if unseen else ""
+    return Check(name, Verdict.PASS, f"no edge is crowded by the leading trials{rest}")
+
+
+def tuned(evidence: Evidence) -> Check:
+    """Whether the learning rate was searched at every batch size, not tied to it by a rule."""
+    name = "learning rate tuned at every batch size"
+    fixed: dict[int, float] = {}
+    narrow, without = [], []
+    for batch_size, space in evidence.spaces.items():
+        dimension = dict(space.items()).get("learning_rate")
+        if dimension is None:
+            without.append(batch_size)
+        elif not isinstance(dimension, Distribution):
+            fixed[batch_size] = float(dimension)
+        elif not isinstance(dimension, Choice):
+            low, high = dimension.value(np.array([0.0, 1.0]))
+            if low > 0 and high / low < _NARROW:
+                narrow.append(batch_size)
+    remedy = "Give learning_rate a range, the same or wider at every batch size, and search it."
+    if fixed:
+        rule = _rule(fixed)
+        return Check(name, Verdict.FAIL, f"{rule} at {sizes(fixed)}: no search", remedy)
+    if narrow:
+        found = f"its range spans less than a factor of {_NARROW:g} at {sizes(narrow)}"
+        return Check(name, Verdict.WARN, found, remedy)
+    if without:
+        return Check(name, Verdict.UNKNOWN, "there is no hyperparameter learning_rate", "")
+    return Check(name, Verdict.PASS, "searched over a range at every batch size")
+
+
+def _rule(fixed: dict[int, float]) -> str:
+    """The rule that fixed learning rates follow, in words."""
+    if len(set(fixed.values())) == 1:
+        return f"the same learning rate, {next(iter(fixed.values())):g},"
+    if len(fixed) > 1:
+        slope = np.polyfit(np.log(list(fixed)), np.log(list(fixed.values())), 1)[0]
+        for rule, exponent in (("linear", 1.0), ("square-root", 0.5)):
+            if abs(slope - exponent) < 0.05:
+                return f"a learning rate by the {rule} rule"
+    return "a fixed learning rate"
+
+
+def enough(evidence: Evidence) -> Check:
+    """Whether there are enough feasible trials for the number of hyperparameters."""
+    name = "enough feasible trials"
+    plain = evidence.plain()
+    counts = evidence.feasible().groupby("batch_size").size()
+    wanted = {
+        int(size): _TRIALS_A_DIMENSION * max(len(evidence.spaces[int(size)].searched), 1)
+        for size in plain["batch_size"].unique()
+    }
+    few = [size for size, least in wanted.items() if counts.get(size, 0) < least]
+    if few:
+        least = min(int(counts.get(size, 0)) for size in few)
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{least} feasible trials at {sizes(few)}, fewer than {_TRIALS_A_DIMENSION} a "
+            "hyperparameter",
+            "study.extend(folder, trials=...).",
+        )
+    share = 1 - counts / plain.groupby("batch_size").size()
+    many = share.index[share > _INFEASIBLE]
+    if len(many):
+        return Check(
+            name,
+            Verdict.WARN,
+            f"more than {_INFEASIBLE:.0%} of the trials diverged at {sizes(many)}",
+            "Search where training is stable: most of the range is not.",
+        )
+    return Check(name, Verdict.PASS, f"at least {counts.min()} at every batch size")
+
+
+def effort(evidence: Evidence) -> Check:
+    """Whether every batch size was tuned with the same number of feasible trials."""
+    name = "equal tuning effort"
+    counts = evidence.feasible().groupby("batch_size").size()
+    counts = counts.reindex(pd.Index(evidence.plain()["batch_size"].unique()), fill_value=0)
+    if counts.min() < counts.max():
+        least, most = int(counts.min()), int(counts.max())
+        return Check(
+            name,
+            Verdict.FAIL,
+            f"between {least} ({sizes(counts.index[counts == least])}) and {most} feasible trials: "
+            "a minimum over more of them is lower",
+            f"study.extend(folder, trials={most}), or compare the first {least} of each.",
+        )
+    return Check(name, Verdict.PASS, f"{int(counts.iloc[0])} feasible trials at every batch size")

@@ -1,0 +1,161 @@
+"""Does the library measure what it says? The noisy quadratic model, where the truth is known.
+
+Three questions (Zhang et al. 2019, arXiv:1907.04164, section 3, for the model):
+
+- *Risk*: many seeds of one setting, trained by the engine at every batch size from 1 to 65,536.
+  Does their mean risk follow the exact expected risk, within its standard error, at every
+  evaluation? Do their first crossings have the distribution of those of an independent simulation
+  in plain NumPy?
+- *Steps*: how far apart are the crossing of the expected risk, the median first crossing of single
+  noisy runs, and the best of N trials?
+- *Search*: a study as a user makes it, confirmed under fresh seeds, beside the exact optimum.
+
+    python -m experiments.noisy_quadratic
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+import batchscale as bs
+from batchscale import records
+from batchscale.theory import NoisyQuadratic
+
+DIMENSION, TARGET = 200, 0.05
+MODEL = NoisyQuadratic.power_law(DIMENSION)
+GOAL = bs.Goal("validation/risk", TARGET)
+
+
+def exact(batch_sizes: list[int]) -> pd.DataFrame:
+    """The optimal learning rate, and its steps to the target, by the recursion of moments."""
+    rows = [MODEL.optimum(TARGET, batch_size=size) for size in batch_sizes]
+    return pd.DataFrame(rows)
+
+
+def risk(optima: pd.DataFrame, folder: Path, *, seeds: int, seed: int) -> pd.DataFrame:
+    """One setting a batch size, the exact optimum, under many seeds, against theory and NumPy.
+
+    Returns:
+      One row a batch size: `evaluations` compared; `worst`, the largest distance of the mean risk
+      from the expected one in standard errors, and `allowed`, what the largest of so many
+      independent ones is below in 99 of 100 cases; `crossing_of_expected_risk`; the median first
+      crossing of the engine and of NumPy; `p`, of the hypothesis that both come from one
+      distribution (Kolmogorov and Smirnov, two samples).
+    """
+    rows = []
+    for batch_size, steps, rate in optima[["batch_size", "steps", "learning_rate"]].itertuples(
+        index=False
+    ):
+        study = bs.Study(
+            workload=MODEL.workload(),
+            optimizer="sgd",
+            space=bs.SearchSpace(learning_rate=float(rate)),
+            batch_sizes=[int(batch_size)],
+            goal=GOAL,
+            trials=seeds,
+            max_steps=int(2 * steps),
+            stop="budget",
+            curves="exact",
+            seed=seed,
+        )
+        result = study.run(folder / str(batch_size), progress=False)
+        table = result.measurements.pivot_table("validation/risk", index="trial", columns="step")
+        expected = MODEL.risk(table.columns, learning_rate=rate, batch_size=batch_size)
+        error = np.abs(table.mean() - expected) / table.sem()
+        simulated = MODEL.simulate(
+            table.columns.tolist(),
+            learning_rate=rate,
+            batch_size=batch_size,
+            runs=seeds,
+            seed=seed + 1,
+        )
+        grid = np.array([*table.columns, np.inf])
+        ours, theirs = (
+            grid[np.where((r < TARGET).any(1), (r < TARGET).argmax(1), len(grid) - 1)]
+            for r in (table.to_numpy(), simulated)
+        )
+        rows.append(
+            {
+                "batch_size": int(batch_size),
+                "evaluations": table.shape[1],
+                "worst": float(error.max()),
+                "allowed": float(scipy.stats.norm.isf(0.01 / table.shape[1] / 2)),
+                "crossing_of_expected_risk": steps,
+                "median_first_crossing": float(np.median(ours)),
+                "median_of_numpy": float(np.median(theirs)),
+                "best_of_seeds": float(ours.min()),
+                "p": float(scipy.stats.ks_2samp(ours, theirs).pvalue),
+            }
+        )
+        print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def search(batch_sizes: list[int], folder: Path, *, trials: int, seed: int) -> bs.Result:
+    """A study as a user makes it, confirmed."""
+    study = bs.Study(
+        workload=MODEL.workload(),
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-3, 1.9)),
+        batch_sizes=batch_sizes,
+        goal=GOAL,
+        trials=trials,
+        max_steps=100_000,
+        stop=3.0,
+        seed=seed,
+    )
+    result = study.run(folder)
+    study.confirm(folder)
+    return result
+
+
+def main() -> None:
+    """Asks all three and writes tables, and the figure of the last."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=256, help="of one setting, for the risk")
+    parser.add_argument("--trials", type=int, default=32, help="of the search")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs/noisy_quadratic"))
+    parser.add_argument("--output", type=Path, default=Path("results/noisy_quadratic"))
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    sizes = bs.powers_of_two(1, 2**16)
+    optima = exact(sizes)
+    checked = risk(optima, arguments.runs / "risk", seeds=arguments.seeds, seed=arguments.seed)
+    checked.round(4).to_csv(arguments.output / "risk.csv", index=False)
+    result = search(sizes, arguments.runs / "search", trials=arguments.trials, seed=arguments.seed)
+    confirmation = result.confirmation()
+    truth = optima.rename(columns={"steps": "exact_steps", "learning_rate": "exact_learning_rate"})
+    table = confirmation.table.merge(truth, on="batch_size")
+    table.to_csv(arguments.output / "search.csv", index=False)
+    fits = {
+        "exact": bs.scaling.fit(optima[["batch_size", "steps"]]),
+        "tuned setting's median": confirmation.scaling(),
+        "best of N": result.scaling(),
+    }
+    about = {
+        "fits": {
+            name: {"b_crit": fit.b_crit, "interval": list(fit.b_crit_interval), "s_min": fit.s_min,
+                   "refused": fit.refused}
+            for name, fit in fits.items()
+        },
+        "seconds": round(time.monotonic() - began),
+        "made by": records.provenance(),
+    }  # fmt: skip
+    (arguments.output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    ax = bs.plots.confirmation(confirmation)
+    ax.plot(optima["batch_size"], optima["steps"], color="black", linewidth=1, label="exact")
+    ax.legend(frameon=False)
+    bs.plots.save(ax, arguments.output / "search")
+
+
+if __name__ == "__main__":
+    main()
