@@ -1,4 +1,4 @@
-"""Trials after the search: the leading settings again, kept beside the study's own tables."""
+"""Trials after the search, kept beside the study's own tables: refined ones, and reruns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import pandas as pd
 from batchscale import tuner
 from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
-from batchscale.packs import TrialId
+from batchscale.packs import HyperparametersOf, TrialId
 from batchscale.plan import Plan
-from batchscale.records import TRIAL_COLUMNS, Origin, Records
+from batchscale.records import TRIAL_COLUMNS, Origin, Records, Status
 from batchscale.runner import BatchSizeRun, Progress
 from batchscale.stopping import StopRule, evaluation_grid
-
-FOLDER = "confirm"
-"""Where, in the folder of a study, its confirmation is."""
+from batchscale.tuner import SearchSpace
 
 _FORMAT = 1
+_FIRST_REFINED = 1_000_000  # their numbers: no search of the space itself gets so far
 
 
 def confirm(
@@ -78,10 +77,13 @@ def confirm(
         limit = patience * steps
         first = [TrialId(n, r + 1) for n in compared[batch_size] for r in range(selection_seeds)]
 
+        def of(trial: TrialId, size: int = batch_size) -> Mapping[str, Any]:
+            return values[size, trial.number]
+
         def comparing(progress: Progress) -> None:
             report(dataclasses.replace(progress, finished=False))
 
-        _run(plan, engine, side, comparing, values, batch_size, first, limit)
+        _run(plan, engine, side, comparing, of, batch_size, first, limit)
         runs = _of(side, batch_size)[1].loc[[(batch_size, *trial) for trial in first]]
         chosen = int(tuner.by_median(runs)["trial"].iloc[0])
         fresh = [TrialId(chosen, selection_seeds + 1 + r) for r in range(seeds)]
@@ -93,8 +95,118 @@ def confirm(
                 progress = dataclasses.replace(progress, steps=median, trials=seeds)
             report(progress)
 
-        _run(plan, engine, side, reporting, values, batch_size, [*first, *fresh], limit)
+        _run(plan, engine, side, reporting, of, batch_size, [*first, *fresh], limit)
     side.compact()
+
+
+def refine(
+    plan: Plan,
+    engine: Engine,
+    side: Records,
+    report: Callable[[Progress], None],
+    *,
+    trials: pd.DataFrame,
+    best: Mapping[int, float],
+    rounds: int,
+    trials_a_round: int,
+    until: float,
+    patience: float,
+) -> None:
+    """Searches around the leading trials of every batch size, and beyond an edge that they crowd.
+
+    Args:
+      plan: of the study.
+      engine: trains and measures.
+      side: the folder of the refinement.
+      report: told of every evaluation.
+      trials: of the study.
+      best: steps to target of the study, by batch size; one that is inf is passed over.
+      rounds: at most; every batch size takes part in each, for equal effort.
+      trials_a_round: at each batch size.
+      until: no more rounds once, at every batch size, no edge is crowded and the leading trials
+        spread over no more than this share of each range.
+      patience: a trial ends after so many times the steps of the best.
+    """
+    stored = side.read_plan() or {"format": _FORMAT, "rounds": []}
+    for number in range(rounds):
+        if number == len(stored["rounds"]):
+            known = pd.concat([trials, side.tables()[1]])
+            boxes = {
+                size: _box(plan.definition.spaces[size], _candidates(known, size), stored, size)
+                for size, steps in best.items()
+                if math.isfinite(steps)
+            }
+            if number and all(box.is_done(until) for box in boxes.values()):
+                break
+            stored["rounds"].append(
+                {
+                    str(size): {
+                        "origin": str(Origin.EXPAND if box.beyond else Origin.REFINE),
+                        "space": box.space.to_json(),
+                        "trials": tuner.plan(
+                            box.space,
+                            batch_size=size,
+                            trials=trials_a_round,
+                            # Another part of the space's own sequence would do as well.
+                            seed=plan.definition.seed + 1 + number,
+                        ).to_dict("records"),
+                    }
+                    for size, box in boxes.items()
+                }
+            )
+            side.write_plan(stored)
+        for size in stored["rounds"][number]:
+            rows = [
+                (values, part[size]["origin"])
+                for part in stored["rounds"][: number + 1]
+                for values in part[size]["trials"]
+            ]
+            names = {TrialId(_FIRST_REFINED + i): row for i, row in enumerate(rows)}
+            _run(
+                plan,
+                engine,
+                side,
+                report,
+                lambda trial, names=names: names[trial][0],
+                int(size),
+                list(names),
+                patience * best[int(size)],
+                origin=lambda trial, names=names: Origin(names[trial][1]),
+            )
+    side.compact()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Box:
+    """Where a batch size is searched further, and how far its leading trials are spread."""
+
+    space: SearchSpace
+    beyond: bool
+    spread: float
+
+    def is_done(self, until: float) -> bool:
+        return not self.beyond and self.spread <= until
+
+
+def _candidates(trials: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    here = trials.loc[trials.index.get_level_values("batch_size") == batch_size]
+    return here.loc[(here["status"] != Status.INFEASIBLE).to_numpy()]
+
+
+def _box(
+    space: SearchSpace, trials: pd.DataFrame, stored: Mapping[str, Any], batch_size: int
+) -> _Box:
+    searched = [
+        SearchSpace.from_json(part[str(batch_size)]["space"])
+        for part in stored["rounds"]
+        if part[str(batch_size)]["origin"] == Origin.EXPAND
+    ]
+    for other in searched:
+        space = tuner.united(space, other)
+    expanded = tuner.expand(space, trials)
+    return _Box(
+        expanded or tuner.refine(space, trials), expanded is not None, tuner.spread(space, trials)
+    )
 
 
 def _run(
@@ -102,10 +214,12 @@ def _run(
     engine: Engine,
     side: Records,
     report: Callable[[Progress], None],
-    values: Mapping[tuple[int, int], Mapping[str, Any]],
+    hyperparameters: HyperparametersOf,
     batch_size: int,
     candidates: list[TrialId],
     limit: float,
+    *,
+    origin: Callable[[TrialId], Origin] = lambda _: Origin.CONFIRM,
 ) -> None:
     """Trains these trials until each is past the goal, or the limit is."""
     definition = plan.definition
@@ -130,8 +244,8 @@ def _run(
         plan.layouts[batch_size],
         engine,
         side,
-        hyperparameters=lambda trial: values[batch_size, trial.number],
-        origin=lambda _: Origin.CONFIRM,
+        hyperparameters=hyperparameters,
+        origin=origin,
         report=report,
     ).run()
 

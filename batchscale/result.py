@@ -120,6 +120,13 @@ class Result:
         """
         return scaling.fit(self.steps_to_target(goal), form=form)
 
+    def refined(self) -> pd.DataFrame:
+        """The trials of `Study.refine`, as in `trials`; empty if there are none."""
+        side = self.folder / records.REFINED
+        if not (side / "plan.json").exists():
+            return self.trials.iloc[:0]
+        return records.load_tables(side)[1]
+
     def confirmation(self, *, confidence: float = 0.9) -> Confirmation:
         """The tuned settings under fresh seeds, as far as `Study.confirm` has run.
 
@@ -129,7 +136,7 @@ class Result:
         Raises:
           FileNotFoundError: `Study.confirm` has not been called.
         """
-        side = self.folder / "confirm"
+        side = self.folder / records.CONFIRMED
         if not (side / "plan.json").exists():
             raise FileNotFoundError(
                 f"{self.folder}: nothing is confirmed yet. Call study.confirm(folder), which runs "
@@ -154,7 +161,7 @@ class Result:
         What `Study.confirm` has found out is looked at too.
         """
         plan = self._plan()
-        confirmed = (self.folder / "confirm" / "plan.json").exists()
+        confirmed = (self.folder / records.CONFIRMED / "plan.json").exists()
         return audit.audit(
             self.measurements,
             self.trials,

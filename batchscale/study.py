@@ -288,23 +288,79 @@ class Study:
         if not patience > 1:
             raise ValueError(f"patience: got {patience!r}, wanted a factor above 1, such as 4.0.")
         result = load(folder)
-        best = result.steps_to_target()
         with self._session(folder, progress, devices, extend=False) as session:
             plan, engine, stored, report = session
-            with Records.open(stored.folder / followup.FOLDER) as side:
+            with Records.open(stored.folder / records.CONFIRMED) as side:
                 followup.confirm(
                     plan,
                     engine,
                     side,
                     report,
-                    trials=result.trials,
-                    best=dict(zip(best["batch_size"], best["steps"], strict=True)),
+                    trials=pd.concat([result.trials, result.refined()]),
+                    best=_best(result),
                     settings=settings,
                     selection_seeds=selection_seeds,
                     seeds=seeds,
                     patience=patience,
                 )
         return result.confirmation()
+
+    def refine(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        rounds: int = 3,
+        trials: int = 8,
+        until: float = 0.1,
+        patience: float = 3.0,
+        progress: bool | Callable[[Progress], None] = True,
+        devices: Sequence[Any] | None = None,
+    ) -> Result:
+        """Searches on around the leading trials of every batch size, and beyond a crowded edge.
+
+        Adaptive trials make a minimum that does not compare with that of a search, so they never
+        count towards steps to target: `Study.confirm` takes them up, and reports what they are
+        worth. Every batch size has the same number of them.
+
+        Args:
+          folder: of a finished study, whose trials were trained past the first crossing
+            (`stop=3.0` is enough).
+          rounds: at most; each searches the box around the trials that lead after the one before.
+          trials: of a round, at each batch size.
+          until: no more rounds once no edge is crowded, and the leading trials of every batch size
+            spread over no more than this share of each range.
+          patience: a trial ends at its own crossing, or after so many times the study's steps.
+          progress: as in `run`.
+          devices: as in `run`.
+
+        Returns:
+          The study's result, unchanged but for `Result.refined`.
+
+        Raises:
+          ValueError: fewer than two trials of a batch size reached the goal; the folder holds
+            another study, or an unfinished one.
+        """
+        checks.integer("rounds", rounds, 1)
+        checks.integer("trials", trials, 1)
+        if not patience > 1:
+            raise ValueError(f"patience: got {patience!r}, wanted a factor above 1, such as 3.0.")
+        result = load(folder)
+        with self._session(folder, progress, devices, extend=False) as session:
+            plan, engine, stored, report = session
+            with Records.open(stored.folder / records.REFINED) as side:
+                followup.refine(
+                    plan,
+                    engine,
+                    side,
+                    report,
+                    trials=result.trials,
+                    best=_best(result),
+                    rounds=rounds,
+                    trials_a_round=trials,
+                    until=until,
+                    patience=patience,
+                )
+        return load(folder)
 
     def run_trial(
         self,
@@ -498,6 +554,11 @@ class Study:
             f"at most {table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} "
             "operations of training, if no trial stops before its budget"
         )
+
+
+def _best(result: Result) -> dict[int, float]:
+    steps = result.steps_to_target()
+    return dict(zip(steps["batch_size"].tolist(), steps["steps"].tolist(), strict=True))
 
 
 def _mesh(chosen: Sequence[Any] | None) -> Mesh:

@@ -6,6 +6,7 @@ parts/*.parquet                rows of the tables, as they come
 measurements.parquet           the tables, once compacted
 trials.parquet
 state/<batch_size>.npz         training states of an unfinished batch size
+confirm/, refine/              the same again, of what is run after the search
 """
 
 import contextlib
@@ -28,6 +29,9 @@ from batchscale.records.tables import (
     measurement_table,
     trial_table,
 )
+
+CONFIRMED, REFINED = "confirm", "refine"
+"""Where, in the folder of a study, its confirmation and its refinement are."""
 
 
 class Records:

@@ -14,4 +14,8 @@ from batchscale.tuner.leading import leading as leading
 from batchscale.tuner.leading import middle as middle
 from batchscale.tuner.leading import steps_of as steps_of
 from batchscale.tuner.planning import plan as plan
+from batchscale.tuner.refining import expand as expand
+from batchscale.tuner.refining import refine as refine
+from batchscale.tuner.refining import spread as spread
+from batchscale.tuner.refining import united as united
 from batchscale.tuner.search_space import SearchSpace as SearchSpace

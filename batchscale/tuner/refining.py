@@ -1,0 +1,174 @@
+"""Where to search further: around the leading trials, and beyond an edge that they crowd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from batchscale.tuner.distributions import (
+    Choice,
+    Distribution,
+    Integer,
+    LogUniform,
+    ReverseLogUniform,
+    Uniform,
+)
+from batchscale.tuner.search_space import Dimension, SearchSpace
+
+# Choices.
+_MARGIN = 0.25  # of the box's width, on each side
+_NARROWEST = 0.02  # of the range
+_OUTERMOST = 2  # trials: one of them leads where the optimum may be beyond the edge
+
+
+def refine(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> SearchSpace:
+    """The box around the leading trials of one batch size, within the space.
+
+    Args:
+      space: what they were drawn from, without functions of batch size.
+      trials: those that did not diverge: their hyperparameters, and `first_crossing`.
+      leading: how many of them span the box; those that crossed first.
+
+    Returns:
+      A space with the same names: the box on the scale that each hyperparameter is drawn on, a
+      quarter of its width wider on each side. A `Choice` keeps the values that lead.
+
+    Raises:
+      ValueError: fewer than two trials reached the goal.
+
+    >>> space = SearchSpace(learning_rate=LogUniform(0.001, 10.0))
+    >>> trials = pd.DataFrame(
+    ...     {"learning_rate": [0.01, 0.1, 1.0, 8.0], "first_crossing": [90.0, 20, 50, np.inf]}
+    ... )
+    >>> found = refine(space, trials, leading=2)["learning_rate"]
+    >>> round(found.low, 3), round(found.high, 3)
+    (0.056, 1.778)
+    """
+    return SearchSpace(
+        **{
+            name: _inside(dimension, *_box(dimension, name, trials, leading))
+            if isinstance(dimension, Distribution)
+            else dimension
+            for name, dimension in space.items()
+        }
+    )
+
+
+def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> SearchSpace | None:
+    """The box around the leading trials, and beyond the edges of the space that they crowd.
+
+    An edge is crowded if one of the two trials that are nearest to it is among those that lead.
+    Beyond it the box is twice as wide as the leading trials are spread.
+
+    Args:
+      space: as for `refine`.
+      trials: as for `refine`.
+      leading: as for `refine`.
+
+    Returns:
+      The space, or None where no edge is crowded. A momentum (`ReverseLogUniform`) is not taken
+      below 0, and a `Choice` and an `Integer` have no beyond.
+
+    >>> space = SearchSpace(learning_rate=LogUniform(0.001, 1.0))
+    >>> trials = pd.DataFrame(
+    ...     {"learning_rate": [0.01, 0.1, 0.4, 0.9], "first_crossing": [90.0, 60, 30, 20]}
+    ... )
+    >>> expand(space, trials, leading=2)["learning_rate"].high > 1
+    True
+    """
+    box = dict(refine(space, trials, leading=leading).items())
+    beyond = False
+    for name, dimension in space.items():
+        if not isinstance(dimension, LogUniform | ReverseLogUniform | Uniform):
+            continue
+        low, high, width = _box(dimension, name, trials, leading)
+        place = dimension.unit(trials[name].to_numpy(np.float64))
+        order = np.argsort(place)
+        lead = set(_lead(trials, leading).index)
+        ends = {"low": order[:_OUTERMOST], "high": order[::-1][:_OUTERMOST]}
+        crowded = {edge: bool(lead.intersection(trials.index[some])) for edge, some in ends.items()}
+        if crowded["low"] or crowded["high"]:
+            beyond = True
+            low = -2 * width if crowded["low"] else low
+            high = 1 + 2 * width if crowded["high"] else high
+            box[name] = _between(dimension, low, high)
+    return SearchSpace(**box) if beyond else None
+
+
+def spread(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> float:
+    """How far the leading trials are apart: the largest share of a range that they span.
+
+    >>> space = SearchSpace(learning_rate=LogUniform(0.001, 10.0))
+    >>> trials = pd.DataFrame({"learning_rate": [0.1, 1.0], "first_crossing": [20.0, 50.0]})
+    >>> round(spread(space, trials), 3)
+    0.25
+    """
+    widths = [
+        _box(dimension, name, trials, leading)[2]
+        for name, dimension in space.items()
+        if isinstance(dimension, Distribution) and not isinstance(dimension, Choice)
+    ]
+    return max(widths, default=0.0)
+
+
+def united(space: SearchSpace, other: SearchSpace) -> SearchSpace:
+    """The space that holds both; of what has no bounds the first.
+
+    >>> a, b = SearchSpace(x=Uniform(0.0, 1.0)), SearchSpace(x=Uniform(0.5, 2.0))
+    >>> united(a, b)["x"]
+    Uniform(low=0.0, high=2.0)
+    """
+    dimensions: dict[str, Dimension] = {}
+    for name, dimension in space.items():
+        beside = other[name]
+        dimensions[name] = dimension
+        for kind in (LogUniform, ReverseLogUniform, Uniform):
+            if isinstance(dimension, kind) and isinstance(beside, kind):
+                low, high = min(dimension.low, beside.low), max(dimension.high, beside.high)
+                dimensions[name] = kind(low, high)
+    return SearchSpace(**dimensions)
+
+
+def _lead(trials: pd.DataFrame, leading: int) -> pd.DataFrame:
+    reached = trials.loc[np.isfinite(trials["first_crossing"])]
+    if len(reached) < 2:
+        raise ValueError(
+            f"refine: {len(reached)} trials reached the goal, wanted at least 2 of a batch size. "
+            "Train past the first crossing with study.extend(folder, stop=3.0), or search more."
+        )
+    return reached.sort_values("first_crossing", kind="stable").head(leading)
+
+
+def _box(
+    dimension: Distribution, name: str, trials: pd.DataFrame, leading: int
+) -> tuple[float, float, float]:
+    """Where the leading trials are, as shares of the range, with the margin; and their spread."""
+    places = dimension.unit(_lead(trials, leading)[name].to_numpy(np.float64))
+    width = max(float(places.max() - places.min()), _NARROWEST)
+    return float(places.min()) - _MARGIN * width, float(places.max()) + _MARGIN * width, width
+
+
+def _inside(dimension: Distribution, low: float, high: float, width: float) -> Dimension:
+    del width
+    if isinstance(dimension, Choice):
+        places = dimension.unit(np.array(dimension.values))
+        kept = [v for v, p in zip(dimension.values, places, strict=True) if low <= p <= high]
+        return Choice(kept) if len(kept) > 1 else kept[0]
+    return _between(dimension, max(low, 0.0), min(high, 1.0))
+
+
+def _between(dimension: Distribution, low: float, high: float) -> Dimension:
+    """The same kind of distribution between two places, which may be beyond 0 and 1."""
+    if isinstance(dimension, LogUniform):
+        ratio = dimension.high / dimension.low
+        return LogUniform(dimension.low * ratio**low, dimension.low * ratio**high)
+    if isinstance(dimension, ReverseLogUniform):
+        start, ratio = 1 - dimension.low, (1 - dimension.high) / (1 - dimension.low)
+        return ReverseLogUniform(max(1 - start * ratio**low, 0.0), 1 - start * ratio**high)
+    assert isinstance(dimension, Integer | Uniform)
+    span = dimension.high - dimension.low
+    ends = dimension.low + low * span, dimension.low + high * span
+    if isinstance(dimension, Uniform):
+        return Uniform(*ends)
+    first, last = round(ends[0]), round(ends[1])
+    return Integer(first, last) if first < last else first

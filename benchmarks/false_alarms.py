@@ -1,0 +1,81 @@
+"""How often the audit of a careful study raises an alarm, by simulation.
+
+    python -m benchmarks.false_alarms
+
+Careful studies of several kinds are simulated (see `benchmarks.simulation`), and audited. Printed
+are the share of the studies with any alarm, and which checks raised them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+from pathlib import Path
+
+import batchscale as bs
+from batchscale.audit import audit
+from benchmarks.simulation import Careful, simulate
+
+KINDS = {
+    "as it is": Careful(),
+    "more scatter": Careful(scatter=0.35),
+    "16 trials": Careful(trials=16),
+    "64 trials": Careful(trials=64),
+    "a flat optimum": Careful(curvature=0.08),
+    "a sharp optimum": Careful(curvature=0.8),
+    "every second batch size": Careful(batch_sizes=tuple(4**k for k in range(7))),
+    "a narrow range": Careful(
+        space=bs.SearchSpace(
+            learning_rate=lambda b: bs.LogUniform(2e-3 * min(b, 32), 2e-1 * min(b, 32))
+        )
+    ),
+}
+
+
+def main() -> None:
+    """Simulates every kind and writes what was found as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--studies", type=int, default=100, help="of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/false_alarms.json"))
+    arguments = parser.parse_args()
+    rows = []
+    for kind, study in KINDS.items():
+        raised: collections.Counter[str] = collections.Counter()
+        studies = 0
+        for seed in range(arguments.seed, arguments.seed + arguments.studies):
+            tables = simulate(study, seed)
+            found = audit(
+                tables.measurements,
+                tables.trials,
+                tables.steps,
+                tables.goal,
+                spaces=tables.spaces,
+                max_steps=tables.max_steps,
+                batch_dependent=False,
+            )
+            raised.update(check.name for check in found.alarms)
+            studies += bool(found.alarms)
+        rows.append({"kind": kind, "alarmed": studies / arguments.studies, "by": dict(raised)})
+        print(rows[-1], flush=True)
+    described = {kind: _words(study) for kind, study in KINDS.items()}
+    about = {"studies": arguments.studies, "seed": arguments.seed, "kinds": described}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+
+
+def _words(study: Careful) -> str:
+    """What differs from the default, in words."""
+    fields = [f for f in dataclasses.fields(study) if f.name not in ("space", "max_steps")]
+    usual = Careful()
+    return ", ".join(
+        f"{f.name}={getattr(study, f.name)}"
+        for f in fields
+        if getattr(study, f.name) != getattr(usual, f.name)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Everything a sceptical referee would ask of a study, on digits, on MNIST, and on a known model.
+
+    python -m experiments.analysis --study digits
+    python -m experiments.analysis --study mnist
+
+Trains a study past its first crossings with whole curves, refines it, confirms the tuned settings
+under fresh seeds, and writes every analysis of the library as a table, with its figures: best of N
+and tuned settings, tuning curves, other definitions, learning-rate rules, time against cost,
+sensitivity, the noise scale along a run, sharpness, and the audit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+import warnings
+from pathlib import Path
+
+import pandas as pd
+
+import batchscale as bs
+from batchscale import records, theory
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A study, and at which points theory is asked.
+
+    Attributes:
+      workload: from the registry.
+      goal: validation error.
+      space: of SGD.
+      batch_sizes: measured.
+      trials: a batch size.
+      max_steps: the budget.
+      noise_at: the batch size whose winner is followed.
+      matched_loss: the training loss at which batch sizes are compared.
+      examples: of noise scale and sharpness; all if None.
+    """
+
+    workload: str
+    goal: float
+    space: bs.SearchSpace
+    batch_sizes: list
+    trials: int
+    max_steps: int
+    noise_at: int
+    matched_loss: float
+    examples: int | None = None
+
+
+PRESETS = {
+    "digits": Preset(
+        workload="digits/fc_64",
+        goal=0.05,
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 10)),
+        batch_sizes=[*bs.powers_of_two(1, 1024), "full"],
+        trials=48,
+        max_steps=20_000,
+        noise_at=16,
+        matched_loss=0.1,
+    ),
+    "mnist": Preset(
+        workload="mnist/fc_128_128_128",
+        goal=0.03,
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
+        batch_sizes=[16, 64, 256, 1024, 4096],
+        trials=18,
+        max_steps=20_000,
+        noise_at=64,
+        matched_loss=0.05,
+        examples=2000,
+    ),
+}
+
+
+def study(name: str, *, seed: int = 0) -> bs.Study:
+    """The study of a preset.
+
+    >>> study("digits").stop
+    3.0
+    """
+    preset = PRESETS[name]
+    return bs.Study(
+        workload=bs.workloads.get(preset.workload),
+        optimizer="sgd",
+        space=preset.space,
+        batch_sizes=preset.batch_sizes,
+        goal=bs.Goal("validation/error", preset.goal),
+        trials=preset.trials,
+        max_steps=preset.max_steps,
+        stop=3.0,
+        curves="exact",
+        seed=seed,
+    )
+
+
+def main() -> None:
+    """Runs the study and all analyses."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--study", choices=PRESETS, default="digits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs/analysis"))
+    parser.add_argument("--output", type=Path, default=Path("results/analysis"))
+    arguments = parser.parse_args()
+    preset = PRESETS[arguments.study]
+    folder, output = arguments.runs / arguments.study, arguments.output / arguments.study
+    output.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    some = study(arguments.study, seed=arguments.seed)
+    result = some.run(folder)
+    trained = time.monotonic()
+    found = some.confirm(folder, settings=5, selection_seeds=7, seeds=21)
+    confirmed = time.monotonic()
+
+    def write(table: pd.DataFrame, name: str) -> None:
+        table.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
+        print(f"\n{name}\n{table.to_string(index=False)}", flush=True)
+
+    best, tuned = result.steps_to_target(), found.steps_to_target()
+    write(found.table, "confirmation")
+    curves = [
+        best.assign(variant="best of N", why=""),
+        tuned.assign(variant="tuned setting, median of fresh seeds", why=""),
+    ]
+    write(bs.scaling.transitions(pd.concat(curves)), "best_and_tuned")
+    write(result.tuning_curve(), "tuning_curve")
+    variants = result.variants()
+    write(variants, "variants")
+    write(bs.scaling.transitions(variants), "transitions")
+    rates = result.learning_rates()
+    write(rates, "learning_rates")
+    rules = bs.scaling.rules(rates)
+    write(rules.table, "rules")
+    write(result.frontier(), "frontier")
+    write(result.sensitivity(), "sensitivity")
+    words = [str(bs.scaling.recommend(tuned))]
+    low, high = rules.exponent_interval
+    words.append(
+        f"The best learning rate grows as the batch size to the power {rules.exponent:.2f} "
+        f"({low:.2f} to {high:.2f}) up to {rules.exponent_until:.3g}."
+    )
+    audit = result.audit()
+    write(audit.table(), "audit")
+    fits = {
+        f"{name}, {form}": bs.scaling.fit(table, form=form)
+        for name, table in (("best of N", best), ("tuned", tuned))
+        for form in ("hyperbolic", "generalised")
+    }
+    (output / "recommendation.txt").write_text("\n".join(words) + "\n")
+    print("\n".join(words), *fits.items(), sep="\n")
+
+    winner = int(tuned.set_index("batch_size")["trial"][preset.noise_at])
+    steps = int(best.set_index("batch_size")["steps"][preset.noise_at])
+    marks = sorted({0, *(max(1, round(3 * steps / 2**k)) for k in range(8))})
+    noise = theory.noise_scales(
+        some,
+        batch_size=preset.noise_at,
+        trial=winner,
+        steps=marks,
+        folder=folder,
+        examples=preset.examples,
+    )
+    write(noise, "noise_scale")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        sharp = theory.generalisation(
+            some, result, train_loss=preset.matched_loss, trials=3, examples=preset.examples
+        )
+    write(sharp, "sharpness")
+
+    plots = {
+        "confirmation": bs.plots.confirmation(found),
+        "tuning_curve": bs.plots.tuning_curve(result),
+        "variants": bs.plots.variants(result),
+        "learning_rates": bs.plots.learning_rates(result),
+        "frontier": bs.plots.frontier(result),
+        "sensitivity": bs.plots.sensitivity(result),
+        "noise_scale": bs.plots.noise_scale(noise, fit=found.scaling()),
+        "sharpness": bs.plots.sharpness(sharp),
+    }
+    for name, figure in plots.items():
+        bs.plots.save(figure, output / name)
+    about = {
+        "seed": arguments.seed,
+        "seconds": {
+            "study": round(trained - began),
+            "confirmation": round(confirmed - trained),
+            "total": round(time.monotonic() - began),
+        },
+        "fits": {
+            name: {
+                "b_crit": fit.b_crit,
+                "interval": list(fit.b_crit_interval),
+                "sharpness": fit.sharpness,
+                "spread": fit.spread,
+                "refused": fit.refused,
+            }
+            for name, fit in fits.items()
+        },
+        "made by": records.provenance(),
+    }
+    (output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

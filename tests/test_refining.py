@@ -1,0 +1,126 @@
+"""Searching on: boxes around the leading trials, and beyond the edges that they crowd."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import perceptron
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import batchscale as bs
+from batchscale import tuner
+from batchscale.records import Origin
+
+SPACE = bs.SearchSpace(
+    learning_rate=bs.LogUniform(1e-3, 10), momentum=bs.ReverseLogUniform(0.5, 0.99), decay=0.1
+)
+
+
+def trials(places, steps):
+    """Trials at places of the range of the learning rate, in the middle of that of momentum."""
+    unit = np.array(places, float)
+    return pd.DataFrame(
+        {
+            "learning_rate": SPACE["learning_rate"].value(unit),
+            "momentum": SPACE["momentum"].value(np.linspace(0.4, 0.6, len(unit))),
+            "decay": 0.1,
+            "first_crossing": steps,
+        }
+    )
+
+
+@given(
+    places=st.lists(st.floats(0, 0.999), min_size=6, max_size=20, unique=True),
+    seed=st.integers(0, 5),
+)
+@settings(deadline=None, max_examples=40)
+def test_the_box_holds_the_leading_trials_and_stays_inside(places, seed):
+    steps = np.random.default_rng(seed).permutation(len(places)) + 10.0
+    table = trials(places, steps)
+    box = tuner.refine(SPACE, table, leading=4)
+    assert list(box) == list(SPACE)
+    assert box["decay"] == 0.1
+    lead = table.sort_values("first_crossing").head(4)
+    for name in ("learning_rate", "momentum"):
+        inside = lead[name].between(box[name].low * (1 - 1e-9), box[name].high * (1 + 1e-9))
+        assert inside.all()
+        assert SPACE[name].low <= box[name].low < box[name].high <= SPACE[name].high
+
+
+def test_a_crowded_edge_is_gone_beyond_and_others_are_not():
+    high = tuner.expand(SPACE, trials([0.1, 0.3, 0.5, 0.8, 0.9, 0.95], [90, 80, 70, 30, 20, 25]))
+    # The three leading ones are spread over 0.15 of the range; beyond it goes twice that. They are
+    # in the last two thirds of momentum's range, whose outermost trial leads as well.
+    assert high["learning_rate"].high == pytest.approx(10 * 1e4 ** (2 * 0.45), rel=0.5)
+    assert high["learning_rate"].low > SPACE["learning_rate"].low
+    inner = trials([0.05, 0.1, 0.9, 0.95, 0.45, 0.5, 0.55], [90, 80, 85, 95, 20, 15, 25])
+    inner["momentum"] = SPACE["momentum"].value(np.array([0.1, 0.8, 0.2, 0.9, 0.5, 0.45, 0.55]))
+    assert tuner.expand(SPACE, inner, leading=3) is None
+    low = trials([0.01, 0.05, 0.5, 0.9], [20, 25, 90, 95])
+    beyond = tuner.expand(SPACE, low, leading=2)
+    assert beyond["learning_rate"].low < SPACE["learning_rate"].low
+    assert beyond["momentum"].low >= 0
+
+
+def test_what_has_no_beyond_stays_inside():
+    space = bs.SearchSpace(smoothing=bs.Choice([0, 0.01, 0.1]), layers=bs.Integer(1, 9))
+    table = pd.DataFrame(
+        {"smoothing": [0.1, 0.1, 0.0], "layers": [9, 8, 1], "first_crossing": [10.0, 12, 90]}
+    )
+    box = tuner.refine(space, table, leading=2)
+    assert box["smoothing"] == 0.1
+    assert (box["layers"].low, box["layers"].high) == (8, 9)
+    assert tuner.expand(space, table, leading=2) is None
+
+
+def test_too_few_that_reached_the_goal_are_refused():
+    with pytest.raises(ValueError, match="1 trials reached the goal, wanted at least 2"):
+        tuner.refine(SPACE, trials([0.1, 0.2], [10, np.inf]))
+
+
+def study(space=None):
+    return bs.Study(
+        workload=perceptron(),
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=space or bs.LogUniform(0.01, 3)),
+        batch_sizes=[8, "full"],
+        goal=bs.Goal("validation/error", 0.15),
+        trials=8,
+        max_steps=2000,
+        stop=3.0,
+    )
+
+
+def test_refined_trials_are_more_and_change_no_answer_and_survive_a_kill(tmp_path):
+    before = study().run(tmp_path / "a", progress=False)
+    after = study().refine(tmp_path / "a", rounds=2, trials=4, until=0.0, progress=False)
+    pd.testing.assert_frame_equal(after.steps_to_target(), before.steps_to_target())
+    refined = after.refined()
+    assert refined.groupby("batch_size").size().tolist() == [8, 8]
+    assert set(refined["origin"]) <= {Origin.REFINE, Origin.EXPAND}
+
+    def kill(progress):
+        kill.told += 1
+        if kill.told == 25:
+            raise KeyboardInterrupt
+
+    kill.told = 0
+    study().run(tmp_path / "b", progress=False)
+    options = {"rounds": 2, "trials": 4, "until": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        study().refine(tmp_path / "b", **options, progress=kill)
+    again = study().refine(tmp_path / "b", **options, progress=False)
+    pd.testing.assert_frame_equal(again.refined(), refined)
+    # A confirmation looks at them too.
+    found = study().confirm(tmp_path / "a", settings=3, selection_seeds=1, seeds=1, progress=False)
+    lead = pd.concat([after.trials, refined]).sort_values("first_crossing")
+    wanted = set(lead.loc[[8]].head(3).index.get_level_values("trial"))
+    assert set(found.settings.loc[found.settings["batch_size"] == 8, "trial"]) == wanted
+
+
+def test_an_optimum_beyond_the_edge_is_found(tmp_path):
+    study(bs.LogUniform(0.003, 0.05)).run(tmp_path, progress=False)
+    result = study(bs.LogUniform(0.003, 0.05)).refine(tmp_path, trials=6, progress=False)
+    assert (result.refined()["origin"] == Origin.EXPAND).any()
+    best = result.refined()["first_crossing"].groupby(level="batch_size").min()
+    assert (best.to_numpy() < 0.7 * result.steps_to_target()["steps"].to_numpy()).all()
