@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pandas as pd
@@ -77,7 +78,6 @@ class Result:
           ValueError: the curves were cut too early for that goal; says how to extend them.
         """
         trials = self._finished()
-        budget = self.definition.stop == "budget"
         return metrics.steps_to_target(
             self.measurements.loc[
                 self.measurements.index.get_level_values("batch_size").isin(
@@ -86,7 +86,7 @@ class Result:
             ],
             goal or self.goal,
             trials=trials,
-            feasible_trials=None if budget else self.definition.trials,
+            feasible_trials=self._feasible_trials,
         )
 
     def _finished(self) -> pd.DataFrame:
@@ -176,6 +176,77 @@ class Result:
     def _plan(self) -> Plan:
         with records.Records.open(self.folder, write=False) as folder:
             return Plan.from_json(folder.read_plan() or {})
+    def learning_rates(self, goal: Goal | None = None) -> pd.DataFrame:
+        """The best learning rate of each batch size; see `scaling.learning_rates`.
+
+        Args:
+          goal: another goal than the study's, to be read off the same curves.
+
+        Raises:
+          ValueError: the curves were cut too early; says how to extend them.
+        """
+        trials = self._finished()
+        return scaling.learning_rates(
+            self.measurements,
+            goal or self.goal,
+            trials=trials,
+            feasible_trials=self._feasible_trials,
+        )
+
+    def frontier(
+        self, goal: Goal | None = None, *, seconds_per_step: scaling.StepTimes | None = None
+    ) -> pd.DataFrame:
+        """Steps, examples and time at every batch size; see `scaling.frontier`."""
+        return scaling.frontier(self.steps_to_target(goal), seconds_per_step=seconds_per_step)
+
+    def recommend(
+        self,
+        goal: Goal | None = None,
+        *,
+        seconds_per_step: scaling.StepTimes | None = None,
+        tolerance: float = 0.2,
+    ) -> scaling.Recommendation:
+        """Which batch size to train with, in words and numbers; see `scaling.recommend`."""
+        return scaling.recommend(
+            self.steps_to_target(goal), seconds_per_step=seconds_per_step, tolerance=tolerance
+        )
+
+    def sensitivity(
+        self,
+        goal: Goal | None = None,
+        *,
+        within: float = 2.0,
+        max_steps: float | None = None,
+        max_epochs: float | Fraction | None = None,
+    ) -> pd.DataFrame:
+        """Which share of the trials reaches the goal, or nearly as fast; see `tuner.sensitivity`.
+
+        Args:
+          goal: another goal than the study's, to be read off the same curves.
+          within: a factor on the fewest steps.
+          max_steps: a budget in steps; none if not given.
+          max_epochs: a budget in passes over the training set.
+
+        Raises:
+          ValueError: the curves were cut too early; says how to extend them.
+        """
+        trials = self._finished()
+        return tuner.sensitivity(
+            self.measurements,
+            goal or self.goal,
+            trials=trials,
+            space=self.space,
+            feasible_trials=self._feasible_trials,
+            within=within,
+            max_steps=max_steps,
+            max_epochs=max_epochs,
+            train_examples=self.train_examples,
+        )
+
+    @property
+    def _feasible_trials(self) -> int | None:
+        """By which rule trials that diverged count; see `steps_to_target`."""
+        return None if self.definition.stop == "budget" else self.definition.trials
 
     def layouts(self) -> pd.DataFrame:
         """How trials were packed, one row a batch size.

@@ -2,6 +2,9 @@
 
 from batchscale.plots.common import save as save
 from batchscale.plots.confirmation import confirmation as confirmation
+from batchscale.plots.frontier import frontier as frontier
+from batchscale.plots.learning_rates import learning_rates as learning_rates
 from batchscale.plots.scatter import hyperparameters as hyperparameters
+from batchscale.plots.sensitivity import sensitivity as sensitivity
 from batchscale.plots.steps import steps_to_target as steps_to_target
 from batchscale.plots.training import training_curves as training_curves

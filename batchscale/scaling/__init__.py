@@ -1,12 +1,21 @@
 """Where perfect scaling ends, where the plateau begins, and the critical batch size between them.
 
-Everything works on the table of `metrics.steps_to_target`, whoever made it.
+Time against cost, which batch size to train with, and how the best learning rate moves with it.
+Everything works on tables, whoever made them: that of `metrics.steps_to_target`, or, for learning
+rates, measurements and trials.
 """
 
 from batchscale.scaling.curve import Form as Form
 from batchscale.scaling.curve import Interval as Interval
 from batchscale.scaling.fitting import Fit as Fit
 from batchscale.scaling.fitting import fit as fit
+from batchscale.scaling.frontier import Recommendation as Recommendation
+from batchscale.scaling.frontier import StepTimes as StepTimes
+from batchscale.scaling.frontier import frontier as frontier
+from batchscale.scaling.frontier import recommend as recommend
+from batchscale.scaling.learning_rates import Rules as Rules
+from batchscale.scaling.learning_rates import learning_rates as learning_rates
+from batchscale.scaling.learning_rates import rules as rules
 from batchscale.scaling.regimes import Regimes as Regimes
 from batchscale.scaling.regimes import overhead as overhead
 from batchscale.scaling.regimes import regimes as regimes

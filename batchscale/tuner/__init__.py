@@ -1,4 +1,4 @@
-"""Search spaces, plans of trials, and the best trial of each batch size."""
+"""Search spaces, plans of trials, the best trial of each batch size, and the share that works."""
 
 from batchscale.tuner.best import derived as derived
 from batchscale.tuner.best import effective_learning_rate as effective_learning_rate
@@ -19,3 +19,4 @@ from batchscale.tuner.refining import refine as refine
 from batchscale.tuner.refining import spread as spread
 from batchscale.tuner.refining import united as united
 from batchscale.tuner.search_space import SearchSpace as SearchSpace
+from batchscale.tuner.sensitivity import sensitivity as sensitivity

@@ -1,0 +1,121 @@
+"""Time against cost: what a larger batch size buys, and for how many examples."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
+
+from batchscale.plots.common import (
+    BLUE,
+    FONT_SIZE,
+    GREY,
+    Result,
+    goal_words,
+    head,
+    log2_axis,
+    new_axes,
+)
+from batchscale.scaling import Fit, StepTimes
+
+_CURVE: dict[str, Any] = {"color": "0.3", "linewidth": 1, "zorder": 2}
+_POINTS: dict[str, dict[str, Any]] = {
+    "on the frontier": {"color": BLUE, "marker": "o", "markersize": 5.5},
+    "beaten by another": {
+        "color": GREY, "marker": "o", "markersize": 5.5, "markerfacecolor": "white",
+    },
+}  # fmt: skip
+
+
+class _Measured(Result, Protocol):
+    """A result that knows its frontier and its fit."""
+
+    def frontier(self, *, seconds_per_step: StepTimes | None = None) -> pd.DataFrame:
+        """The table of `scaling.frontier`."""
+        ...
+
+    def scaling(self) -> Fit:
+        """The curve through steps to target."""
+        ...
+
+
+def frontier(
+    result: _Measured, *, seconds_per_step: StepTimes | None = None, ax: Axes | None = None
+) -> Axes:
+    """Steps, or seconds, against examples to the goal, one point a batch size.
+
+    To the left is cheap, below is fast. Filled points are not beaten in both by another batch size.
+    The line is the curve fitted to steps to target, on ideal hardware the hyperbola
+    (S / S_min - 1)(E / E_min - 1) = 1 of McCandlish et al. (2018, arXiv:1812.06162); with measured
+    step times, or where no critical batch size is quoted, there is none. Batch sizes that miss the
+    goal are left out.
+
+    Args:
+      result: of a study.
+      seconds_per_step: as for `scaling.frontier`.
+      ax: where to draw; a new figure if not given.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: no batch size reaches the goal, or a batch size has no step time.
+
+    >>> from types import SimpleNamespace
+    >>> from batchscale import scaling
+    >>> steps = pd.DataFrame({"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]})
+    >>> result = SimpleNamespace(
+    ...     name="digits/fc_64, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.05, mode="min"),
+    ...     frontier=lambda seconds_per_step: scaling.frontier(steps),
+    ...     scaling=lambda: scaling.fit(steps),
+    ... )
+    >>> ax = frontier(result)
+    >>> ax.get_xlabel()
+    'Examples to validation error < 0.05'
+    >>> import matplotlib.pyplot as plt
+    >>> plt.close(ax.figure)
+    """
+    table = result.frontier(seconds_per_step=seconds_per_step)
+    table = table[np.isfinite(table["steps"])]
+    if table.empty:
+        raise ValueError(f"frontier: {result.name!r} reaches its goal at no batch size.")
+    time = "steps" if seconds_per_step is None else "seconds"
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    log2_axis(ax, "y")
+    handles = []
+    for kind, chosen in zip(
+        _POINTS, (table[table["pareto"]], table[~table["pareto"]]), strict=True
+    ):
+        if len(chosen):
+            handles += ax.plot(
+                chosen["examples"], chosen[time], linestyle="none", label=kind, zorder=3,
+                **_POINTS[kind],
+            )  # fmt: skip
+    for row in table.itertuples():
+        ax.annotate(
+            f"{row.batch_size:,}",
+            (row.examples, getattr(row, time)),  # pyright: ignore[reportArgumentType]
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=FONT_SIZE,
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # over the curve
+            zorder=4,
+        )
+    fit = result.scaling()
+    if seconds_per_step is None and not fit.refused:
+        sizes = np.geomspace(table["batch_size"].min(), table["batch_size"].max(), 200)
+        label = f"fitted curve, critical batch size {fit.b_crit:.3g}"
+        handles += ax.plot(sizes * fit.steps(sizes), fit.steps(sizes), label=label, **_CURVE)
+    goal = goal_words(result.goal)
+    ax.set_xlabel(f"Examples to {goal}")
+    ax.set_ylabel(f"{time.capitalize()} to {goal}")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.margins(x=0.1, y=0.08)  # room for the last label
+    head(ax, f"{result.name}: time against cost, by batch size", handles)
+    return ax

@@ -1,0 +1,130 @@
+"""The best learning rate against batch size, and the rules that it might follow."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from batchscale.plots.common import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Result,
+    goal_words,
+    head,
+    log2_axis,
+    log_axis,
+    new_axes,
+)
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "linear rule": {"color": "0.3", "linewidth": 1, "linestyle": (0, (4, 3))},
+    "square-root rule": {"color": "0.3", "linewidth": 1.2, "linestyle": (0, (1, 2))},
+    "best, by the fitted curve": {
+        "color": BLUE, "marker": "o", "markersize": 5.5, "capsize": 3, "linestyle": "none",
+    },
+    "too few trials for a curve": {
+        "color": GREY, "marker": "s", "markersize": 5, "markerfacecolor": "white", "capsize": 3,
+        "linestyle": "none",
+    },
+    "fewest steps": {
+        "color": ORANGE, "marker": "*", "markersize": 8, "markeredgecolor": "black",
+        "markeredgewidth": 0.6, "linestyle": "none",
+    },
+}  # fmt: skip
+
+
+class _Tuned(Result, Protocol):
+    """A result that knows its learning rates."""
+
+    def learning_rates(self) -> pd.DataFrame:
+        """The table of `scaling.learning_rates`."""
+        ...
+
+
+def learning_rates(result: _Tuned, *, reference: int | None = None, ax: Axes | None = None) -> Axes:
+    """The best effective learning rate of each batch size, between the rules that it might follow.
+
+    After figure 8 of Shallue et al. (2019), with intervals: bars are the rates that are as good
+    within 20%, and the uncertainty of the fit (`scaling.learning_rates`). Open squares come of too
+    few trials for a curve. Stars are the single best trials. The rules begin from a reference batch
+    size; a batch size that misses the goal is left out.
+
+    Args:
+      result: of a study whose trials went on to three times the fewest steps.
+      reference: a batch size; if not given, the smallest that reaches the goal.
+      ax: where to draw; a new figure if not given.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the study was cut too early, the reference has no learning rate, or no batch size
+        reaches the goal.
+
+    >>> from types import SimpleNamespace
+    >>> result = SimpleNamespace(
+    ...     name="digits/fc_64, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.05, mode="min"),
+    ...     learning_rates=lambda: pd.DataFrame(
+    ...         {"batch_size": [4, 64], "centre": [0.2, 0.9], "low": [0.1, 0.5], "high": [0.3, 1.2],
+    ...          "interval": "fitted curve", "effective_learning_rate": [0.21, 0.93]}
+    ...     ),
+    ... )
+    >>> ax = learning_rates(result)
+    >>> ax.get_ylabel()
+    'Best effective learning rate'
+    >>> import matplotlib.pyplot as plt
+    >>> plt.close(ax.figure)
+    """
+    table = result.learning_rates().sort_values("batch_size")
+    table = table[table["centre"].notna()]
+    sizes = table["batch_size"].to_numpy(float)
+    if len(sizes) == 0:
+        raise ValueError(f"learning_rates: {result.name!r} reaches its goal at no batch size.")
+    reference = int(sizes[0]) if reference is None else reference
+    if reference not in sizes:
+        raise ValueError(
+            f"learning_rates: {result.name!r} has no learning rate at reference={reference}; it "
+            f"has those of {', '.join(str(int(size)) for size in sizes)}."
+        )
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    log_axis(ax, "y")
+    fitted = (table["interval"] == "fitted curve").to_numpy()
+    handles = []
+    for kind, chosen in (
+        ("best, by the fitted curve", table[fitted]),
+        ("too few trials for a curve", table[~fitted]),
+    ):
+        if len(chosen):
+            margins = [chosen["centre"] - chosen["low"], chosen["high"] - chosen["centre"]]
+            bars = ax.errorbar(
+                chosen["batch_size"],
+                chosen["centre"],
+                np.maximum(margins, 0),
+                label=kind,
+                zorder=3,
+                **_STYLES[kind],
+            )
+            handles.append(bars)
+    handles += ax.plot(
+        sizes, table["effective_learning_rate"], label="fewest steps", zorder=4,
+        **_STYLES["fewest steps"],
+    )  # fmt: skip
+    bottom, top = ax.get_ylim()
+    begin = table.loc[table["batch_size"] == reference, "centre"].item()
+    for kind, power in (("linear rule", 1.0), ("square-root rule", 0.5)):
+        rates = begin * (sizes / reference) ** power
+        handles += ax.plot(sizes, rates, label=kind, zorder=2, **_STYLES[kind])
+    # The rules may lead far out of the view, which is that of the measured rates.
+    ax.set_ylim(bottom, top * 2)
+    ax.set_xlabel("Batch size (examples)")
+    ax.set_ylabel("Best effective learning rate")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    head(ax, f"{result.name}, {goal_words(result.goal)}", handles)
+    return ax

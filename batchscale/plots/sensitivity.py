@@ -1,0 +1,126 @@
+"""The share of a search space that works, against batch size."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any, Protocol
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from batchscale.plots.common import (
+    BLUE,
+    COLORS,
+    VERMILION,
+    Result,
+    goal_words,
+    head,
+    log2_axis,
+    new_axes,
+)
+
+_LINES: dict[str, dict[str, Any]] = {
+    "reached": {"color": BLUE, "marker": "o"},
+    "near": {"color": COLORS[2], "marker": "s", "linestyle": (0, (5, 2))},
+    "infeasible": {"color": VERMILION, "marker": "x", "linestyle": (0, (1, 1.5))},
+}
+
+
+class _Searched(Result, Protocol):
+    """A result that knows which share of its trials works."""
+
+    def sensitivity(
+        self, *, within: float, max_steps: float | None, max_epochs: float | Fraction | None
+    ) -> pd.DataFrame:
+        """The table of `tuner.sensitivity`."""
+        ...
+
+
+def sensitivity(
+    result: _Searched,
+    *,
+    within: float = 2.0,
+    max_steps: float | None = None,
+    max_epochs: float | Fraction | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Which share of the trials reaches the goal, nearly as fast as the best, or diverges.
+
+    With Wilson intervals of 90% as bands. Where a trial lies is in `hyperparameters`. The share
+    that reaches the goal is left out where trials were stopped before their budget.
+
+    Args:
+      result: of a study.
+      within: how many times the fewest steps are nearly as fast.
+      max_steps: a budget in steps; none if not given.
+      max_epochs: a budget in passes over the training set.
+      ax: where to draw; a new figure if not given.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the study was cut too early to tell.
+
+    >>> from types import SimpleNamespace
+    >>> shares = {"reached": 0.5, "near": 0.25, "infeasible": 0.1}
+    >>> shares |= {f"{share}_low": 0.0 for share in shares}
+    >>> shares |= {f"{share}_high": 0.9 for share in ("reached", "near", "infeasible")}
+    >>> result = SimpleNamespace(
+    ...     name="digits/fc_64, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.05, mode="min"),
+    ...     sensitivity=lambda **budget: pd.DataFrame({"batch_size": [1, 4]}).assign(**shares),
+    ... )
+    >>> ax = sensitivity(result, max_steps=100)
+    >>> ax.get_ylabel()
+    'Share of the trials'
+    >>> import matplotlib.pyplot as plt
+    >>> plt.close(ax.figure)
+    """
+    table = result.sensitivity(within=within, max_steps=max_steps, max_epochs=max_epochs)
+    table = table.sort_values("batch_size")
+    words = {
+        "reached": "reaches the goal",
+        "near": f"within {within:g} times the fewest steps",
+        "infeasible": "diverged",
+    }
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    handles = []
+    for share, style in _LINES.items():
+        known = table[table[share].notna()]
+        if known.empty:
+            continue
+        handles += ax.plot(
+            table["batch_size"],
+            table[share],
+            markersize=5,
+            label=words[share],
+            zorder=3,
+            clip_on=False,
+            **style,
+        )
+        ax.fill_between(
+            table["batch_size"],
+            table[f"{share}_low"],
+            table[f"{share}_high"],
+            color=style["color"],
+            alpha=0.12,
+            linewidth=0,
+            zorder=2,
+        )
+    highs = table[[f"{share}_high" for share in _LINES]].max(axis=None)
+    ax.set_ylim(0, min(1.0, 1.1 * highs))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.set_xlabel("Batch size (examples)")
+    ax.set_ylabel("Share of the trials")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    goal = goal_words(result.goal)
+    if max_steps is not None:
+        goal += f" in {max_steps:,} steps"
+    if max_epochs is not None:
+        goal += f" in {max_epochs} epochs"
+    head(ax, f"{result.name}, {goal}", handles)
+    return ax

@@ -1,0 +1,260 @@
+"""Steps, examples and time: what a batch size buys, and which to train with."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from batchscale.scaling.fitting import Fit
+from batchscale.scaling.fitting import fit as fit_steps
+from batchscale.scaling.regimes import Regimes, overhead, regimes
+
+StepTimes = float | Mapping[int, float] | pd.DataFrame
+"""Seconds a step takes: at every batch size, by batch size, or a table of both."""
+
+
+def frontier(steps: pd.DataFrame, *, seconds_per_step: StepTimes | None = None) -> pd.DataFrame:
+    """Time against cost at every batch size.
+
+    Cost is the number of examples. Time is the number of steps: on ideal hardware a step takes the
+    same time whatever the batch size (the assumption of Shallue et al. 2019). With
+    `seconds_per_step` time is steps times that.
+
+    Args:
+      steps: the table of `metrics.steps_to_target`.
+      seconds_per_step: measured, above 0: a number, `{batch_size: seconds}`, or a table with the
+        columns `batch_size` and `seconds_per_step`.
+
+    Returns:
+      One row a batch size: `batch_size`; `steps`; `seconds`, if step times were given; `examples`;
+      `speedup`, the time of the smallest batch size over this one's; `efficiency`, the examples of
+      the smallest over this one's, 1 for perfect scaling, a little above it by luck; `pareto`,
+      whether no other batch size takes at most the same time and examples and less of one. A miss
+      has inf, and 0 for speedup and efficiency; if the smallest batch size misses, both are NaN.
+
+    Raises:
+      ValueError: a table is not as above, or a batch size has no step time.
+
+    >>> table = pd.DataFrame({"batch_size": [1, 4, 16, 64], "steps": [1000, 250, 100, 125]})
+    >>> frontier(table)
+       batch_size   steps  examples  speedup  efficiency  pareto
+    0           1  1000.0    1000.0      1.0       1.000   False
+    1           4   250.0    1000.0      4.0       1.000    True
+    2          16   100.0    1600.0     10.0       0.625    True
+    3          64   125.0    8000.0      8.0       0.125   False
+    >>> frontier(table, seconds_per_step={1: 0.01, 4: 0.01, 16: 0.03, 64: 0.1})["seconds"].tolist()
+    [10.0, 2.5, 3.0, 12.5]
+    """
+    table = overhead(steps).drop(columns="overhead")
+    time = table["steps"]
+    if seconds_per_step is not None:
+        time = time * _step_times(seconds_per_step, table["batch_size"])
+        table.insert(2, "seconds", time)
+    return table.assign(
+        speedup=_of_first(time),
+        efficiency=_of_first(table["examples"]),
+        pareto=_pareto(time.to_numpy(float), table["examples"].to_numpy(float)),
+    )
+
+
+def _of_first(values: pd.Series) -> pd.Series:
+    """The first value over each; NaN where the first is no number to compare with."""
+    first = values.iloc[0] if len(values) else math.nan
+    return (first if math.isfinite(first) else math.nan) / values
+
+
+def _step_times(given: StepTimes, batch_sizes: pd.Series) -> np.ndarray:
+    """The seconds of a step at each batch size."""
+    if isinstance(given, pd.DataFrame):
+        missing = {"batch_size", "seconds_per_step"} - set(given)
+        if missing:
+            raise ValueError(
+                f"seconds_per_step: no column {', '.join(map(repr, sorted(missing)))}; wanted "
+                "'batch_size' and 'seconds_per_step'."
+            )
+        given = dict(zip(given["batch_size"], given["seconds_per_step"], strict=True))
+    if not isinstance(given, Mapping):
+        given = dict.fromkeys(batch_sizes, given)
+    lacking = [str(size) for size in batch_sizes if size not in given]
+    if lacking:
+        raise ValueError(
+            f"seconds_per_step: no time for batch size {', '.join(lacking)}; "
+            f"got those of {', '.join(map(str, given)) or 'none'}."
+        )
+    for size in batch_sizes:
+        if not 0 < given[size] < math.inf:
+            raise ValueError(
+                f"seconds_per_step: got {given[size]!r} at batch size {size}, wanted seconds "
+                "above 0."
+            )
+    return np.array([given[size] for size in batch_sizes], np.float64)
+
+
+def _pareto(time: np.ndarray, cost: np.ndarray) -> np.ndarray:
+    """Which points no other one beats in one and equals in the other; never a miss."""
+    no_worse = (time[None] <= time[:, None]) & (cost[None] <= cost[:, None])
+    better = (time[None] < time[:, None]) | (cost[None] < cost[:, None])
+    return np.isfinite(time) & ~(no_worse & better).any(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """Which batch size to train with, in words and numbers; `str` gives the words.
+
+    Attributes:
+      table: of `frontier`.
+      regimes: perfect scaling and plateau among the batch sizes.
+      fit: the fitted curve, or why no critical batch size is quoted.
+      knee: the batch size nearest to B_crit, where the hyperbola needs twice the fewest steps and
+        twice the fewest examples. Where B_crit is refused, that with the least product of steps and
+        examples, which of the hyperbola is B_crit too. NaN if none reaches the goal.
+      fastest: the batch size that takes the least time: in seconds with measured step times, else
+        in steps; the smallest of several; NaN if none reaches the goal.
+      sentences: the words.
+    """
+
+    table: pd.DataFrame
+    regimes: Regimes
+    fit: Fit
+    knee: float
+    fastest: float
+    sentences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+def recommend(
+    steps: pd.DataFrame,
+    fit: Fit | None = None,
+    *,
+    seconds_per_step: StepTimes | None = None,
+    tolerance: float = 0.2,
+) -> Recommendation:
+    """Below which batch size doubling it is free, where returns diminish, and where they end.
+
+    Args:
+      steps: the table of `metrics.steps_to_target`.
+      fit: of `scaling.fit`; made here if not given.
+      seconds_per_step: as for `frontier`.
+      tolerance: the share by which steps, examples or seconds may be off and count as the same.
+
+    Raises:
+      ValueError: an argument is not as above.
+
+    >>> table = pd.DataFrame(
+    ...     {"batch_size": [1, 4, 16, 64, 256, 1024], "steps": [2500, 625, 175, 55, 31, 28]}
+    ... )
+    >>> print(recommend(table))
+    Steps stand for time: on ideal hardware a step takes as long at every batch size.
+    Up to 16: doubling the batch halves the steps at the same number of examples (within 20%).
+    64 is the knee: 2.6 times the fewest steps and 1.6 times the fewest examples of the fitted
+    curve, whose critical batch size is 101 (90% interval 84.4 to 122).
+    Above 256: no gain beyond 20% of the steps.
+    """
+    found = regimes(steps, tolerance=tolerance)
+    table = frontier(steps, seconds_per_step=seconds_per_step)
+    fit = fit_steps(steps) if fit is None else fit
+    reached = table[np.isfinite(table["steps"])]
+    knee = fastest = math.nan
+    if len(reached):
+        time = reached["seconds" if seconds_per_step is not None else "steps"]
+        if fit.refused:
+            far = reached["steps"] * reached["examples"]
+        else:
+            far = np.abs(np.log(reached["batch_size"] / fit.b_crit))
+        knee = float(reached.loc[far.idxmin(), "batch_size"])
+        fastest = float(reached.loc[time.idxmin(), "batch_size"])
+    words = [_time(seconds_per_step), *_misses(table)]
+    if len(reached):
+        words += [_perfect(table, found), *_knee(reached, knee, fit)]
+        words.append(_gain(reached, found))
+        if seconds_per_step is not None:
+            words.append(_fastest(reached, fastest, tolerance))
+    return Recommendation(table, found, fit, knee, fastest, tuple(words))
+
+
+def _time(seconds_per_step: StepTimes | None) -> str:
+    if seconds_per_step is None:
+        return "Steps stand for time: on ideal hardware a step takes as long at every batch size."
+    return "Seconds are steps times the given seconds a step; cost is the number of examples."
+
+
+def _misses(table: pd.DataFrame) -> list[str]:
+    missed = table.loc[np.isinf(table["steps"]), "batch_size"].tolist()
+    if not missed:
+        return []
+    if len(missed) == len(table):
+        return ["No batch size reached the goal, so nothing can be recommended."]
+    sizes = ", ".join(f"{size:,}" for size in missed)
+    return [f"Not reached in the steps that were trained: the goal at {sizes}."]
+
+
+def _perfect(table: pd.DataFrame, found: Regimes) -> str:
+    share = f"{found.tolerance:.0%}"
+    smallest, largest = int(table["batch_size"].iloc[0]), int(table["batch_size"].iloc[-1])
+    until = found.perfect_until
+    if math.isnan(until):
+        return (
+            f"Where perfect scaling ends is not known: {smallest:,}, the smallest batch size, did "
+            "not reach the goal."
+        )
+    if until == smallest:
+        return (
+            f"No perfect scaling from {smallest:,}, the smallest batch size, on: the next needs "
+            f"over {share} more examples."
+        )
+    words = (
+        f"Up to {until:,.0f}: doubling the batch halves the steps at the same number of examples "
+        f"(within {share})."
+    )
+    if until == largest:
+        words += " That is the largest batch size: larger ones may scale on."
+    return words
+
+
+def _knee(reached: pd.DataFrame, knee: float, fit: Fit) -> list[str]:
+    if not fit.refused:
+        low, high = fit.b_crit_interval
+        steps = float(fit.steps([knee])[0]) / fit.s_min
+        examples = steps * knee / fit.b_crit
+        return [
+            f"{knee:,.0f} is the knee: {steps:.1f} times the fewest steps and {examples:.1f} times "
+            "the fewest examples of the fitted curve, whose critical batch size is "
+            f"{fit.b_crit:.3g} ({fit.confidence:.0%} interval {low:.3g} to {high:.3g})."
+        ]
+    row = reached[reached["batch_size"] == knee].iloc[0]
+    steps = row["steps"] / reached["steps"].min()
+    examples = row["examples"] / reached["examples"].min()
+    words = (
+        f"{knee:,.0f} is the knee among the batch sizes: {steps:.1f} times the fewest steps and "
+        f"{examples:.1f} times the fewest examples."
+    )
+    sizes = reached["batch_size"].tolist()
+    if knee in (sizes[0], sizes[-1]):
+        which, beyond = ("smallest", "below") if knee == sizes[0] else ("largest", "above")
+        words += f" It is the {which} that reached the goal: the true one may lie {beyond}."
+    return [words, f"No critical batch size is quoted: {fit.refused}."]
+
+
+def _gain(reached: pd.DataFrame, found: Regimes) -> str:
+    share, largest = f"{found.tolerance:.0%}", int(reached["batch_size"].iloc[-1])
+    if found.useful_until == largest:
+        return (
+            f"No end of the gain within the batch sizes: {largest:,}, the largest that reached the "
+            f"goal, takes more than {share} off the steps of every smaller one."
+        )
+    return f"Above {found.useful_until:,.0f}: no gain beyond {share} of the steps."
+
+
+def _fastest(reached: pd.DataFrame, fastest: float, tolerance: float) -> str:
+    seconds = reached["seconds"]
+    enough = reached.loc[seconds <= (1 + tolerance) * seconds.min(), "batch_size"].iloc[0]
+    words = f"{fastest:,.0f} is fastest, in {seconds.min():.3g} seconds"
+    if enough < fastest:
+        words += f"; {enough:,} is within {tolerance:.0%} of it, with fewer examples a step"
+    return words + "."

@@ -1,0 +1,60 @@
+"""What a result says of its own study is what the analyses say of its tables."""
+
+import pandas as pd
+import pytest
+
+import batchscale as bs
+
+
+@pytest.fixture(scope="module")
+def result(square, tmp_path_factory):
+    study = bs.Study(
+        workload=square,
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(0.05, 5)),
+        batch_sizes=[4, 16],
+        goal=bs.Goal("validation/error", 0.4),
+        trials=8,
+        max_steps=400,
+        stop=3.0,
+        seed=0,
+    )
+    return study.run(tmp_path_factory.mktemp("study"), progress=False)
+
+
+HARDER = bs.Goal("validation/error", 0.38)
+
+
+@pytest.mark.parametrize("goal", [None, HARDER])
+def test_analyses_of_a_result_are_those_of_its_tables(result, goal):
+    tables = {"trials": result.trials, "feasible_trials": 8}
+    wanted = goal or result.goal
+    pd.testing.assert_frame_equal(
+        result.learning_rates(goal),
+        bs.scaling.learning_rates(result.measurements, wanted, **tables),
+    )
+    pd.testing.assert_frame_equal(
+        result.sensitivity(goal, max_epochs=1),
+        bs.tuner.sensitivity(
+            result.measurements,
+            wanted,
+            space=result.space,
+            max_epochs=1,
+            train_examples=100,
+            **tables,
+        ),
+    )
+    steps = result.steps_to_target(goal)
+    pd.testing.assert_frame_equal(
+        result.frontier(goal, seconds_per_step=2.0),
+        bs.scaling.frontier(steps, seconds_per_step=2.0),
+    )
+    assert str(result.recommend(goal)) == str(bs.scaling.recommend(steps))
+
+
+def test_learning_rates_of_a_study_surround_its_winners(result):
+    table = result.learning_rates()
+    assert table["steps"].tolist() == result.steps_to_target()["steps"].tolist()
+    rates = result.optima()["learning_rate"]
+    assert table["effective_learning_rate"].tolist() == rates.tolist()
+    assert ((table["usable_low"] <= rates) & (rates <= table["usable_high"])).all()
