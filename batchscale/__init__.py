@@ -11,6 +11,7 @@ from batchscale import metrics as metrics
 from batchscale import models as models
 from batchscale import plots as plots
 from batchscale import scaling as scaling
+from batchscale import theory as theory
 from batchscale import tuner as tuner
 from batchscale import workloads as workloads
 from batchscale.metrics import Goal as Goal
@@ -19,6 +20,7 @@ from batchscale.result import load as load
 from batchscale.runner import Progress as Progress
 from batchscale.study import Study as Study
 from batchscale.study import powers_of_two as powers_of_two
+from batchscale.trial_run import Checkpoint as Checkpoint
 from batchscale.trial_run import TrialRun as TrialRun
 from batchscale.tuner import Choice as Choice
 from batchscale.tuner import Integer as Integer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -35,6 +36,21 @@ def integer(
         wanted = f"{smallest} or more" if largest is None else f"{smallest} to {largest:,}"
         raise ValueError(f"{name}: got {value!r}, wanted an integer, {wanted}{others}.")
     return int(value)
+
+
+def increasing(name: str, values: Sequence[Any]) -> list[int]:
+    """The argument `name` as Python integers of at least 0, each above the one before.
+
+    >>> increasing("steps", [4, 2])
+    Traceback (most recent call last):
+    ValueError: steps: got [4, 2], wanted at least one integer, each above the one before.
+    """
+    numbers = [integer(name, value, 0) for value in values]
+    if not numbers or any(b <= a for a, b in itertools.pairwise(numbers)):
+        raise ValueError(
+            f"{name}: got {list(values)}, wanted at least one integer, each above the one before."
+        )
+    return numbers
 
 
 def batch_sizes(

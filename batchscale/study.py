@@ -369,7 +369,8 @@ class Study:
         trial: int,
         folder: str | os.PathLike[str] | None = None,
         replicate: int = 0,
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
+        until: Goal | None = None,
         devices: Sequence[Any] | None = None,
     ) -> TrialRun:
         """Runs one trial again, bit for bit as in the study, and keeps its parameters.
@@ -381,6 +382,8 @@ class Study:
             only where that was chosen otherwise than now (other trials, another kind of device).
           replicate: 0, or another number for a fresh seed.
           steps: how many; by default until the trial is past the goal, or its budget is spent.
+            Several, in increasing order: its parameters at each are kept as `checkpoints`.
+          until: another goal, past which it ends instead, at the latest after `steps`.
           devices: as in `run`.
         """
         definition = self._definition()
@@ -390,17 +393,21 @@ class Study:
                 f"{', '.join(map(str, definition.batch_sizes))}."
             )
         name = TrialId(checks.integer("trial", trial, 0), checks.integer("replicate", replicate, 0))
-        if steps is not None:
+        if isinstance(steps, Sequence):
+            steps = checks.increasing("steps", steps)
+        elif steps is not None:
             checks.integer("steps", steps, 1)
         mesh = _mesh(devices)
         checks.metric(self.goal, self.workload)
+        if until is not None:
+            checks.metric(until, self.workload)
         packing = self._layout(batch_size, mesh)
         if folder is not None:
             with Records.open(folder, write=False) as stored:
                 packing = Plan.from_json(stored.read_plan() or {}).layouts[batch_size]
         with compilation.cached(), self._engine(mesh) as engine:
             return trial_run.run_trial(
-                engine, definition, batch_size, name, layout=packing, steps=steps
+                engine, definition, batch_size, name, layout=packing, steps=steps, until=until
             )
 
     def _run(

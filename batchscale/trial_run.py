@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from jaxtyping import PyTree
 
 from batchscale import records
 from batchscale.engine import Engine
 from batchscale.layout import Layout
+from batchscale.metrics import Goal
 from batchscale.packs import TrialId, unpack
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin
 from batchscale.stopping import evaluation_grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A trial at one of its steps.
+
+    Attributes:
+      step: after so many.
+      params: the parameters, host arrays.
+      model_state: what the model keeps besides.
+    """
+
+    step: int
+    params: PyTree
+    model_state: PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +43,7 @@ class TrialRun:
       model_state: what the model keeps besides.
       hyperparameters: of the trial, by name.
       diverged: whether the parameters stopped being finite.
+      checkpoints: one for each of the steps that were asked for, up to where it diverged.
     """
 
     curve: pd.DataFrame
@@ -35,6 +51,7 @@ class TrialRun:
     model_state: PyTree
     hyperparameters: Mapping[str, float]
     diverged: bool
+    checkpoints: Sequence[Checkpoint] = ()
 
 
 def run_trial(
@@ -44,7 +61,8 @@ def run_trial(
     trial: TrialId,
     *,
     layout: Layout,
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
+    until: Goal | None = None,
 ) -> TrialRun:
     """Runs one trial of a study.
 
@@ -54,17 +72,24 @@ def run_trial(
       batch_size: one of the study's.
       trial: which.
       layout: how it was packed.
-      steps: how many; by default until it is past the goal, or its budget is spent.
+      steps: how many, or several at which its parameters are wanted, in increasing order; by
+        default until it is past the goal, or its budget is spent.
+      until: it ends as soon as it is past this, at the latest after `steps`.
     """
     plan = Plan(definition, {})
     plan.extend(batch_size, trial.number + 1, Origin.PLAN)
     values = plan.rows[batch_size][trial.number]["hyperparameters"]
-    budget = definition.max_steps[batch_size] if steps is None else steps
+    wanted = list(steps) if isinstance(steps, Sequence) else []
+    if steps is None:
+        budget, until = definition.max_steps[batch_size], until or definition.goal
+    else:
+        budget = wanted[-1] if isinstance(steps, Sequence) else steps
     packs = engine.start([trial], lambda _: values, batch_size=batch_size, layout=layout)
     rows: dict[tuple[int, ...], dict[str, float]] = {}
+    checkpoints = []
     diverged = False
     at = 0
-    for step in evaluation_grid(budget, definition.evaluation_spacing):
+    for step in evaluation_grid(budget, definition.evaluation_spacing, budgets=wanted):
         engine.advance(packs, batch_size=batch_size, layout=layout, step=at, to=step)
         at = step
         found = engine.measure(packs, engine.splits, layout=layout)
@@ -72,10 +97,11 @@ def run_trial(
         if diverged:
             break
         rows[batch_size, *trial, step] = found.rows[trial]
-        past = definition.goal.reached(np.asarray(found.rows[trial][definition.goal.metric]))
-        if steps is None and past:
+        if step in wanted:
+            checkpoints.append(Checkpoint(step, *engine.params(unpack(packs), trial)))
+        if until is not None and until.reached(found.rows[trial][until.metric]):
             break
     params, model_state = engine.params(unpack(packs), trial)
     index = pd.MultiIndex.from_tuples(list(rows), names=records.MEASUREMENT_INDEX)
     curve = records.measurement_table(pd.DataFrame(list(rows.values()), index=index))
-    return TrialRun(curve, params, model_state, values, diverged)
+    return TrialRun(curve, params, model_state, values, diverged, checkpoints)

@@ -7,4 +7,6 @@ from batchscale.plots.learning_rates import learning_rates as learning_rates
 from batchscale.plots.scatter import hyperparameters as hyperparameters
 from batchscale.plots.sensitivity import sensitivity as sensitivity
 from batchscale.plots.steps import steps_to_target as steps_to_target
+from batchscale.plots.theory import noise_scale as noise_scale
+from batchscale.plots.theory import sharpness as sharpness
 from batchscale.plots.training import training_curves as training_curves

@@ -1,0 +1,214 @@
+"""Noise scale along a run, and sharpness against batch size."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from batchscale.plots.common import (
+    BLUE,
+    FIGURE_SIZE,
+    FONT_SIZE,
+    GREY,
+    VERMILION,
+    listed,
+    log2_axis,
+    new_axes,
+)
+
+_NOISE: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5, "zorder": 3}
+_HIDDEN: dict[str, Any] = {
+    "label": "gradient hidden by noise",
+    "color": BLUE,
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 6,
+    "markerfacecolor": "white",
+}
+_CRITICAL: dict[str, Any] = {"color": VERMILION, "linewidth": 1.4, "linestyle": (0, (4, 3))}
+_TRIAL: dict[str, Any] = {"label": "trial", "color": GREY, "linestyle": "none", "marker": "o"}
+_TEXT = {"fontsize": FONT_SIZE}
+
+
+class Fit(Protocol):
+    """What the figure reads of a fitted critical batch size."""
+
+    @property
+    def b_crit(self) -> float:
+        """The critical batch size; NaN where it is refused."""
+        ...
+
+    @property
+    def b_crit_interval(self) -> tuple[float, float]:
+        """From, to; 0 or inf where one end is open, NaN where nothing is known."""
+        ...
+
+
+def noise_scale(table: pd.DataFrame, *, fit: Fit | None = None, ax: Axes | None = None) -> Axes:
+    """The noise scale along a run, on log2 axes, beside the critical batch size.
+
+    The band about the line is the interval of B_simple; a step at which the noise hides the
+    gradient is an open marker at the top edge. The dashed line and its band are the critical batch
+    size that was measured and its interval, one-sided where the fit is refused. Step 0 has no place
+    on a log axis and is left out.
+
+    Args:
+      table: of `theory.noise_scales`: `step`, `b_simple`, `low` and `high`.
+      fit: from `Result.scaling` or `scaling.fit`.
+      ax: where to draw; a new figure if not given.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the table has no step above 0, or lacks a column.
+
+    >>> table = pd.DataFrame(
+    ...     {"step": [1, 16], "b_simple": [20.0, 90.0], "low": [15.0, 70.0], "high": [26.0, 130.0]}
+    ... )
+    >>> ax = noise_scale(table)
+    >>> ax.get_xlabel(), ax.get_ylabel()
+    ('Steps', 'Batch size (examples)')
+    >>> plt.close(ax.figure)
+    """
+    _check(table, ("step", "b_simple", "low", "high"), "noise_scale", "noise_scales")
+    table = table[table["step"] > 0].sort_values("step")
+    if table.empty:
+        raise ValueError("noise_scale: the table has no step above 0; a log axis shows no other.")
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    log2_axis(ax, "y")
+    step, value = table["step"].to_numpy(float), table["b_simple"].to_numpy(float)
+    low, high = table["low"].to_numpy(float), table["high"].to_numpy(float)
+    seen = np.isfinite(value)
+    handles: list[Any] = ax.plot(
+        step, np.where(seen, value, np.nan), label="gradient noise scale, $B_{simple}$", **_NOISE
+    )
+    ends = [*value[seen], *low[np.isfinite(low) & (low > 0)], *high[np.isfinite(high)]]
+    if fit is not None:
+        ends += [x for x in (fit.b_crit, *fit.b_crit_interval) if np.isfinite(x) and x > 0]
+    if ends:
+        ax.set_ylim(min(ends) / 2**0.5, max(ends) * 2**0.5)
+    bottom, top = ax.get_ylim()
+    if (high > low).any():
+        inside = np.clip(low, bottom, top), np.clip(high, bottom, top)
+        ax.fill_between(step, *inside, color=BLUE, alpha=0.18, linewidth=0, zorder=1)
+    if not seen.all():
+        ax.plot(
+            step[~seen],
+            np.ones((~seen).sum()),
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            zorder=4,
+            **_HIDDEN,
+        )
+        handles.append(Line2D([], [], **_HIDDEN))
+    if fit is not None:
+        handles += _critical(ax, fit)
+    ax.set(xlabel="Steps", ylabel="Batch size (examples)")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.legend(handles=handles, **_TEXT)
+    return ax
+
+
+def _critical(ax: Axes, fit: Fit) -> list[Any]:
+    """Draws the critical batch size and its interval; returns the legend's entries."""
+    low, high = fit.b_crit_interval
+    handles = []
+    if np.isfinite(fit.b_crit):
+        label = "critical batch size, $B_{crit}$"
+        handles.append(ax.axhline(fit.b_crit, label=label, zorder=2, **_CRITICAL))
+    if not np.isnan([low, high]).any() and (low > 0 or high < np.inf):
+        bottom, top = ax.get_ylim()
+        ax.axhspan(max(low, bottom), min(high, top), color=VERMILION, alpha=0.12, linewidth=0)
+        if not handles:
+            bound = f"at least {low:.3g}" if high == np.inf else f"at most {high:.3g}"
+            label = f"critical batch size, $B_{{crit}}$: {bound}"
+            handles.append(Patch(color=VERMILION, alpha=0.2, linewidth=0, label=label))
+    return handles
+
+
+def sharpness(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.ndarray:
+    """Sharpness, and the gap between test and training, against batch size: two panels.
+
+    One point a trial; its bar is the error of the eigenvalue. The line joins the medians of the
+    batch sizes. Trials that did not get down to the training loss are left out.
+
+    Args:
+      table: of `theory.generalisation`.
+      axes: two axes to draw in; a new figure if not given.
+
+    Returns:
+      The two axes, of sharpness and of the gap.
+
+    Raises:
+      ValueError: no trial got down to the training loss, or the table lacks a column.
+
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "batch_size": [8, 64],
+    ...         "train_loss": [0.098, 0.094],
+    ...         "gap": [0.02, 0.03],
+    ...         "sharpness": [1.5, 1.7],
+    ...         "sharpness_error": [0.001, 0.001],
+    ...     }
+    ... )
+    >>> axes = sharpness(table)
+    >>> [ax.get_ylabel() for ax in axes]
+    ['Largest eigenvalue of the Hessian', 'Test loss \N{MINUS SIGN} training loss']
+    >>> plt.close(axes[0].figure)
+    """
+    wanted = ("batch_size", "train_loss", "gap", "sharpness", "sharpness_error")
+    _check(table, wanted, "sharpness", "generalisation")
+    table = table.dropna(subset=["sharpness"]).sort_values("batch_size")
+    if table.empty:
+        raise ValueError(
+            "sharpness: no trial got down to the training loss; give theory.generalisation a "
+            "higher train_loss."
+        )
+    if axes is None:
+        size = (FIGURE_SIZE[0] * 1.25, FIGURE_SIZE[1] * 0.8)
+        axes = plt.subplots(1, 2, figsize=size, layout="constrained")[1]
+    assert axes is not None
+    labels = ("Largest eigenvalue of the Hessian", "Test loss \N{MINUS SIGN} training loss")
+    batch_sizes = table["batch_size"].to_numpy(float)
+    for ax, name, label in zip(axes, ("sharpness", "gap"), labels, strict=True):
+        log2_axis(ax, "x")
+        ax.errorbar(
+            batch_sizes,
+            table[name],
+            yerr=table["sharpness_error"] if name == "sharpness" else None,
+            markersize=4,
+            alpha=0.7,
+            **_TRIAL,
+        )
+        medians = table.groupby("batch_size")[name].median()
+        ax.plot(medians.index, medians, color=BLUE, marker="o", markersize=4.5, label="median")
+        ax.set(xlabel="Batch size (examples)", ylabel=label)
+        ax.grid(color="0.92", linewidth=0.6)
+        ax.set_axisbelow(True)
+    axes[0].set_ylim(bottom=0)
+    axes[1].axhline(0, color="0.3", linewidth=0.8, zorder=1)
+    low, high = table["train_loss"].min(), table["train_loss"].max()
+    axes[0].legend(
+        handles=axes[0].get_legend_handles_labels()[0],
+        title=f"training loss {low:.3g} to {high:.3g}",
+        title_fontsize=FONT_SIZE,
+        **_TEXT,
+    )
+    return axes
+
+
+def _check(table: pd.DataFrame, wanted: tuple[str, ...], caller: str, maker: str) -> None:
+    missing = [name for name in wanted if name not in table]
+    if missing:
+        raise ValueError(
+            f"{caller}: the table has no column {listed(missing)}; wanted that of theory.{maker}."
+        )

@@ -1,0 +1,282 @@
+"""The training loss at one point: gradients, single or of batches, and Hessian-vector products."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, PyTree
+
+from batchscale import checks, devices
+from batchscale.layout import evaluation_batch
+from batchscale.workloads import Workload
+
+_FLOATS = 2**24  # a choice: of the gradients of single examples that are held at once
+
+_Vector = Float[np.ndarray, " parameters"]
+
+
+class _Point(NamedTuple):
+    """Where the loss is taken: everything traced, so that many points share a program."""
+
+    params: PyTree[Array]
+    model_state: PyTree[Array]
+    hyperparameters: Mapping[str, Float[Array, ""]]
+
+
+class Sums(NamedTuple):
+    """Of some examples: the gradient of the sum of their losses, that sum, and its count."""
+
+    gradient: _Vector
+    loss: float
+    weight: float
+
+
+class TrainingLoss:
+    """The loss that training takes gradients of, at one point, over examples of a split.
+
+    The loss is that of training, not the one that is evaluated: dropout and augmentation are on,
+    and so is label smoothing. Their randomness is of the seed, the draw and the example; in
+    batches, of the seed, the draw and the first example. The model's state is used and left as it
+    is. Sums over examples are made on the host, in float64.
+
+    Args:
+      workload: loss and data.
+      params: where.
+      model_state: what the model keeps besides; None is none.
+      hyperparameters: those that the loss reads, by name; None is none.
+      split: of the workload.
+      seed: of the randomness.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        params: PyTree,
+        model_state: PyTree,
+        hyperparameters: Mapping[str, float] | None,
+        *,
+        split: str,
+        seed: int,
+    ) -> None:
+        devices.ask_for_cores()
+        splits = workload.splits()
+        if split not in splits:
+            raise ValueError(
+                f"split: workload {workload.name!r} has no {split!r}; wanted one of "
+                f"{', '.join(splits)}."
+            )
+        self.workload = workload
+        self._data = splits[split]
+        self.size = len(jax.tree.leaves(self._data)[0])
+        self._check(params)
+        values = {} if hyperparameters is None else hyperparameters
+        self._point = _Point(
+            jax.tree.map(jnp.asarray, params),
+            {} if model_state is None else jax.tree.map(jnp.asarray, model_state),
+            {name: jnp.asarray(value, float) for name, value in values.items()},
+        )
+        self._seed = checks.integer("seed", seed, 0, 2**32 - 1)
+        self.parameters = sum(x.size for x in jax.tree.leaves(self._point.params))
+        self.dtype = jnp.result_type(*jax.tree.leaves(self._point.params))
+
+    def _check(self, params: PyTree) -> None:
+        wanted, _ = jax.eval_shape(self.workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+        shapes = [
+            (jax.tree.structure(tree), [np.shape(x) for x in jax.tree.leaves(tree)])
+            for tree in (params, wanted)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"params: got arrays of shapes {shapes[0][1]}, wanted those of workload "
+                f"{self.workload.name!r}: {shapes[1][1]}, in the structure that its init returns."
+            )
+
+    def check_no_state(self) -> None:
+        """Refuses models whose loss of an example depends on the other examples of its batch."""
+        if jax.tree.leaves(self._point.model_state):
+            raise ValueError(
+                f"model_state: {self.workload.name!r} keeps some, as models do that normalise by "
+                "the statistics of a batch: an example has no gradient of its own there. Use "
+                "noise_scale_of_batches."
+            )
+
+    def sample(self, examples: int | None, *, fewest: int) -> Int[np.ndarray, " examples"]:
+        """So many examples, drawn without replacement; all of them by default."""
+        if examples is None:
+            return np.arange(self.size)
+        checks.integer("examples", examples, fewest, self.size)
+        chosen = self.random().choice(self.size, examples, replace=False)
+        return np.sort(chosen)
+
+    def random(self) -> np.random.Generator:
+        """The randomness of choices on the host."""
+        return np.random.default_rng(self._seed)
+
+    def microbatch(
+        self, asked: int | Literal["auto"], examples: int, *, single: bool = False
+    ) -> int:
+        """Examples at once; where their gradients are held one by one, as many as fit."""
+        if asked != "auto":
+            return min(checks.integer("microbatch", asked, 1), examples)
+        most = max(1, _FLOATS // self.parameters) if single else examples
+        return min(evaluation_batch(examples), most)
+
+    def sums(self, examples: Int[np.ndarray, " examples"], *, draw: int = 0) -> Sums:
+        """The gradient of the sum of the losses of examples, as one batch."""
+        out = _sums(self.workload, self._point, self._batch(examples), self._key(draw, examples[0]))
+        gradient, loss, count = jax.device_get(out)
+        return Sums(gradient.astype(np.float64), float(loss), float(count))
+
+    def curvature(
+        self,
+        examples: Int[np.ndarray, " examples"],
+        directions: Float[Any, "directions parameters"],
+    ) -> tuple[Float[np.ndarray, "directions parameters"], float]:
+        """Products with the Hessian of the sum of the losses of one batch, and what it counts."""
+        out = _curvature(
+            self.workload,
+            self._point,
+            self._batch(examples),
+            self._key(0, examples[0]),
+            jnp.asarray(directions, self.dtype),
+        )
+        products, count = jax.device_get(out)
+        return products.astype(np.float64), float(count)
+
+    def squares_of_curvature(
+        self, examples: Int[np.ndarray, " examples"], directions: Float[Array, "v parameters"]
+    ) -> tuple[Float[np.ndarray, " v"], float]:
+        """v^T H v of directions v, H as in `curvature`."""
+        out = _squares_of_curvature(
+            self.workload,
+            self._point,
+            self._batch(examples),
+            self._key(0, examples[0]),
+            directions,
+        )
+        squares, count = jax.device_get(out)
+        return squares.astype(np.float64), float(count)
+
+    def single(
+        self, examples: Int[np.ndarray, " examples"], *, draw: int = 0
+    ) -> tuple[Float[Array, "examples parameters"], Float[np.ndarray, " examples"]]:
+        """The gradient of the mean loss of every single example, on the device, and the losses.
+
+        Raises:
+          ValueError: the losses of examples are means over unequal counts.
+        """
+        keys = self._key(draw, examples)
+        gradients, losses, counts = _single(self.workload, self._point, self._batch(examples), keys)
+        counts = np.asarray(counts)
+        if (counts != counts[0]).any():
+            raise ValueError(
+                f"loss: it counts {counts.min()} to {counts.max()} an example, so that examples "
+                "weigh differently in a batch. Use noise_scale_of_batches."
+            )
+        return gradients, np.asarray(losses, np.float64)
+
+    def _batch(self, examples: Int[np.ndarray, " examples"]) -> PyTree[Array]:
+        return jax.tree.map(lambda x: jnp.asarray(x[examples]), self._data)
+
+    def _key(self, draw: int, example: Int[Any, "..."]) -> Any:
+        key = jax.random.fold_in(jax.random.key(self._seed), draw)
+        return _keys(key, jnp.asarray(example, jnp.uint32))
+
+
+def microbatches(
+    examples: Int[np.ndarray, " examples"], size: int
+) -> Iterator[Int[np.ndarray, " microbatch"]]:
+    """Examples in parts of a size; the last may be smaller.
+
+    >>> [part.tolist() for part in microbatches(np.arange(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
+    for first in range(0, len(examples), size):
+        yield examples[first : first + size]
+
+
+@jax.jit
+def _keys(key: Any, examples: Int[Array, "..."]) -> Any:
+    fold = jax.random.fold_in
+    return fold(key, examples) if examples.ndim == 0 else jax.vmap(lambda i: fold(key, i))(examples)
+
+
+def _loss(
+    workload: Workload, point: _Point, params: PyTree[Array], batch: PyTree[Array], key: Any
+) -> tuple[Float[Array, ""], Array]:
+    prepare_key, key = jax.random.split(key)
+    # Where it matters (TF32 on GPUs): differences of gradients are taken, and curvatures.
+    with jax.default_matmul_precision("float32"):
+        (total, count), _ = workload.loss(
+            params,
+            point.model_state,
+            workload.prepare(batch, prepare_key),
+            key,
+            point.hyperparameters,
+        )
+    return total, count
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(
+    workload: Workload, point: _Point, batch: PyTree[Array], key: Any
+) -> tuple[Float[Array, " parameters"], Float[Array, ""], Array]:
+    take = jax.value_and_grad(functools.partial(_loss, workload, point), has_aux=True)
+    (total, count), gradient = take(point.params, batch, key)
+    return ravel_pytree(gradient)[0], total, count
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _single(
+    workload: Workload, point: _Point, batch: PyTree[Array], keys: Any
+) -> tuple[Float[Array, "examples parameters"], Float[Array, " examples"], Array]:
+    def one(example: PyTree[Array], key: Any) -> tuple[Array, Array, Array]:
+        alone = jax.tree.map(lambda x: x[None], example)
+        gradient, total, count = _sums(workload, point, alone, key)
+        return gradient / count, total / count, count
+
+    return jax.vmap(one)(batch, keys)
+
+
+def _products(
+    workload: Workload,
+    point: _Point,
+    batch: PyTree[Array],
+    key: Any,
+    directions: Float[Array, "directions parameters"],
+) -> tuple[Float[Array, "directions parameters"], Array]:
+    take = jax.grad(functools.partial(_loss, workload, point), has_aux=True)
+    _, unravel = ravel_pytree(point.params)
+
+    def product(direction: Float[Array, " parameters"]) -> tuple[Array, Array]:
+        _, tangent, count = jax.jvp(
+            lambda params: take(params, batch, key),
+            (point.params,),
+            (unravel(direction),),
+            has_aux=True,
+        )
+        return ravel_pytree(tangent)[0], count
+
+    products, counts = jax.vmap(product, out_axes=(0, None))(directions)
+    return products, counts
+
+
+_curvature = jax.jit(_products, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _squares_of_curvature(
+    workload: Workload,
+    point: _Point,
+    batch: PyTree[Array],
+    key: Any,
+    directions: Float[Array, "directions parameters"],
+) -> tuple[Float[Array, " directions"], Array]:
+    products, count = _products(workload, point, batch, key, directions)
+    return (products * directions).sum(1), count

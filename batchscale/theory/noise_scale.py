@@ -1,0 +1,388 @@
+"""The gradient noise scale (McCandlish et al. 2018, arXiv:1812.06162), at a point or along a run.
+
+G is the gradient of the mean training loss and Sigma the covariance of the gradients of single
+examples. A batch of B examples has a gradient of variance Sigma / B about G, so that batches much
+smaller than B_simple = tr(Sigma) / |G|^2 are mostly noise, and of much larger ones most examples
+are wasted. With the Hessian H of the mean loss, B_noise = tr(H Sigma) / (G^T H G) is the batch
+size at which a step of the best length lowers the loss by half of what it could.
+
+The population is the training set itself, not a distribution that it came from: G is the gradient
+over all of its n examples, Sigma their covariance with the divisor n - 1, and a batch drawn without
+replacement has a gradient of variance Sigma (1 / B - 1 / n), none if it is the whole set. Where the
+loss is random as well (dropout, augmentation), G is its expectation and the part of Sigma that is
+due to that randomness does not end at n; it is measured by taking gradients twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+from jaxtyping import Float, PyTree
+
+from batchscale import checks
+from batchscale.scaling import Interval
+from batchscale.theory._training_loss import TrainingLoss, microbatches
+from batchscale.workloads import Workload
+
+if TYPE_CHECKING:
+    from batchscale.study import Study
+
+_CONFIDENCE = 0.9
+_AT_ONCE = 64  # a choice: directions in which the curvature is taken together
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseScale:
+    """A gradient noise scale.
+
+    Attributes:
+      b_simple: tr(Sigma) / |G|^2, in examples; inf where G cannot be told from nothing.
+      interval: of B_simple, at `confidence`, for the examples or batches that were drawn; a point
+        where nothing was, and one end is open where the noise hides G.
+      confidence: 0.9.
+      squared_gradient: the unbiased estimate of |G|^2, which may be below 0.
+      trace: the unbiased estimate of tr(Sigma).
+      b_noise: tr(H Sigma) / (G^T H G), in examples; NaN unless it was asked for, and where the loss
+        does not curve upwards along G.
+      loss: the mean training loss of the examples.
+      examples: of which gradients were taken.
+    """
+
+    b_simple: float
+    interval: Interval
+    confidence: float
+    squared_gradient: float
+    trace: float
+    b_noise: float
+    loss: float
+    examples: int
+
+
+def noise_scale(
+    workload: Workload,
+    params: PyTree,
+    model_state: PyTree = None,
+    *,
+    examples: int | None = None,
+    with_hessian: bool = False,
+    split: str = "train",
+    hyperparameters: Mapping[str, float] | None = None,
+    microbatch: int | Literal["auto"] = "auto",
+    seed: int = 0,
+) -> NoiseScale:
+    """The noise scale at a point, from the gradients of single examples.
+
+    Of all examples it is exact, unless the loss is random. Of some of them, |G|^2 and tr(Sigma) are
+    estimated without bias, each by itself; their covariance is that of the delete-one jackknife,
+    and the interval of their ratio Fieller's (1954), which knows that |G|^2 may be next to nothing.
+
+    Args:
+      workload: loss and data. The loss is that of training, at the parameters as they are.
+      params: where, in the structure that the workload's init returns.
+      model_state: what the model keeps besides; has to be empty, see `noise_scale_of_batches`.
+      examples: how many, drawn without replacement; all of the split by default.
+      with_hessian: whether to compute B_noise too, which costs the square of the examples: a
+        product with the Hessian for each of them. Of some of the examples it is biased by about
+        one part in their number.
+      split: whose examples.
+      hyperparameters: those that the loss reads (label smoothing, a dropout rate), by name.
+      microbatch: examples whose gradients are held at once; it changes nothing but time and memory.
+      seed: of the choice of examples, and of dropout and augmentation.
+
+    Raises:
+      ValueError: an argument is not as above; a single example has no gradient of its own.
+
+    >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
+    >>> workload = Workload.from_functions(
+    ...     init=lambda key: {"slope": np.zeros((), np.float32)},
+    ...     loss=lambda params, batch: (params["slope"] * batch["input"] - batch["label"]) ** 2,
+    ...     data={"train": (x, 2 * x + x**2)},
+    ... )
+    >>> round(noise_scale(workload, {"slope": np.float32(0)}).b_simple, 2)
+    1.15
+    """
+    loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
+    loss.check_no_state()
+    chosen = loss.sample(examples, fewest=3)
+    count = len(chosen)
+    if count < 3:
+        raise ValueError(f"split: {split!r} has {count} examples, wanted at least 3.")
+    size = loss.microbatch(microbatch, count, single=True)
+    squares, losses, redrawn = [], [], []
+    total = np.zeros(loss.parameters)
+    for part in microbatches(chosen, size):
+        gradients, values = loss.single(part)
+        total += np.asarray(gradients.sum(0), np.float64)
+        squares.append(np.asarray((gradients**2).sum(1), np.float64))
+        losses.append(values)
+        # Of a loss that is not random the first examples tell so.
+        if not redrawn or redrawn[0].any():
+            again, _ = loss.single(part, draw=1)
+            redrawn.append(np.asarray(((again - gradients) ** 2).sum(1), np.float64) / 2)
+    moments = _Moments(total / count, np.concatenate(squares))
+    # The examples that would have to be seen for the gradient to have no variance.
+    share = 1.0
+    if redrawn[0].any():
+        share = 1 - _ratio(np.concatenate(redrawn).mean(), moments.trace)
+    population = _ratio(loss.size, max(share, 0.0))
+    trace, squared = moments.trace, moments.squared_gradient(population)
+    covariance = np.zeros((2, 2))
+    if count < population:
+        along = [
+            np.asarray(gradients @ moments.mean.astype(loss.dtype), np.float64)
+            for gradients, _ in (loss.single(part) for part in microbatches(chosen, size))
+        ]
+        covariance = moments.covariance(np.concatenate(along), population)
+    return NoiseScale(
+        b_simple=_ratio(max(trace, 0.0), squared),
+        interval=_fieller(trace, squared, covariance, freedom=count - 1),
+        confidence=_CONFIDENCE,
+        squared_gradient=squared,
+        trace=trace,
+        b_noise=_b_noise(loss, chosen, moments, population, size) if with_hessian else math.nan,
+        loss=float(np.concatenate(losses).mean()),
+        examples=count,
+    )
+
+
+def noise_scale_of_batches(
+    workload: Workload,
+    params: PyTree,
+    model_state: PyTree = None,
+    *,
+    small: int,
+    big: int,
+    batches: int = 32,
+    split: str = "train",
+    hyperparameters: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> NoiseScale:
+    """The noise scale at a point, from the norms of gradients of small and of big batches.
+
+    For any loss, also one by which an example has no gradient of its own. Each big batch is drawn
+    without replacement, and its gradient is the mean of those of the small batches it consists of.
+    |G|^2 and tr(Sigma) are estimated by each (appendix A.1 of the paper, corrected for the finite
+    training set), averaged over the big batches, and only then divided. The interval is Fieller's
+    (1954), from their scatter.
+
+    Args:
+      workload: as in `noise_scale`.
+      params: as in `noise_scale`.
+      model_state: what the model keeps besides; used, and left as it is.
+      small: examples of a small batch; of models that normalise by the statistics of a batch, of
+        that batch.
+      big: examples of a big batch, a multiple of `small`.
+      batches: how many big batches.
+      split: whose examples.
+      hyperparameters: as in `noise_scale`.
+      seed: as in `noise_scale`.
+
+    Returns:
+      The noise scale; `b_noise` is NaN.
+
+    Raises:
+      ValueError: an argument is not as above.
+
+    >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
+    >>> workload = Workload.from_functions(
+    ...     init=lambda key: {"slope": np.zeros((), np.float32)},
+    ...     loss=lambda params, batch: (params["slope"] * batch["input"] - batch["label"]) ** 2,
+    ...     data={"train": (x, 2 * x + x**2)},
+    ... )
+    >>> found = noise_scale_of_batches(workload, {"slope": np.float32(0)}, small=1, big=8)
+    >>> found.interval.low < 1.15 < found.interval.high
+    True
+    """
+    loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
+    checks.integer("small", small, 1)
+    checks.integer("big", big, 2 * small, loss.size)
+    checks.integer("batches", batches, 2)
+    if big % small:
+        raise ValueError(
+            f"big: got {big}, wanted a multiple of the {small} examples of a small batch."
+        )
+    random = loss.random()
+    rows = []
+    for number in range(batches):
+        chosen = random.choice(loss.size, big, replace=False)
+        total, losses, weight = np.zeros(loss.parameters), 0.0, 0.0
+        squares, redrawn = [], 0.0
+        for place, part in enumerate(microbatches(chosen, small)):
+            sums = loss.sums(part, draw=2 * number)
+            own = sums.gradient / sums.weight
+            total += sums.gradient
+            losses += sums.loss
+            weight += sums.weight
+            squares.append(own @ own)
+            if place == 0:
+                again = loss.sums(part, draw=2 * number + 1)
+                apart = again.gradient / again.weight - own
+                redrawn = small * (apart @ apart) / 2
+        mean = total / weight
+        trace = (np.mean(squares) - mean @ mean) / (1 / small - 1 / big)
+        rows.append((trace, mean @ mean, redrawn, losses / weight))
+    table = np.array(rows)
+    trace, norm, redrawn, value = table.mean(0).tolist()
+    population = _ratio(loss.size, min(max(1 - _ratio(redrawn, trace), 0.0), 1.0))
+    noise = 1 / big - 1 / population
+    squared = norm - trace * noise
+    covariance = np.cov(table[:, 0], table[:, 1] - table[:, 0] * noise) / batches
+    return NoiseScale(
+        b_simple=_ratio(max(trace, 0.0), squared),
+        interval=_fieller(trace, squared, covariance, freedom=batches - 1),
+        confidence=_CONFIDENCE,
+        squared_gradient=squared,
+        trace=trace,
+        b_noise=math.nan,
+        loss=value,
+        examples=big * batches,
+    )
+
+
+def noise_scales(
+    study: Study,
+    *,
+    batch_size: int,
+    trial: int,
+    steps: Sequence[int],
+    folder: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """The noise scale along the run of one trial, which is trained again.
+
+    Args:
+      study: of the trial.
+      batch_size: of the trial.
+      trial: its number.
+      steps: at which the noise scale is taken, in increasing order.
+      folder: as in `Study.run_trial`.
+      **options: `examples`, `with_hessian`, `split`, `microbatch` and `seed` of `noise_scale`.
+
+    Returns:
+      One row a step: `step`, `loss` (of training), `b_simple`, `low` and `high` (its interval),
+      `b_noise`. Steps after the parameters stopped being finite are missing.
+
+    >>> import batchscale as bs
+    >>> study = bs.Study(
+    ...     workload=bs.workloads.get("digits/fc_64"),
+    ...     optimizer="sgd",
+    ...     space=bs.SearchSpace(learning_rate=0.1),
+    ...     batch_sizes=[32],
+    ...     goal=bs.Goal("validation/error", 0.05),
+    ...     trials=1,
+    ...     max_steps=1000,
+    ... )
+    >>> table = noise_scales(study, batch_size=32, trial=0, steps=[0, 100])
+    >>> bool(table["b_simple"].is_monotonic_increasing)
+    True
+    """
+    run = study.run_trial(batch_size=batch_size, trial=trial, steps=steps, folder=folder)
+    rows = []
+    for point in run.checkpoints:
+        found = noise_scale(
+            study.workload,
+            point.params,
+            point.model_state,
+            hyperparameters=run.hyperparameters,
+            **options,
+        )
+        rows.append((point.step, found.loss, found.b_simple, *found.interval, found.b_noise))
+    columns = ["step", "loss", "b_simple", "low", "high", "b_noise"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+class _Moments:
+    """What the gradients of single examples add up to.
+
+    Args:
+      mean: of the gradients.
+      squares: the squared norm of each.
+    """
+
+    def __init__(
+        self, mean: Float[np.ndarray, " parameters"], squares: Float[np.ndarray, " examples"]
+    ) -> None:
+        self.mean, self._squares = mean, squares
+        self._norm, self._count = float(mean @ mean), len(squares)
+
+    @property
+    def trace(self) -> float:
+        """The trace of their covariance, unbiased."""
+        return float((self._squares.sum() - self._count * self._norm) / (self._count - 1))
+
+    def squared_gradient(self, population: float) -> float:
+        """|G|^2 of the population, unbiased: the mean's norm, less what is the sample's noise."""
+        return self._norm - self.trace * (1 / self._count - 1 / population)
+
+    def covariance(
+        self, along: Float[np.ndarray, " examples"], population: float
+    ) -> Float[np.ndarray, "2 2"]:
+        """Of the estimates of tr(Sigma) and |G|^2, by the delete-one jackknife.
+
+        Args:
+          along: the product of each gradient with the mean.
+          population: the part of it that was drawn is known, and adds no variance.
+        """
+        count, fewer = self._count, self._count - 1
+        norms = (count**2 * self._norm - 2 * count * along + self._squares) / fewer**2
+        traces = (self._squares.sum() - self._squares - fewer * norms) / (fewer - 1)
+        squared = norms - traces * (1 / fewer - 1 / population)
+        return np.cov(traces, squared) * fewer**2 / count * (1 - count / population)
+
+
+def _b_noise(
+    loss: TrainingLoss, chosen: np.ndarray, moments: _Moments, population: float, size: int
+) -> float:
+    count = len(chosen)
+    together = loss.microbatch("auto", count)
+    parts = list(microbatches(chosen, together))
+
+    def curvatures(directions: Any) -> Float[np.ndarray, " directions"]:
+        found = [loss.squares_of_curvature(part, directions) for part in parts]
+        weight = sum(weight for _, weight in found)
+        return np.sum([squares for squares, _ in found], 0) / weight
+
+    along = float(curvatures(moments.mean[None].astype(loss.dtype))[0])
+    sums = 0.0
+    for part in microbatches(chosen, min(size, _AT_ONCE)):
+        gradients, _ = loss.single(part)
+        sums += float(curvatures(gradients).sum())
+    trace = (sums - count * along) / (count - 1)
+    squared = along - trace * (1 / count - 1 / population)
+    return _ratio(trace, squared, otherwise=math.nan)
+
+
+def _ratio(value: float, by: float, *, otherwise: float = math.inf) -> float:
+    return value / by if by > 0 else otherwise
+
+
+def _fieller(
+    above: float, below: float, covariance: Float[np.ndarray, "2 2"], *, freedom: int
+) -> Interval:
+    """The ratios r of which above - r below is not significantly different from 0.
+
+    `above` and `below` estimate numbers of at least 0, with so many degrees of freedom.
+
+    >>> _fieller(6.0, 2.0, np.zeros((2, 2)), freedom=9)
+    Interval(low=3.0, high=3.0)
+    >>> _fieller(6.0, 2.0, np.diag([0.0, 4.0]), freedom=9).high
+    inf
+    """
+    limit = float(scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, freedom)) ** 2
+    (of_above, of_both), (_, of_below) = limit * covariance
+    # They are where a r^2 - 2 b r + c <= 0.
+    a, b, c = below**2 - of_below, above * below - of_both, above**2 - of_above
+    if a > 0 > below:
+        return Interval(math.inf, math.inf)
+    # b^2 - a c, so that nothing is left of it where there is no variance.
+    square = above**2 * of_below - 2 * above * below * of_both + below**2 * of_above
+    root = math.sqrt(max(square - (of_above * of_below - of_both**2), 0.0))
+    low = _ratio(c, b + root) if c > 0 else 0.0
+    return Interval(float(low), float(_ratio(b + root, a)))
