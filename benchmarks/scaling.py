@@ -69,7 +69,7 @@ class Point:
         )
         self._at, self._steps = 0, 1
         self.microseconds()  # compiles
-        # Several steps a turn: in a study too a pack's weights stay in the caches from step to step.
+        # Several steps a turn, as in a study: weights stay in the caches from step to step.
         while self._steps < 16 or self.microseconds() * self._steps * self.trials < 3e5:
             self._steps *= 2
 
