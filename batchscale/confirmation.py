@@ -75,12 +75,12 @@ def confirmation(
     runs = runs.assign(steps=tuner.steps_of(runs), previous=previous)
     names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
     rows, settings, reported = [], [], []
-    for batch_size, best in best_of_n.set_index("batch_size")["steps"].items():
+    for batch_size, best in best_of_n[["batch_size", "steps"]].to_numpy().tolist():
         here = runs.loc[runs.index.get_level_values("batch_size") == batch_size]
         replicate = here.index.get_level_values("replicate")
         compared = tuner.by_median(here.loc[replicate <= selection_seeds])
-        settings.append(compared.assign(batch_size=batch_size, chosen=False))
-        row = {"batch_size": batch_size, "best_of_n": best, "seeds": 0, "steps": math.inf}
+        settings.append(compared.assign(batch_size=int(batch_size), chosen=False))
+        row = {"batch_size": int(batch_size), "best_of_n": best, "seeds": 0, "steps": math.inf}
         if len(compared):
             trial = int(compared["trial"].iloc[0])
             settings[-1]["chosen"] = compared["trial"] == trial

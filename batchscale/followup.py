@@ -53,7 +53,7 @@ def confirm(
     """
     lead = tuner.leading(trials, settings)
     names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
-    values = {
+    values: dict[tuple[int, int], Mapping[Any, Any]] = {
         (batch_size, number): row
         for (batch_size, number, _), row in zip(
             lead.index, lead[names].to_dict("records"), strict=True

@@ -176,6 +176,7 @@ class Result:
     def _plan(self) -> Plan:
         with records.Records.open(self.folder, write=False) as folder:
             return Plan.from_json(folder.read_plan() or {})
+
     def learning_rates(self, goal: Goal | None = None) -> pd.DataFrame:
         """The best learning rate of each batch size; see `scaling.learning_rates`.
 

@@ -31,7 +31,7 @@ def effect(result: bs.Result, first: int, factor: int) -> list[tuple[float, bool
     sign = 1 if result.goal.mode == "min" else -1
     answers = result.steps_to_target()
     for size, target in answers[["batch_size", "steps"]].to_numpy().tolist():
-        curves = result.measurements.loc[int(size), result.goal.metric].dropna()
+        curves = result.measurements[result.goal.metric].loc[int(size)].dropna()
         table = sign * curves.droplevel("replicate").unstack("step")  # a row a trial
         doublings = sorted(part_of_grid(list(table), ratio=2))
         until: dict[Any, float] = {trial: target for trial in table.index}  # noqa: C420

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,8 +98,8 @@ def simulate(study: Careful, seed: int) -> Tables:
     values: list[np.ndarray] = []
     for batch_size in study.batch_sizes:
         random = np.random.default_rng([seed, batch_size])
-        wanted = study.trials if isinstance(study.trials, int) else study.trials[batch_size]
-        spacing = study.spacing if isinstance(study.spacing, float) else study.spacing[batch_size]
+        wanted = _at(study.trials, batch_size)
+        spacing = _at(study.spacing, batch_size)
         budget = study.max_steps(batch_size)
         grid = np.array(evaluation_grid(budget, spacing))
         space = study.space.at(batch_size)
@@ -132,14 +133,14 @@ def simulate(study: Careful, seed: int) -> Tables:
             values.append(np.minimum(mistakes, study.examples) / study.examples)
             key = np.array([batch_size, number, 0])
             index.append(np.column_stack([np.tile(key, (len(own), 1)), own]))
-    rows = pd.MultiIndex.from_arrays(np.concatenate(index).T, names=MEASUREMENT_INDEX)
+    rows = pd.MultiIndex.from_arrays(list(np.concatenate(index).T), names=MEASUREMENT_INDEX)
     measurements = measurement_table(pd.DataFrame({study.metric: np.concatenate(values)}, rows))
     table = trial_table(
         pd.DataFrame(
             list(trials.values()), pd.MultiIndex.from_tuples(list(trials), names=TRIAL_INDEX)
         )
     )
-    most = study.trials if isinstance(study.trials, int) else max(study.trials.values())
+    most = max(_at(study.trials, size) for size in study.batch_sizes)
     return Tables(
         measurements,
         table,
@@ -148,3 +149,8 @@ def simulate(study: Careful, seed: int) -> Tables:
         {size: study.space.at(size) for size in study.batch_sizes},
         {size: study.max_steps(size) for size in study.batch_sizes},
     )
+
+
+def _at(value: Any, batch_size: int) -> Any:
+    """A number, or that of a batch size."""
+    return value[batch_size] if isinstance(value, Mapping) else value

@@ -83,7 +83,7 @@ def test_a_careful_study_raises_no_alarm(seed):
             "enough feasible trials",
             Verdict.WARN,
             "more than 80% of the trials diverged",
-            {"diverges": 0.004, "curvature": 0.05},
+            {"diverges": 0.05, "curvature": 0.05},
         ),
         (
             "equal tuning effort",
@@ -140,7 +140,7 @@ def test_a_careful_study_raises_no_alarm(seed):
             "critical batch size within the data",
             Verdict.WARN,
             "no plateau within the batch sizes",
-            {"batch_sizes": SIZES[:6], "b_crit": 10_000.0, "rate": 0.05},
+            {"batch_sizes": SIZES[:6], "b_crit": 10_000.0, "s_min": 5.0},
         ),
     ],
 )

@@ -48,11 +48,13 @@ def test_the_box_holds_the_leading_trials_and_stays_inside(places, seed):
 
 
 def test_a_crowded_edge_is_gone_beyond_and_others_are_not():
-    high = tuner.expand(SPACE, trials([0.1, 0.3, 0.5, 0.8, 0.9, 0.95], [90, 80, 70, 30, 20, 25]))
-    # The three leading ones are spread over 0.15 of the range; beyond it goes twice that. They are
-    # in the last two thirds of momentum's range, whose outermost trial leads as well.
-    assert high["learning_rate"].high == pytest.approx(10 * 1e4 ** (2 * 0.45), rel=0.5)
+    table = trials([0.1, 0.2, 0.3, 0.5, 0.8, 0.9, 0.95], [99, 90, 80, 70, 30, 20, 25])
+    table["momentum"] = SPACE["momentum"].value(np.array([0.1, 0.9, 0.8, 0.2, 0.4, 0.5, 0.45]))
+    high = tuner.expand(SPACE, table, leading=3)
+    # The three leading ones are spread over 0.15 of the range: beyond it goes twice that.
+    assert high["learning_rate"].high == pytest.approx(1e-3 * 1e4**1.3)
     assert high["learning_rate"].low > SPACE["learning_rate"].low
+    assert 0.5 < high["momentum"].low < high["momentum"].high < 0.99
     inner = trials([0.05, 0.1, 0.9, 0.95, 0.45, 0.5, 0.55], [90, 80, 85, 95, 20, 15, 25])
     inner["momentum"] = SPACE["momentum"].value(np.array([0.1, 0.8, 0.2, 0.9, 0.5, 0.45, 0.55]))
     assert tuner.expand(SPACE, inner, leading=3) is None
@@ -113,7 +115,7 @@ def test_refined_trials_are_more_and_change_no_answer_and_survive_a_kill(tmp_pat
     pd.testing.assert_frame_equal(again.refined(), refined)
     # A confirmation looks at them too.
     found = study().confirm(tmp_path / "a", settings=3, selection_seeds=1, seeds=1, progress=False)
-    lead = pd.concat([after.trials, refined]).sort_values("first_crossing")
+    lead = pd.concat([after.trials, refined]).sort_values(["first_crossing", "trial"])
     wanted = set(lead.loc[[8]].head(3).index.get_level_values("trial"))
     assert set(found.settings.loc[found.settings["batch_size"] == 8, "trial"]) == wanted
 

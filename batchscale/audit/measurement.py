@@ -53,8 +53,8 @@ def _epochs(evidence: Evidence) -> str:
     """The words for misses that come of a budget in epochs; empty if they do not."""
     steps = evidence.steps.set_index("batch_size")["steps"]
     reached, missed = steps[np.isfinite(steps)], steps[np.isinf(steps)]
-    budgets = {size: evidence.max_steps.get(int(size)) for size in steps.index}
-    if not len(reached) or None in budgets.values() or len(budgets) < 2:
+    budgets = {size: evidence.max_steps.get(int(size), 0) for size in steps.index}
+    if not len(reached) or 0 in budgets.values() or len(budgets) < 2:
         return ""
     examples = np.array([size * count for size, count in budgets.items()], float)
     same = examples.max() / examples.min() < 1 + _SAME_EPOCHS

@@ -30,8 +30,8 @@ def edges(evidence: Evidence) -> Check:
     feasible = evidence.feasible()
     crowded: dict[tuple[str, str], list[int]] = {}
     cases, unseen = [], []
-    for batch_size, here in feasible.groupby("batch_size"):
-        space = evidence.spaces[int(batch_size)]
+    for batch_size, space in evidence.spaces.items():
+        here = feasible.loc[feasible["batch_size"] == batch_size]
         lead = here.loc[np.isfinite(here["first_crossing"])]
         lead = lead.sort_values(["first_crossing", "trial"]).head(_LEADING)
         if len(lead) < _FEWEST:
@@ -45,7 +45,7 @@ def edges(evidence: Evidence) -> Check:
             for edge, distance in (("low", place), ("high", 1 - place)):
                 outermost = leads[np.argsort(distance)[:_OUTERMOST]].any()
                 chance = float(distance[leads].max()) ** len(lead) if outermost else 1.0
-                cases.append((chance, hyperparameter, edge, int(batch_size)))
+                cases.append((chance, hyperparameter, edge, batch_size))
     for chance, hyperparameter, edge, batch_size in cases:
         if chance * len(cases) < _LEVEL:
             crowded.setdefault((hyperparameter, edge), []).append(batch_size)
@@ -60,7 +60,7 @@ def edges(evidence: Evidence) -> Check:
             where,
             "Move or widen the range there and search again: a better setting lies outside.",
         )
-    if not cases:
+    if 2 * len(unseen) > feasible["batch_size"].nunique():
         return Check(
             name,
             Verdict.UNKNOWN,
@@ -80,9 +80,9 @@ def tuned(evidence: Evidence) -> Check:
         dimension = dict(space.items()).get("learning_rate")
         if dimension is None:
             without.append(batch_size)
-        elif not isinstance(dimension, Distribution):
+        elif isinstance(dimension, int | float):
             fixed[batch_size] = float(dimension)
-        elif not isinstance(dimension, Choice):
+        elif isinstance(dimension, Distribution) and not isinstance(dimension, Choice):
             low, high = dimension.value(np.array([0.0, 1.0]))
             if low > 0 and high / low < _NARROW:
                 narrow.append(batch_size)

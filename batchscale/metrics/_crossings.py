@@ -38,7 +38,7 @@ def search_crossings(
         trials = _tables.select(trials, trials["origin"].isin([Origin.PLAN, Origin.TOPUP]))
     plain = _tables.plain_trials(trials)
     trials = _tables.select(trials, trials.index.get_level_values("replicate") == 0)
-    known = measurements.index.droplevel("step").isin(trials.index)
+    known = _tables.trials_of(measurements).isin(trials.index)
     measurements = _tables.select(measurements, known)
     steps = steps_to_target(measurements, goal, trials=trials, feasible_trials=feasible_trials)
     crossing = first_crossings(measurements, goal)["first_crossing"].droplevel("replicate")

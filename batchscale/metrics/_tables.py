@@ -70,6 +70,13 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
     return curves
 
 
+def trials_of(measurements: pd.DataFrame) -> pd.MultiIndex:
+    """The trial of each row."""
+    index = measurements.index
+    assert isinstance(index, pd.MultiIndex)  # it was checked
+    return index.droplevel("step")  # pyright: ignore[reportReturnType]
+
+
 def plain_curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFrame:
     """Those of `curves_of` that are not of reruns."""
     curves = curves_of(measurements, metric, mode)

@@ -36,7 +36,7 @@ def first_crossings(measurements: pd.DataFrame, goal: Goal) -> pd.DataFrame:
     16         0     0                    10.0                  0.0
     """
     curves = _tables.curves_of(measurements, goal.metric, goal.mode)
-    trials = measurements.index.droplevel("step").unique().sort_values()
+    trials = _tables.trials_of(measurements).unique().sort_values()
     first = _first_past(curves, goal, list(TRIAL_INDEX), trials)
     return first.drop(columns="trial").rename(columns={"steps": "first_crossing"})
 

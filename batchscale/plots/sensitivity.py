@@ -110,7 +110,7 @@ def sensitivity(
             linewidth=0,
             zorder=2,
         )
-    highs = table[[f"{share}_high" for share in _LINES]].max(axis=None)
+    highs = float(table[[f"{share}_high" for share in _LINES]].max().max())
     ax.set_ylim(0, min(1.0, 1.1 * highs))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlabel("Batch size (examples)")

@@ -100,7 +100,7 @@ def training_curves(
             f"it has {listed(result.measurements.columns)}."
         )
     check_batch_size(result, batch_size, caller="training_curves")
-    status = plain_rows(result.trials, batch_size)["status"].to_dict()
+    status: dict[Any, str] = plain_rows(result.trials, batch_size)["status"].to_dict()
     chosen = list(status if trials is None else trials)
     unknown = sorted(set(chosen) - set(status))
     if unknown:

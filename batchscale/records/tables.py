@@ -180,7 +180,7 @@ def _words(frame: pd.DataFrame, name: str, kind: type[enum.StrEnum]) -> Any:
 
 
 def _table(values: Mapping[str, Any], index: pd.Index) -> pd.DataFrame:
-    levels = [index.get_level_values(name).to_numpy(np.int64) for name in index.names]
+    levels = [index.get_level_values(i).to_numpy(np.int64) for i in range(index.nlevels)]
     return pd.DataFrame(
         values,
         index=pd.MultiIndex.from_arrays(levels, names=index.names),

@@ -164,11 +164,12 @@ def recommend(
     if len(reached):
         time = reached["seconds" if seconds_per_step is not None else "steps"]
         if fit.refused:
-            far = reached["steps"] * reached["examples"]
+            far = (reached["steps"] * reached["examples"]).to_numpy(float)
         else:
-            far = np.abs(np.log(reached["batch_size"] / fit.b_crit))
-        knee = float(reached.loc[far.idxmin(), "batch_size"])
-        fastest = float(reached.loc[time.idxmin(), "batch_size"])
+            far = np.abs(np.log(reached["batch_size"].to_numpy(float) / fit.b_crit))
+        sizes = reached["batch_size"].to_numpy(float)
+        knee = float(sizes[far.argmin()])
+        fastest = float(sizes[time.to_numpy(float).argmin()])
     words = [_time(seconds_per_step), *_misses(table)]
     if len(reached):
         words += [_perfect(table, found), *_knee(reached, knee, fit)]

@@ -184,7 +184,7 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
         raise ValueError(
             "rules: no batch size reaches the goal, so there is nothing to begin from."
         )
-    reference = sizes[0] if reference is None else reference
+    reference = int(sizes[0]) if reference is None else reference
     if reference not in sizes:
         raise ValueError(
             f"rules: reference is {reference}, which has no tuned learning rate; "
@@ -192,14 +192,14 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
         )
     begin = answered.set_index("batch_size")["centre"].loc[reference]
     ratio = table["batch_size"] / reference
-    columns = {"batch_size": table["batch_size"], "centre": table["centre"]}
+    columns: dict[str, Any] = {"batch_size": table["batch_size"], "centre": table["centre"]}
     for name, rates in (("linear", begin * ratio), ("square_root", begin * np.sqrt(ratio))):
         columns[name] = rates
         columns[f"{name}_lost"], columns[f"{name}_why"] = _lost(table, rates)
     b_crit = fit(table).b_crit
     until = math.inf if math.isnan(b_crit) else b_crit
     exponent, interval = _exponent(answered[answered["batch_size"] <= until], confidence)
-    return Rules(int(reference), pd.DataFrame(columns), exponent, interval, until, confidence)
+    return Rules(reference, pd.DataFrame(columns), exponent, interval, until, confidence)
 
 
 def _lost(table: pd.DataFrame, rates: pd.Series) -> tuple[np.ndarray, np.ndarray]:

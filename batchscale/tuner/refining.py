@@ -18,6 +18,7 @@ from batchscale.tuner.search_space import Dimension, SearchSpace
 # Choices.
 _MARGIN = 0.25  # of the box's width, on each side
 _NARROWEST = 0.02  # of the range
+_FURTHER, _FURTHEST = 2.0, 0.5  # beyond an edge: spreads of the leading trials, shares of the range
 _OUTERMOST = 2  # trials: one of them leads where the optimum may be beyond the edge
 
 
@@ -58,7 +59,7 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
     """The box around the leading trials, and beyond the edges of the space that they crowd.
 
     An edge is crowded if one of the two trials that are nearest to it is among those that lead.
-    Beyond it the box is twice as wide as the leading trials are spread.
+    Beyond it the box is twice as wide as the leading trials are spread, and at most half the range.
 
     Args:
       space: as for `refine`.
@@ -89,8 +90,9 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
         crowded = {edge: bool(lead.intersection(trials.index[some])) for edge, some in ends.items()}
         if crowded["low"] or crowded["high"]:
             beyond = True
-            low = -2 * width if crowded["low"] else low
-            high = 1 + 2 * width if crowded["high"] else high
+            further = min(_FURTHER * width, _FURTHEST)
+            low = -further if crowded["low"] else low
+            high = 1 + further if crowded["high"] else high
             box[name] = _between(dimension, low, high)
     return SearchSpace(**box) if beyond else None
 

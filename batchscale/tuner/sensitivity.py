@@ -105,7 +105,7 @@ def sensitivity(
     plain, steps = search_crossings(measurements, goal, trials, feasible_trials)
     last = plain["batch_size"].map(budget).astype(float)
     fewest = plain["batch_size"].map(steps.set_index("batch_size")["steps"])
-    limit = np.minimum(within * fewest, last)
+    limit = (within * fewest).clip(upper=last)
     ended = (plain["stop_reason"] == StopReason.BUDGET) & (plain["status"] != Status.INCOMPLETE)
     ended &= np.isinf(last) | (plain["steps_trained"] >= last)
     check_trained(
