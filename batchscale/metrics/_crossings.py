@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal
@@ -28,8 +29,9 @@ def search_crossings(
         it a trial counts until it diverges.
 
     Returns:
-      The trials, with columns batch_size, trial, those of `trials`, and `crossing`, inf where the
-      trial never got past the goal or does not count; and the table of `steps_to_target`.
+      The trials, with columns batch_size, trial, those of `trials`, `crossing`, inf where the trial
+      never got past the goal or does not count, and `fewest`, the steps to target of its batch
+      size; and the table of `steps_to_target`.
 
     Raises:
       KeyError, ValueError: as `steps_to_target` does.
@@ -42,14 +44,18 @@ def search_crossings(
     measurements = _tables.select(measurements, known)
     steps = steps_to_target(measurements, goal, trials=trials, feasible_trials=feasible_trials)
     crossing = first_crossings(measurements, goal)["first_crossing"].droplevel("replicate")
-    keys = pd.MultiIndex.from_frame(plain[["batch_size", "trial"]])
-    plain = plain.assign(crossing=crossing.reindex(keys).fillna(np.inf).to_numpy(float))
+    keys = pd.MultiIndex.from_arrays([plain["batch_size"], plain["trial"]])
+    fewest = steps.set_index("batch_size")["steps"].reindex(plain["batch_size"])
+    plain = plain.assign(
+        crossing=crossing.reindex(keys).fillna(np.inf).to_numpy(float),
+        fewest=fewest.to_numpy(float),
+    )
     if feasible_trials is None:
         plain.loc[plain["status"] == Status.INFEASIBLE, "crossing"] = np.inf
     return plain, steps
 
 
-def check_trained(question: str, plain: pd.DataFrame, needed: pd.Series, train_on: str) -> None:
+def check_trained(question: str, plain: pd.DataFrame, needed: ArrayLike, train_on: str) -> None:
     """Refuses trials that a stop rule cut before it is known whether they cross by `needed`.
 
     A trial that crossed, that diverged, or that was trained for its whole budget is as known as it
@@ -57,5 +63,5 @@ def check_trained(question: str, plain: pd.DataFrame, needed: pd.Series, train_o
     """
     known = np.isfinite(plain["crossing"]) | (plain["status"] == Status.INFEASIBLE)
     _tables.check_long_enough(
-        question, _tables.select(plain.assign(needed=needed), ~known), train_on
+        question, _tables.select(plain.assign(needed=np.asarray(needed, float)), ~known), train_on
     )

@@ -80,7 +80,7 @@ def frontier(
     >>> plt.close(ax.figure)
     """
     table = result.frontier(seconds_per_step=seconds_per_step)
-    table = table[np.isfinite(table["steps"])]
+    table = table.take(np.flatnonzero(np.isfinite(table["steps"])))
     if table.empty:
         raise ValueError(f"frontier: {result.name!r} reaches its goal at no batch size.")
     time = "steps" if seconds_per_step is None else "seconds"
@@ -96,10 +96,10 @@ def frontier(
                 chosen["examples"], chosen[time], linestyle="none", label=kind, zorder=3,
                 **_POINTS[kind],
             )  # fmt: skip
-    for row in table.itertuples():
+    for row in table.to_dict("records"):
         ax.annotate(
-            f"{row.batch_size:,}",
-            (row.examples, getattr(row, time)),  # pyright: ignore[reportArgumentType]
+            f"{row['batch_size']:,}",
+            (row["examples"], row[time]),
             xytext=(5, 4),
             textcoords="offset points",
             fontsize=FONT_SIZE,

@@ -81,7 +81,7 @@ def learning_rates(result: _Tuned, *, reference: int | None = None, ax: Axes | N
     >>> plt.close(ax.figure)
     """
     table = result.learning_rates().sort_values("batch_size")
-    table = table[table["centre"].notna()]
+    table = table.take(np.flatnonzero(table["centre"].notna()))
     sizes = table["batch_size"].to_numpy(float)
     if len(sizes) == 0:
         raise ValueError(f"learning_rates: {result.name!r} reaches its goal at no batch size.")
@@ -94,7 +94,7 @@ def learning_rates(result: _Tuned, *, reference: int | None = None, ax: Axes | N
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
     log_axis(ax, "y")
-    fitted = (table["interval"] == "fitted curve").to_numpy()
+    fitted = table["interval"].to_numpy() == "fitted curve"
     handles = []
     for kind, chosen in (
         ("best, by the fitted curve", table[fitted]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
@@ -110,8 +111,8 @@ def sensitivity(
             linewidth=0,
             zorder=2,
         )
-    highs = float(table[[f"{share}_high" for share in _LINES]].max().max())
-    ax.set_ylim(0, min(1.0, 1.1 * highs))
+    highs = table[[f"{share}_high" for share in _LINES]].to_numpy(float)
+    ax.set_ylim(0, min(1.0, 1.1 * float(np.nanmax(highs))))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.set_xlabel("Batch size (examples)")
     ax.set_ylabel("Share of the trials")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from batchscale.metrics import _tables
 from batchscale.scaling.fitting import Fit
 from batchscale.scaling.fitting import fit as fit_steps
 from batchscale.scaling.regimes import Regimes, overhead, regimes
@@ -50,24 +51,22 @@ def frontier(steps: pd.DataFrame, *, seconds_per_step: StepTimes | None = None) 
     [10.0, 2.5, 3.0, 12.5]
     """
     table = overhead(steps).drop(columns="overhead")
-    time = table["steps"]
+    time, cost = table["steps"].to_numpy(float), table["examples"].to_numpy(float)
     if seconds_per_step is not None:
-        time = time * _step_times(seconds_per_step, table["batch_size"])
+        time = time * _step_times(seconds_per_step, table["batch_size"].tolist())
         table.insert(2, "seconds", time)
     return table.assign(
-        speedup=_of_first(time),
-        efficiency=_of_first(table["examples"]),
-        pareto=_pareto(time.to_numpy(float), table["examples"].to_numpy(float)),
+        speedup=_of_first(time), efficiency=_of_first(cost), pareto=_pareto(time, cost)
     )
 
 
-def _of_first(values: pd.Series) -> pd.Series:
+def _of_first(values: np.ndarray) -> np.ndarray:
     """The first value over each; NaN where the first is no number to compare with."""
-    first = values.iloc[0] if len(values) else math.nan
+    first = values[0] if len(values) else math.nan
     return (first if math.isfinite(first) else math.nan) / values
 
 
-def _step_times(given: StepTimes, batch_sizes: pd.Series) -> np.ndarray:
+def _step_times(given: StepTimes, batch_sizes: list[int]) -> np.ndarray:
     """The seconds of a step at each batch size."""
     if isinstance(given, pd.DataFrame):
         missing = {"batch_size", "seconds_per_step"} - set(given)
@@ -159,17 +158,16 @@ def recommend(
     found = regimes(steps, tolerance=tolerance)
     table = frontier(steps, seconds_per_step=seconds_per_step)
     fit = fit_steps(steps) if fit is None else fit
-    reached = table[np.isfinite(table["steps"])]
+    reached = _tables.select(table, np.isfinite(table["steps"]))
+    unit = "steps" if seconds_per_step is None else "seconds"
     knee = fastest = math.nan
     if len(reached):
-        time = reached["seconds" if seconds_per_step is not None else "steps"]
+        sizes, time = reached["batch_size"].to_numpy(float), reached[unit].to_numpy(float)
         if fit.refused:
             far = (reached["steps"] * reached["examples"]).to_numpy(float)
         else:
-            far = np.abs(np.log(reached["batch_size"].to_numpy(float) / fit.b_crit))
-        sizes = reached["batch_size"].to_numpy(float)
-        knee = float(sizes[far.argmin()])
-        fastest = float(sizes[time.to_numpy(float).argmin()])
+            far = np.abs(np.log(sizes / fit.b_crit))
+        knee, fastest = float(sizes[np.argmin(far)]), float(sizes[np.argmin(time)])
     words = [_time(seconds_per_step), *_misses(table)]
     if len(reached):
         words += [_perfect(table, found), *_knee(reached, knee, fit)]

@@ -94,30 +94,32 @@ def learning_rates(
     criteria = _Criteria(within, tolerance, confidence)
     criteria.check()
     plain, steps = search_crossings(measurements, goal, trials, feasible_trials)
-    fewest = plain["batch_size"].map(steps.set_index("batch_size")["steps"])
     # A budget is all that there is, and where no trial reaches the goal nothing is looked for.
     ended = (plain["stop_reason"] == StopReason.BUDGET) & (plain["status"] != Status.INCOMPLETE)
     check_trained(
         f"learning_rates: trials within {within:g} times the fewest steps to {goal}",
         plain,
-        (within * fewest).where(np.isfinite(fewest) & ~ended, 0.0),
+        np.where(ended | np.isinf(plain["fewest"]), 0.0, within * plain["fewest"]),
         f"study.extend(folder, stop={float(within)})",
     )
     axes = derived(plain)
     if "effective_learning_rate" not in axes:
         raise KeyError("learning_rates: no column 'learning_rate' in the trials.")
-    searched_momentum = len(np.unique(axes.get("one_minus_momentum", []))) > 1
+    momentum = "one_minus_momentum"
+    searched_momentum = momentum in axes and len(np.unique(axes[momentum].to_numpy())) > 1
     rows = []
-    for row in steps[["batch_size", "steps", "trial"]].to_dict("records"):
-        group = _tables.select(plain, plain["batch_size"] == row["batch_size"])
-        here = axes.loc[group.index]
-        won = here[(group["trial"] == row["trial"]).fillna(False).to_numpy(bool)]
-        rate = _optimum(here["effective_learning_rate"], group, row["steps"], Wall, criteria)
-        row |= {"effective_learning_rate": won["effective_learning_rate"].sum(min_count=1)} | rate
+    for batch_size, fewest, trial in zip(
+        steps["batch_size"], steps["steps"], steps["trial"], strict=True
+    ):
+        here = plain["batch_size"] == batch_size
+        group, values = _tables.select(plain, here), _tables.select(axes, here)
+        rate = _optimum(values["effective_learning_rate"].to_numpy(float), group, Wall, criteria)
+        row: dict[str, Any] = {"batch_size": batch_size, "steps": fewest, "trial": trial}
+        row |= {"effective_learning_rate": rate.pop("winner")} | rate
         if searched_momentum:
-            rest = _optimum(here["one_minus_momentum"], group, row["steps"], Parabola, criteria)
-            row["one_minus_momentum"] = won["one_minus_momentum"].sum(min_count=1)
-            row |= {f"one_minus_momentum_{name}": rest[name] for name in _OF_MOMENTUM}
+            found = _optimum(values[momentum].to_numpy(float), group, Parabola, criteria)
+            row[momentum] = found["winner"]
+            row |= {f"{momentum}_{name}": found[name] for name in _OF_MOMENTUM}
         rows.append(row)
     return pd.DataFrame(rows).astype({"trial": "Int64"})
 
@@ -178,13 +180,13 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
     table = table.sort_values("batch_size", ignore_index=True)
-    answered = table[table["centre"].notna()]
+    answered = _tables.select(table, table["centre"].notna())
     sizes = answered["batch_size"].tolist()
     if not sizes:
         raise ValueError(
             "rules: no batch size reaches the goal, so there is nothing to begin from."
         )
-    reference = int(sizes[0]) if reference is None else reference
+    reference = int(sizes[0] if reference is None else reference)
     if reference not in sizes:
         raise ValueError(
             f"rules: reference is {reference}, which has no tuned learning rate; "
@@ -198,7 +200,9 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
         columns[f"{name}_lost"], columns[f"{name}_why"] = _lost(table, rates)
     b_crit = fit(table).b_crit
     until = math.inf if math.isnan(b_crit) else b_crit
-    exponent, interval = _exponent(answered[answered["batch_size"] <= until], confidence)
+    exponent, interval = _exponent(
+        _tables.select(answered, answered["batch_size"] <= until), confidence
+    )
     return Rules(reference, pd.DataFrame(columns), exponent, interval, until, confidence)
 
 
@@ -257,21 +261,24 @@ class _Criteria(NamedTuple):
 
 
 def _optimum(
-    values: pd.Series, group: pd.DataFrame, fewest: float, shape: type[Shape], criteria: _Criteria
+    values: np.ndarray, group: pd.DataFrame, shape: type[Shape], criteria: _Criteria
 ) -> dict[str, Any]:
     """The optimum of one hyperparameter at one batch size, as columns of `learning_rates`.
 
     Args:
       values: of the hyperparameter, one a trial.
-      group: `crossing`, `status` and `steps_trained` of the trials.
-      fewest: steps to target; inf where the goal is missed.
+      group: the trials, of `search_crossings`.
       shape: of the curve.
       criteria: what is near enough.
     """
-    x, crossing = np.log(values.to_numpy(float)), group["crossing"].to_numpy(float)
-    limit = criteria.within * fewest
+    x, crossing = np.log(values), group["crossing"].to_numpy(float)
+    fewest = group["fewest"].to_numpy(float)
+    limit = criteria.within * fewest[0]
     leads = np.isfinite(crossing) & (crossing <= limit)
+    # Of trials that get there together, the lowest number wins.
+    won = np.exp(x[np.isfinite(crossing) & (crossing == fewest)])
     found: dict[str, Any] = dict.fromkeys(_FOUND, math.nan) | {
+        "winner": float(won[0]) if len(won) else math.nan,
         "leading": int(leads.sum()),
         "interval": "",
         "searched_low": math.exp(x.min()),

@@ -102,16 +102,15 @@ def sensitivity(
             "that they were drawn from."
         )
     measurements, trials = _within_budget(measurements, trials, budget)
-    plain, steps = search_crossings(measurements, goal, trials, feasible_trials)
+    plain, _ = search_crossings(measurements, goal, trials, feasible_trials)
     last = plain["batch_size"].map(budget).astype(float)
-    fewest = plain["batch_size"].map(steps.set_index("batch_size")["steps"])
-    limit = (within * fewest).clip(upper=last)
+    limit = np.minimum(within * plain["fewest"].to_numpy(float), last.to_numpy(float))
     ended = (plain["stop_reason"] == StopReason.BUDGET) & (plain["status"] != Status.INCOMPLETE)
     ended &= np.isinf(last) | (plain["steps_trained"] >= last)
     check_trained(
         f"sensitivity: trials within {within:g} times the fewest steps to {goal}",
         plain,
-        limit.where(~ended & np.isfinite(fewest), 0.0),
+        np.where(ended | np.isinf(plain["fewest"]), 0.0, limit),
         f"study.extend(folder, stop={float(within)})",
     )
     infeasible = plain["status"] == Status.INFEASIBLE
@@ -121,7 +120,6 @@ def sensitivity(
         reached=crossed,
         near=crossed & (plain["crossing"] <= limit),
         infeasible=infeasible,
-        fewest=fewest,
     )
     rows = []
     for batch_size, group in plain.groupby("batch_size"):
@@ -131,9 +129,11 @@ def sensitivity(
             "steps": group["fewest"].iloc[0],
         }
         for share in ("reached", "near", "infeasible"):
-            unknown = share == "reached" and not group["known"].all()
-            unknown |= share == "near" and math.isinf(row["steps"])
-            hits = math.nan if unknown else int(group[share].sum())
+            hits = float(np.count_nonzero(group[share]))
+            if share == "reached" and not np.all(group["known"]):
+                hits = math.nan
+            if share == "near" and math.isinf(row["steps"]):
+                hits = math.nan
             row |= _share(share, hits, len(group), confidence)
         resolved = space.at(int(batch_size))  # pyright: ignore[reportArgumentType]
         for name in space.searched:
