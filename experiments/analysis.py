@@ -66,7 +66,7 @@ PRESETS = {
         workload="mnist/fc_128_128_128",
         goal=0.03,
         space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
-        batch_sizes=[16, 64, 256, 1024, 4096],
+        batch_sizes=[4, 16, 64, 256, 1024],
         trials=18,
         max_steps=20_000,
         noise_at=64,
