@@ -159,7 +159,5 @@ def _within(
         kept = _tables.feasible(_tables.plain_trials(trials)).assign(replicate=0)
         kept = kept.assign(needed=last_step(kept["batch_size"].to_numpy()))
         _tables.check_long_enough(budget, kept, 'study.extend(folder, stop="budget")')
-        within &= _tables.trials_of(measurements).isin(
-            kept.set_index(list(TRIAL_INDEX)).index
-        )
+        within &= _tables.trials_of(measurements).isin(kept.set_index(list(TRIAL_INDEX)).index)
     return _tables.select(measurements, within)
