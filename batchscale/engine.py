@@ -283,7 +283,7 @@ class Engine:
         )
 
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
-        recipe = self._recipe(batch_size, layout.microbatch)
+        recipe, drawn = self._recipe(batch_size, layout.microbatch), self._drawn(batch_size)
 
         def segment(state: Any, own: Any, shared: Any, busy: Any) -> TrainState:
             values, drawn = own
@@ -292,11 +292,11 @@ class Engine:
             return train.segment(recipe, state, values, data, batch, number, steps * busy)
 
         return self._programs.begin(
-            ("segment", recipe.microbatch, recipe.rest, recipe.whole),
+            ("segment", recipe.microbatch, recipe.rest, recipe.whole, drawn.size),
             segment,
             self._state,
             (self._train_data, jax.ShapeDtypeStruct((4,), np.int32)),
-            trial=(self._programs.scalars, self._drawn(batch_size)),
+            trial=(self._programs.scalars, drawn),
             lanes=layout.lanes,
             donate=True,
         )

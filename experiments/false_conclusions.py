@@ -22,7 +22,7 @@ import pandas as pd
 import batchscale as bs
 from batchscale import records
 
-SIZES = bs.powers_of_two(1, 1024)
+SIZES = bs.powers_of_two(1, 512)
 REFERENCE = 16
 GOAL = bs.Goal("validation/error", 0.05)
 
@@ -37,7 +37,7 @@ def study(space: bs.SearchSpace, *, trials: int, seed: int, **budget) -> bs.Stud
         goal=GOAL,
         trials=trials,
         seed=seed,
-        **(budget or {"max_steps": 20_000}),
+        **(budget or {"max_steps": 6_000}),
     )
 
 
@@ -54,14 +54,14 @@ def main() -> None:
     wide = bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 10))
     common = {"trials": arguments.trials, "seed": arguments.seed}
     results = {
-        "tuned": study(wide, **common, max_steps=20_000, stop=3.0).run(arguments.runs / "tuned")
+        "tuned": study(wide, **common, max_steps=6_000, stop=3.0).run(arguments.runs / "tuned")
     }
     best = results["tuned"].optima().set_index("batch_size")["learning_rate"][REFERENCE]
     for rule, power in (("linear", 1.0), ("square root", 0.5), ("constant", 0.0)):
         space = bs.SearchSpace(
             learning_rate=lambda size, power=power: float(best * (size / REFERENCE) ** power)
         )
-        results[rule] = study(space, **common, max_steps=20_000, stop=3.0).run(
+        results[rule] = study(space, **common, max_steps=6_000, stop=3.0).run(
             arguments.runs / rule.replace(" ", "_")
         )
     epochs = study(wide, **common, max_epochs=arguments.epochs, stop="budget", curves="exact")

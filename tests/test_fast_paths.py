@@ -12,7 +12,7 @@ import pytest
 from conftest import points
 
 import batchscale as bs
-from batchscale import layout
+from batchscale import engine, layout
 
 TRIALS = 5
 
@@ -167,3 +167,14 @@ def test_eight_devices_give_the_bits_of_one(tmp_path):
         check=False,
     )
     assert "8 devices agree" in found.stdout, found.stderr[-3000:]
+
+
+def test_batches_larger_than_what_is_drawn_at_once_have_a_program_of_their_own(
+    network, tmp_path, monkeypatch
+):
+    some = study(network, batch_sizes=[8, 32, "full"], microbatch=4, lanes=2, stop="first")
+    whole = some.run(tmp_path / "whole", progress=False)
+    monkeypatch.setattr(engine, "_DRAWN", 16)  # so that 8 draws for two steps, and 32 for one
+    parts = some.run(tmp_path / "parts", progress=False)
+    pd.testing.assert_frame_equal(parts.trials, whole.trials)
+    pd.testing.assert_frame_equal(parts.measurements, whole.measurements)
