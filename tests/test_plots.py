@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import types
 import xml.etree.ElementTree
 
 import matplotlib as mpl
@@ -615,3 +616,97 @@ def test_a_grid_is_saved_whole(tmp_path):
     png, _ = plots.save(plots.hyperparameters(momentum_study()), tmp_path / "grid")
     height, width, _ = plt.imread(png).shape
     assert (width, height) == (1280, 640)
+
+
+def noise_table(**columns):
+    table = {
+        "step": [0, 4, 16, 64],
+        "b_simple": [50.0, 20.0, 90.0, MISS],
+        "low": [40.0, 15.0, 60.0, 80.0],
+        "high": [60.0, 27.0, 300.0, MISS],
+    }
+    return pd.DataFrame(table | columns)
+
+
+def fitted(b_crit=30.0, low=20.0, high=45.0):
+    return types.SimpleNamespace(b_crit=b_crit, b_crit_interval=(low, high))
+
+
+def test_the_noise_scale_is_drawn_beside_the_critical_batch_size():
+    ax = plots.noise_scale(noise_table(), fit=fitted())
+    (line,) = lines(ax, "gradient noise scale, $B_{simple}$")
+    np.testing.assert_array_equal(line.get_xdata(), [4, 16, 64])
+    np.testing.assert_array_equal(line.get_ydata(), [20, 90, np.nan])
+    (critical,) = lines(ax, "critical batch size, $B_{crit}$")
+    assert set(critical.get_ydata()) == {30.0}
+    (band,) = ax.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == (20.0, 45.0)
+    (hidden,) = lines(ax, "gradient hidden by noise")
+    assert hidden.get_xdata().tolist() == [64]
+    for axis in (ax.xaxis, ax.yaxis):
+        assert axis.get_transform().base == 2
+    assert at_top_edge(hidden)
+
+
+def test_intervals_are_a_band_that_ends_at_the_edge_where_they_do_not():
+    ax = plots.noise_scale(noise_table())
+    (band,) = ax.collections
+    heights = band.get_paths()[0].vertices
+    top = ax.get_ylim()[1]
+    assert {tuple(point) for point in heights} >= {(4, 15), (4, 27), (16, 300), (64, 80), (64, top)}
+    exact = plots.noise_scale(noise_table(low=[50, 20, 90, 95], high=[50, 20, 90, 95]))
+    assert not exact.collections
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"), [(20.0, MISS, "at least 20"), (0.0, 45.0, "at most 45")]
+)
+def test_a_refused_critical_batch_size_is_a_bound(low, high, words):
+    ax = plots.noise_scale(noise_table(), fit=fitted(np.nan, low, high))
+    (band,) = ax.patches
+    bottom, top = ax.get_ylim()
+    assert band.get_y() == pytest.approx(max(low, bottom))
+    assert band.get_y() + band.get_height() == pytest.approx(min(high, top))
+    assert legend(ax)[-1] == f"critical batch size, $B_{{crit}}$: {words}"
+
+
+def test_a_fit_that_says_nothing_is_not_drawn():
+    ax = plots.noise_scale(noise_table(), fit=fitted(np.nan, np.nan, np.nan))
+    assert not ax.patches
+    assert "critical" not in " ".join(legend(ax))
+
+
+def sharpness_table(**columns):
+    table = {
+        "batch_size": [8, 8, 8, 64, 64, 512],
+        "train_loss": [0.1, 0.09, 0.095, 0.1, np.nan, 0.098],
+        "gap": [0.02, 0.04, 0.09, 0.01, np.nan, -0.01],
+        "sharpness": [1.0, 2.0, 9.0, 3.0, np.nan, 4.0],
+        "sharpness_error": [0.1, 0.1, 0.1, 0.1, np.nan, 0.1],
+    }
+    return pd.DataFrame(table | columns)
+
+
+def test_sharpness_and_gap_are_two_panels_with_medians():
+    axes = plots.sharpness(sharpness_table())
+    for ax, medians, values in zip(
+        axes, ([2, 3, 4], [0.04, 0.01, -0.01]), ("sharpness", "gap"), strict=True
+    ):
+        (line,) = lines(ax, "median")
+        assert points(line) == list(zip([8, 64, 512], medians, strict=True))
+        (trials,) = (line for line in ax.get_lines() if line.get_linestyle() == "None")
+        assert sorted(trials.get_ydata()) == sorted(sharpness_table()[values].dropna())
+        assert ax.get_xscale() == "log"
+    assert axes[0].get_ylim()[0] == 0
+    assert axes[0].get_legend().get_title().get_text() == "training loss 0.09 to 0.1"
+
+
+def test_tables_without_what_is_drawn_are_refused():
+    with pytest.raises(ValueError, match="noise_scale: the table has no column b_simple"):
+        plots.noise_scale(noise_table().drop(columns="b_simple"))
+    with pytest.raises(ValueError, match="noise_scale: the table has no step above 0"):
+        plots.noise_scale(noise_table().iloc[:1])
+    with pytest.raises(ValueError, match="sharpness: the table has no column gap"):
+        plots.sharpness(sharpness_table().drop(columns="gap"))
+    with pytest.raises(ValueError, match="sharpness: no trial got down"):
+        plots.sharpness(sharpness_table(sharpness=[np.nan] * 6))

@@ -190,7 +190,7 @@ def sharpness(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.ndar
             **_TRIAL,
         )
         medians = table.groupby("batch_size")[name].median()
-        ax.plot(medians.index, medians, color=BLUE, marker="o", markersize=4.5, label="median")
+        ax.plot(medians.index, medians, color=BLUE, linewidth=2, label="median", zorder=1.5)
         ax.set(xlabel="Batch size (examples)", ylabel=label)
         ax.grid(color="0.92", linewidth=0.6)
         ax.set_axisbelow(True)

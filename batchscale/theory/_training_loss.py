@@ -16,7 +16,7 @@ from batchscale import checks, devices
 from batchscale.layout import evaluation_batch
 from batchscale.workloads import Workload
 
-_FLOATS = 2**24  # a choice: of the gradients of single examples that are held at once
+_FLOATS = 2**22  # a choice: of the gradients of single examples at once, as a CPU's cache holds
 
 _Vector = Float[np.ndarray, " parameters"]
 
@@ -163,23 +163,49 @@ class TrainingLoss:
         squares, count = jax.device_get(out)
         return squares.astype(np.float64), float(count)
 
-    def single(
-        self, examples: Int[np.ndarray, " examples"], *, draw: int = 0
-    ) -> tuple[Float[Array, "examples parameters"], Float[np.ndarray, " examples"]]:
-        """The gradient of the mean loss of every single example, on the device, and the losses.
+    def moments(
+        self, examples: Int[np.ndarray, " examples"]
+    ) -> tuple[_Vector, Float[np.ndarray, " examples"], Float[np.ndarray, " examples"]]:
+        """Of the gradients of single examples the sum and the squared norms, and their losses.
 
         Raises:
           ValueError: the losses of examples are means over unequal counts.
         """
-        keys = self._key(draw, examples)
-        gradients, losses, counts = _single(self.workload, self._point, self._batch(examples), keys)
-        counts = np.asarray(counts)
+        out = _moments(self.workload, self._point, *self._singly(examples))
+        total, squares, losses, counts = jax.device_get(out)
         if (counts != counts[0]).any():
             raise ValueError(
                 f"loss: it counts {counts.min()} to {counts.max()} an example, so that examples "
                 "weigh differently in a batch. Use noise_scale_of_batches."
             )
-        return gradients, np.asarray(losses, np.float64)
+        return (
+            total.astype(np.float64) / counts[0],
+            squares.astype(np.float64) / float(counts[0]) ** 2,
+            losses.astype(np.float64) / counts[0],
+        )
+
+    def redrawn(self, examples: Int[np.ndarray, " examples"]) -> Float[np.ndarray, " examples"]:
+        """The variance of the gradient of single examples over the randomness of the loss."""
+        batch, keys = self._singly(examples)
+        _, others = self._singly(examples, draw=1)
+        return np.asarray(_redrawn(self.workload, self._point, batch, (keys, others)), np.float64)
+
+    def along(
+        self, examples: Int[np.ndarray, " examples"], direction: _Vector
+    ) -> Float[np.ndarray, " examples"]:
+        """The products of the gradients of single examples with a direction."""
+        vector = jnp.asarray(direction, self.dtype)
+        out = _along(self.workload, self._point, *self._singly(examples), vector)
+        return np.asarray(out, np.float64)
+
+    def single(self, examples: Int[np.ndarray, " examples"]) -> Float[Array, "examples parameters"]:
+        """The gradients of the mean losses of single examples, on the device."""
+        return _single(self.workload, self._point, *self._singly(examples))
+
+    def _singly(
+        self, examples: Int[np.ndarray, " examples"], *, draw: int = 0
+    ) -> tuple[PyTree[Array], Any]:
+        return self._batch(examples), self._key(draw, examples)
 
     def _batch(self, examples: Int[np.ndarray, " examples"]) -> PyTree[Array]:
         return jax.tree.map(lambda x: jnp.asarray(x[examples]), self._data)
@@ -232,16 +258,75 @@ def _sums(
     return ravel_pytree(gradient)[0], total, count
 
 
+def _of_each(
+    workload: Workload, point: _Point, batch: PyTree[Array], keys: Any
+) -> tuple[PyTree[Float[Array, "examples ..."]], Array]:
+    """The gradients of the losses of single examples, and what the losses count."""
+
+    def one(example: PyTree[Array], key: Any) -> tuple[PyTree[Array], Array]:
+        alone = jax.tree.map(lambda x: x[None], example)
+        return jax.grad(functools.partial(_loss, workload, point), has_aux=True)(
+            point.params, alone, key
+        )
+
+    return jax.vmap(one)(batch, keys)
+
+
+def _squared(gradients: PyTree[Float[Array, "examples ..."]]) -> Float[Array, " examples"]:
+    return _products_with(gradients, gradients)
+
+
+def _products_with(
+    gradients: PyTree[Float[Array, "examples ..."]], others: PyTree[Array]
+) -> Float[Array, " examples"]:
+    products = jax.tree.map(lambda x, y: (x * y).sum(tuple(range(1, x.ndim))), gradients, others)
+    return jnp.sum(jnp.stack(jax.tree.leaves(products)), 0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(
+    workload: Workload, point: _Point, batch: PyTree[Array], keys: Any
+) -> tuple[Array, Array, Array, Array]:
+    # The sum is a gradient by itself: products of matrices, where a sum of gradients is none.
+    def total(params: PyTree[Array]) -> tuple[Float[Array, ""], Array]:
+        def one(example: PyTree[Array], key: Any) -> Float[Array, ""]:
+            alone = jax.tree.map(lambda x: x[None], example)
+            return _loss(workload, point, params, alone, key)[0]
+
+        losses = jax.vmap(one)(batch, keys)
+        return losses.sum(), losses
+
+    summed, losses = jax.grad(total, has_aux=True)(point.params)
+    gradients, counts = _of_each(workload, point, batch, keys)
+    return ravel_pytree(summed)[0], _squared(gradients), losses, counts
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _redrawn(
+    workload: Workload, point: _Point, batch: PyTree[Array], keys: tuple[Any, Any]
+) -> Float[Array, " examples"]:
+    (some, counts), (others, _) = (_of_each(workload, point, batch, key) for key in keys)
+    return _squared(jax.tree.map(jnp.subtract, some, others)) / (2 * counts**2)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _along(
+    workload: Workload,
+    point: _Point,
+    batch: PyTree[Array],
+    keys: Any,
+    direction: Float[Array, " parameters"],
+) -> Float[Array, " examples"]:
+    gradients, counts = _of_each(workload, point, batch, keys)
+    return _products_with(gradients, ravel_pytree(point.params)[1](direction)) / counts
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _single(
     workload: Workload, point: _Point, batch: PyTree[Array], keys: Any
-) -> tuple[Float[Array, "examples parameters"], Float[Array, " examples"], Array]:
-    def one(example: PyTree[Array], key: Any) -> tuple[Array, Array, Array]:
-        alone = jax.tree.map(lambda x: x[None], example)
-        gradient, total, count = _sums(workload, point, alone, key)
-        return gradient / count, total / count, count
-
-    return jax.vmap(one)(batch, keys)
+) -> Float[Array, "examples parameters"]:
+    gradients, counts = _of_each(workload, point, batch, keys)
+    return jax.vmap(lambda tree: ravel_pytree(tree)[0])(gradients) / counts[:, None]
 
 
 def _products(

@@ -114,39 +114,31 @@ def noise_scale(
     count = len(chosen)
     if count < 3:
         raise ValueError(f"split: {split!r} has {count} examples, wanted at least 3.")
-    size = loss.microbatch(microbatch, count, single=True)
-    squares, losses, redrawn = [], [], []
-    total = np.zeros(loss.parameters)
-    for part in microbatches(chosen, size):
-        gradients, values = loss.single(part)
-        total += np.asarray(gradients.sum(0), np.float64)
-        squares.append(np.asarray((gradients**2).sum(1), np.float64))
-        losses.append(values)
-        # Of a loss that is not random the first examples tell so.
-        if not redrawn or redrawn[0].any():
-            again, _ = loss.single(part, draw=1)
-            redrawn.append(np.asarray(((again - gradients) ** 2).sum(1), np.float64) / 2)
+    parts = list(microbatches(chosen, loss.microbatch(microbatch, count, single=True)))
+    total, squares, losses = np.zeros(loss.parameters), [], []
+    for part in parts:
+        gradient, *of_each = loss.moments(part)
+        total += gradient
+        squares.append(of_each[0])
+        losses.append(of_each[1])
     moments = _Moments(total / count, np.concatenate(squares))
-    # The examples that would have to be seen for the gradient to have no variance.
-    share = 1.0
-    if redrawn[0].any():
-        share = 1 - _ratio(np.concatenate(redrawn).mean(), moments.trace)
-    population = _ratio(loss.size, max(share, 0.0))
+    # Of a loss that is not random the first examples tell so.
+    redrawn = loss.redrawn(parts[0])
+    if redrawn.any():
+        redrawn = np.concatenate([redrawn, *map(loss.redrawn, parts[1:])])
+    population = _population(loss.size, redrawn.mean(), moments.trace)
     trace, squared = moments.trace, moments.squared_gradient(population)
     covariance = np.zeros((2, 2))
     if count < population:
-        along = [
-            np.asarray(gradients @ moments.mean.astype(loss.dtype), np.float64)
-            for gradients, _ in (loss.single(part) for part in microbatches(chosen, size))
-        ]
-        covariance = moments.covariance(np.concatenate(along), population)
+        along = np.concatenate([loss.along(part, moments.mean) for part in parts])
+        covariance = moments.covariance(along, population)
     return NoiseScale(
         b_simple=_ratio(max(trace, 0.0), squared),
         interval=_fieller(trace, squared, covariance, freedom=count - 1),
         confidence=_CONFIDENCE,
         squared_gradient=squared,
         trace=trace,
-        b_noise=_b_noise(loss, chosen, moments, population, size) if with_hessian else math.nan,
+        b_noise=_b_noise(loss, parts, moments, population) if with_hessian else math.nan,
         loss=float(np.concatenate(losses).mean()),
         examples=count,
     )
@@ -230,7 +222,7 @@ def noise_scale_of_batches(
         rows.append((trace, mean @ mean, redrawn, losses / weight))
     table = np.array(rows)
     trace, norm, redrawn, value = table.mean(0).tolist()
-    population = _ratio(loss.size, min(max(1 - _ratio(redrawn, trace), 0.0), 1.0))
+    population = _population(loss.size, redrawn, trace)
     noise = 1 / big - 1 / population
     squared = norm - trace * noise
     covariance = np.cov(table[:, 0], table[:, 1] - table[:, 0] * noise) / batches
@@ -337,30 +329,37 @@ class _Moments:
         return np.cov(traces, squared) * fewer**2 / count * (1 - count / population)
 
 
+def _population(examples: int, redrawn: float, trace: float) -> float:
+    """How many examples a batch without noise has: more than there are where the loss is random.
+
+    >>> _population(100, 0.0, 4.0), _population(100, 1.0, 4.0), _population(100, 4.0, 4.0)
+    (100.0, 133.33333333333334, inf)
+    """
+    return _ratio(examples, 1 - _ratio(redrawn, trace, otherwise=0.0))
+
+
 def _b_noise(
-    loss: TrainingLoss, chosen: np.ndarray, moments: _Moments, population: float, size: int
+    loss: TrainingLoss, parts: Sequence[np.ndarray], moments: _Moments, population: float
 ) -> float:
+    chosen = np.concatenate(parts)
     count = len(chosen)
-    together = loss.microbatch("auto", count)
-    parts = list(microbatches(chosen, together))
+    batches = list(microbatches(chosen, loss.microbatch("auto", count)))
 
     def curvatures(directions: Any) -> Float[np.ndarray, " directions"]:
-        found = [loss.squares_of_curvature(part, directions) for part in parts]
+        found = [loss.squares_of_curvature(batch, directions) for batch in batches]
         weight = sum(weight for _, weight in found)
         return np.sum([squares for squares, _ in found], 0) / weight
 
     along = float(curvatures(moments.mean[None].astype(loss.dtype))[0])
-    sums = 0.0
-    for part in microbatches(chosen, min(size, _AT_ONCE)):
-        gradients, _ = loss.single(part)
-        sums += float(curvatures(gradients).sum())
+    size = min(len(parts[0]), _AT_ONCE)
+    sums = sum(float(curvatures(loss.single(part)).sum()) for part in microbatches(chosen, size))
     trace = (sums - count * along) / (count - 1)
     squared = along - trace * (1 / count - 1 / population)
     return _ratio(trace, squared, otherwise=math.nan)
 
 
 def _ratio(value: float, by: float, *, otherwise: float = math.inf) -> float:
-    return value / by if by > 0 else otherwise
+    return float(value / by) if by > 0 else otherwise
 
 
 def _fieller(
@@ -375,14 +374,13 @@ def _fieller(
     >>> _fieller(6.0, 2.0, np.diag([0.0, 4.0]), freedom=9).high
     inf
     """
+    above, below = max(above, 0.0), max(below, 0.0)
     limit = float(scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, freedom)) ** 2
     (of_above, of_both), (_, of_below) = limit * covariance
     # They are where a r^2 - 2 b r + c <= 0.
     a, b, c = below**2 - of_below, above * below - of_both, above**2 - of_above
-    if a > 0 > below:
-        return Interval(math.inf, math.inf)
     # b^2 - a c, so that nothing is left of it where there is no variance.
     square = above**2 * of_below - 2 * above * below * of_both + below**2 * of_above
     root = math.sqrt(max(square - (of_above * of_below - of_both**2), 0.0))
     low = _ratio(c, b + root) if c > 0 else 0.0
-    return Interval(float(low), float(_ratio(b + root, a)))
+    return Interval(low, _ratio(b + root, a))
