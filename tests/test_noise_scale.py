@@ -145,13 +145,13 @@ def test_a_random_loss_has_the_noise_of_its_draws():
     model = NoisyQuadratic([2.0, 1.0, 0.5], [3.0, 1.0, 4.0], [1.0, 1.0, 1.0])
     theta = np.array([0.5, -1.0, 1.5])
     found = noise_scale(
-        model.workload(), {"theta": theta.astype(np.float32)}, examples=2000, with_hessian=True
+        model.workload(), {"theta": theta.astype(np.float32)}, examples=600, with_hessian=True
     )
     h, c = model.curvature, model.noise
     squared = ((h * theta) ** 2).sum()
-    assert found.trace == pytest.approx(c.sum(), rel=0.1)
+    assert found.trace == pytest.approx(c.sum(), rel=0.15)
     assert found.interval.low < c.sum() / squared < found.interval.high
-    assert found.b_noise == pytest.approx((h * c).sum() / (h**3 * theta**2).sum(), rel=0.1)
+    assert found.b_noise == pytest.approx((h * c).sum() / (h**3 * theta**2).sum(), rel=0.15)
 
 
 def _pure_noise(params, model_state, batch, key, hyperparameters):
@@ -190,16 +190,12 @@ def test_the_draws_of_a_random_loss_do_not_end_with_the_training_set(batches):
     assert all(one.interval.high > one.interval.low for one in found)
 
 
-@pytest.mark.parametrize("microbatch", [1, 7])
-def test_microbatches_change_nothing(microbatch):
-    for workload, params in (
-        (REGRESSION, WEIGHTS.astype(np.float32)),
-        (NOISE, np.ones(30, np.float32)),
-    ):
-        some = noise_scale(workload, params, examples=31, microbatch=microbatch)
-        whole = noise_scale(workload, params, examples=31)
-        for name in ("b_simple", "interval", "trace", "loss"):
-            np.testing.assert_allclose(getattr(some, name), getattr(whole, name), rtol=1e-4)
+def test_microbatches_change_nothing():
+    params = np.linspace(0, 1, 30, dtype=np.float32)
+    some = noise_scale(NOISE, params, examples=31, microbatch=7, with_hessian=True)
+    whole = noise_scale(NOISE, params, examples=31, with_hessian=True)
+    for name in ("b_simple", "interval", "trace", "loss", "b_noise"):
+        np.testing.assert_allclose(getattr(some, name), getattr(whole, name), rtol=1e-4)
 
 
 def test_the_seed_decides_which_draws_are_taken():
@@ -230,11 +226,17 @@ def test_convolutions_have_gradients_of_single_examples():
     images, labels = RANDOM.normal(size=(6, 4, 4, 1)).astype(np.float32), np.arange(6) % 3
     workload = bs.Workload.from_flax(Convolution(), {"train": (images, labels)})
     params, state = workload.init(jax.random.key(0))
-    rows = []
-    for image, label in zip(images, labels, strict=True):
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, image, label):
         alone = {"input": image[None], "label": label[None]}
-        row = jax.grad(lambda p, x=alone: workload.loss(p, state, x, jax.random.key(0), {})[0][0])
-        rows.append(ravel_pytree(row(params))[0])
+        return workload.loss(params, state, alone, jax.random.key(0), {})[0][0]
+
+    rows = [
+        ravel_pytree(gradient(params, image, label))[0]
+        for image, label in zip(images, labels, strict=True)
+    ]
     squared, trace = exact(np.array(rows, np.float64))
     found = noise_scale(workload, params, state)
     np.testing.assert_allclose([found.squared_gradient, found.trace], [squared, trace], rtol=1e-4)
@@ -257,11 +259,11 @@ def test_the_noise_scale_along_a_run_is_that_at_its_checkpoints(square):
     study = small_study(square)
     table = noise_scales(study, batch_size=16, trial=0, steps=[0, 7, 150], examples=60, seed=3)
     assert table["step"].tolist() == [0, 7, 150]
-    for step, row in table.set_index("step").loc[[7, 150]].iterrows():
-        run = study.run_trial(batch_size=16, trial=0, steps=int(step))
-        found = noise_scale(square, run.params, examples=60, seed=3)
-        assert row[["b_simple", "low", "high"]].tolist() == [found.b_simple, *found.interval]
-        assert row["loss"] == found.loss
+    row = table.iloc[1]
+    run = study.run_trial(batch_size=16, trial=0, steps=7)
+    found = noise_scale(square, run.params, examples=60, seed=3)
+    assert row[["b_simple", "low", "high"]].tolist() == [found.b_simple, *found.interval]
+    assert row["loss"] == found.loss
     assert table["loss"].is_monotonic_decreasing
 
 
@@ -269,9 +271,8 @@ def test_checkpoints_are_the_parameters_of_shorter_runs(square):
     study = small_study(square)
     run = study.run_trial(batch_size=16, trial=0, steps=[0, 3, 17, 100])
     assert [point.step for point in run.checkpoints] == [0, 3, 17, 100]
-    for point in run.checkpoints[1:]:
-        alone = study.run_trial(batch_size=16, trial=0, steps=point.step)
-        jax.tree.map(np.testing.assert_array_equal, point.params, alone.params)
+    alone = study.run_trial(batch_size=16, trial=0, steps=17)
+    jax.tree.map(np.testing.assert_array_equal, run.checkpoints[2].params, alone.params)
     jax.tree.map(np.testing.assert_array_equal, run.checkpoints[-1].params, run.params)
     with pytest.raises(ValueError, match=r"steps: got \[3, 3\], wanted at least one integer"):
         study.run_trial(batch_size=16, trial=0, steps=[3, 3])

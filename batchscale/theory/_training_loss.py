@@ -210,9 +210,8 @@ class TrainingLoss:
     def _batch(self, examples: Int[np.ndarray, " examples"]) -> PyTree[Array]:
         return jax.tree.map(lambda x: jnp.asarray(x[examples]), self._data)
 
-    def _key(self, draw: int, example: Int[Any, "..."]) -> Any:
-        key = jax.random.fold_in(jax.random.key(self._seed), draw)
-        return _keys(key, jnp.asarray(example, jnp.uint32))
+    def _key(self, draw: int, examples: Int[Any, "..."]) -> Any:
+        return _keys(*np.array([self._seed, draw], np.uint32), np.asarray(examples, np.uint32))
 
 
 def microbatches(
@@ -228,9 +227,10 @@ def microbatches(
 
 
 @jax.jit
-def _keys(key: Any, examples: Int[Array, "..."]) -> Any:
-    fold = jax.random.fold_in
-    return fold(key, examples) if examples.ndim == 0 else jax.vmap(lambda i: fold(key, i))(examples)
+def _keys(seed: Int[Array, ""], draw: Int[Array, ""], examples: Int[Array, "..."]) -> Any:
+    key = jax.random.fold_in(jax.random.key(seed), draw)
+    fold = functools.partial(jax.random.fold_in, key)
+    return fold(examples) if examples.ndim == 0 else jax.vmap(fold)(examples)
 
 
 def _loss(
