@@ -249,6 +249,32 @@ class Result:
         """By which rule trials that diverged count; see `steps_to_target`."""
         return None if self.definition.stop == "budget" else self.definition.trials
 
+    def tuning_curve(self, goal: Goal | None = None, *, confidence: float = 0.9) -> pd.DataFrame:
+        """What searches with fewer trials would report; see `metrics.tuning_curve`.
+
+        Args:
+          goal: another goal than the study's, to be read off the same curves.
+          confidence: of the intervals.
+
+        Raises:
+          ValueError: trials were cut too early; says how to extend them.
+        """
+        return metrics.tuning_curve(
+            self.measurements, goal or self.goal, trials=self._finished(), confidence=confidence
+        )
+
+    def variants(self) -> pd.DataFrame:
+        """Steps to target under other definitions, side by side; see `metrics.variants`.
+
+        `scaling.transitions` says of this table how far the transition points move.
+        """
+        return metrics.variants(
+            self.measurements,
+            self.goal,
+            trials=self._finished(),
+            feasible_trials=self._feasible_trials,
+        )
+
     def layouts(self) -> pd.DataFrame:
         """How trials were packed, one row a batch size.
 

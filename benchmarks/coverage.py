@@ -1,25 +1,35 @@
-"""How often the interval of a critical batch size holds the true one, by simulation.
+"""How often intervals hold what they are said to hold, by simulation.
 
-    python -m benchmarks.coverage
+    python -m benchmarks.coverage --what fit
+    python -m benchmarks.coverage --what best_of
 
-Steps to target are drawn about a known curve, with a scatter like that of minima over trials, and
-rounded up to the grid of evaluations, as a study reports them. Printed are the share of the
-intervals at a confidence of 90% that hold the true B_crit (of all simulated studies: the one-sided
-bounds of refusals count as intervals), the share refused, and the median width.
+`fit`: steps to target are drawn about a known curve, with a scatter like that of minima over
+trials, and rounded up to the grid of evaluations, as a study reports them. Printed are the share of
+the intervals at a confidence of 90% that hold the true B_crit (of all simulated studies: the
+one-sided bounds of refusals count as intervals), the share refused, and the median width.
+
+`best_of`: searches of N trials are drawn from a known distribution, and for each a new search of n.
+Printed are the share of the prediction intervals at 90% that hold what the new search reports, the
+shares below and above, and the median width. For contrast: the quantiles of the minima of subsets,
+which take the N trials for the whole distribution; and, at n = N, those of a bootstrap.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import qmc
 
-from batchscale import scaling
+from batchscale import metrics, scaling
+from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
 from batchscale.scaling.curve import log_steps
 from batchscale.stopping import evaluation_grid
 
@@ -60,40 +70,190 @@ def study(
     )
 
 
-def main() -> None:
-    """Simulates every case and writes what was found as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--studies", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/coverage.json"))
-    arguments = parser.parse_args()
-    rows = []
+def fit_rows(studies: int, seed: int) -> Iterable[dict[str, Any]]:
+    """The coverage of the interval of B_crit, case by case."""
     for b_crit, sharpness, scatter, powers, budget in CASES:
-        random = np.random.default_rng(arguments.seed)
+        random = np.random.default_rng(seed)
         form: scaling.Form = "hyperbolic" if sharpness == 1 else "generalised"
         fits = [
             scaling.fit(study(random, b_crit, sharpness, scatter, powers, budget), form=form)
-            for _ in range(arguments.studies)
+            for _ in range(studies)
         ]
         intervals = [found.b_crit_interval for found in fits]
-        rows.append(
-            {
-                "b_crit": b_crit,
-                "sharpness": sharpness,
-                "scatter": scatter,
-                "batch_sizes": len(list(powers)),
-                "budget": budget,
-                "covered": float(np.mean([low <= b_crit <= high for low, high in intervals])),
-                "refused": float(np.mean([bool(found.refused) for found in fits])),
-                "median_width": round(
-                    float(np.median([high / max(low, 1e-9) for low, high in intervals])), 3
-                ),
+        yield {
+            "b_crit": b_crit,
+            "sharpness": sharpness,
+            "scatter": scatter,
+            "batch_sizes": len(list(powers)),
+            "budget": budget,
+            "covered": float(np.mean([low <= b_crit <= high for low, high in intervals])),
+            "refused": float(np.mean([bool(found.refused) for found in fits])),
+            "median_width": round(
+                float(np.median([high / max(low, 1e-9) for low, high in intervals])), 3
+            ),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The distribution of the steps of a trial.
+
+    log steps = log `fewest` + `bowl` (u - 0.2)^2 - `slope` u + scatter, u the log learning rate,
+    uniform from -1 to 1.
+    """
+
+    fewest: float = 1000.0
+    bowl: float = 3.0
+    slope: float = 0.0
+    scatter: float = 0.15
+    exponential: bool = False  # steps of the fastest follow a power law
+    misses: float = 0.2
+    quasi_random: bool = False
+
+    def draw(self, random: np.random.Generator, searches: int, trials: int) -> np.ndarray:
+        """The steps of every trial, inf for a miss; shape (searches, trials)."""
+        shape = (searches, trials)
+        if self.quasi_random:
+            bits = (trials - 1).bit_length()
+            sequences = [qmc.Sobol(1, rng=random).random_base2(bits) for _ in range(searches)]
+            u = 2 * np.array(sequences)[:, :trials, 0] - 1
+        else:
+            u = random.uniform(-1, 1, shape)
+        noise = -random.exponential(size=shape) if self.exponential else random.normal(size=shape)
+        logs = math.log(self.fewest) + self.bowl * (u - 0.2) ** 2 - self.slope * u
+        steps = np.exp(logs + self.scatter * noise)
+        return np.where(random.random(shape) < self.misses, np.inf, steps)
+
+
+SEARCHES = {
+    "bowl": Search(),
+    "wide scatter": Search(scatter=0.4),
+    "scatter below the grid's resolution": Search(scatter=0.02),
+    "power law": Search(scatter=0.3, exponential=True),
+    "best at the edge": Search(bowl=0.0, slope=2.0),
+    "many misses": Search(misses=0.6),
+    "few steps": Search(fewest=30.0),
+    "quasi-random": Search(quasi_random=True),
+}
+TRIALS = (24, 64, 100)
+BUDGET = 100_000
+
+
+def best_of_rows(studies: int, seed: int) -> Iterable[dict[str, Any]]:
+    """The coverage of the prediction intervals of `best_of`, case by case."""
+    grid = np.array(evaluation_grid(BUDGET, 0.05), float)
+    goal = metrics.Goal("validation/error", 0.5)
+    for name, search in SEARCHES.items():
+        for count in TRIALS:
+            random = np.random.default_rng(seed)
+            crossings = _reported(search.draw(random, studies, count), grid)
+            tables = _tables(crossings, grid)
+            first = np.sort(crossings, axis=1)
+            for n in (1, count // 8, count // 3):
+                new = _reported(search.draw(random, studies, n), grid).min(axis=1)
+                found = metrics.best_of(tables[0], goal, trials=tables[1], n=n)
+                low, high = found["low"].to_numpy(), found["high"].to_numpy()
+                subsets = [math.comb(count - k, n) for k in range(count + 1)]
+                others = _quantiles(first, grid, subsets)
+                yield {
+                    "search": name,
+                    "trials": count,
+                    "n": n,
+                    "covered": float(np.mean((low < new) & (new <= high))),
+                    "below": float(np.mean(new <= low)),
+                    "above": float(np.mean(new > high)),
+                    "median_width": _width(low, high),
+                    "subsets_covered": float(np.mean((others[0] < new) & (new <= others[1]))),
+                }
+            new = _reported(search.draw(random, studies, count), grid).min(axis=1)
+            resamples = [(count - k) ** count for k in range(count + 1)]
+            low, high = _quantiles(first, grid, resamples)
+            yield {
+                "search": name,
+                "trials": count,
+                "n": count,
+                "bootstrap_covered": float(np.mean((low < new) & (new <= high))),
             }
+
+
+def _reported(steps: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The first evaluation after the crossing, inf beyond the budget."""
+    return np.append(grid, np.inf)[np.searchsorted(grid, steps)]
+
+
+def _before(reported: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The evaluation before; of a miss the last."""
+    return grid[np.searchsorted(grid, reported) - 1]
+
+
+def _quantiles(
+    first: np.ndarray, grid: np.ndarray, above: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The 5% and 95% quantiles of a minimum that is beyond the k-th crossing in `above[k]` cases.
+
+    The lower is the evaluation before, as in `best_of`.
+    """
+    ranks = [
+        next(k for k in range(1, first.shape[1] + 1) if above[k] / above[0] <= 1 - share)
+        for share in (0.05, 0.95)
+    ]
+    return _before(first[:, ranks[0] - 1], grid), first[:, ranks[1] - 1]
+
+
+def _width(low: np.ndarray, high: np.ndarray) -> float | str:
+    """The median of high / low, in words where it is not finite."""
+    width = float(np.median(high / np.maximum(low, 1)))
+    return round(width, 3) if math.isfinite(width) else "open"
+
+
+def _tables(crossings: np.ndarray, grid: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measurements and trials, a simulated search in place of a batch size.
+
+    Of every trial the evaluations about its crossing are there, of the first all.
+    """
+    search, trial = (places.ravel() for places in np.indices(crossings.shape))
+    after = crossings.ravel()
+    rows = [(search, trial, _before(after, grid), 1.0)]
+    reached = np.isfinite(after)
+    rows.append((search[reached], trial[reached], after[reached], 0.0))
+    others = [(s, 0, grid[grid < _before(c, grid)], 1.0) for s, c in enumerate(crossings[:, 0])]
+    frame = pd.concat(
+        pd.DataFrame(
+            dict(zip(("batch_size", "trial", "step", "validation/error"), row, strict=True))
         )
-        print(rows[-1], flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        for row in rows + others
+    )
+    frame = frame.assign(replicate=0).astype({"step": int})
+    index = pd.MultiIndex.from_arrays([search, trial, 0 * trial], names=TRIAL_INDEX)
+    trials = pd.DataFrame(
+        {
+            "origin": "plan",
+            "status": "complete",
+            "steps_trained": BUDGET,
+            "stop_reason": "budget",
+        },
+        index,
+    )
+    return frame.set_index(list(MEASUREMENT_INDEX)), trials
+
+
+def main() -> None:
+    """Simulates every case and writes what was found as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--what", choices=["fit", "best_of"], default="fit")
+    parser.add_argument("--studies", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="benchmarks/results/coverage_<what>.json")
+    arguments = parser.parse_args()
+    simulate = fit_rows if arguments.what == "fit" else best_of_rows
+    rows = []
+    for row in simulate(arguments.studies, arguments.seed):
+        rows.append(row)
+        print(row, flush=True)
+    output = arguments.output or Path(f"benchmarks/results/coverage_{arguments.what}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
     found = {"studies": arguments.studies, "seed": arguments.seed, "rows": rows}
-    arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+    output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

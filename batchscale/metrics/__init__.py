@@ -10,6 +10,8 @@ leave some out, as in `trials[trials.status != "incomplete"]`.
 """
 
 from batchscale.metrics._tables import example_measurements as example_measurements
+from batchscale.metrics.best_of import best_of as best_of
+from batchscale.metrics.best_of import tuning_curve as tuning_curve
 from batchscale.metrics.budgets import best_measurement as best_measurement
 from batchscale.metrics.budgets import epoch_budget as epoch_budget
 from batchscale.metrics.budgets import step_budget as step_budget
@@ -19,3 +21,4 @@ from batchscale.metrics.steps import first_crossings as first_crossings
 from batchscale.metrics.steps import members as members
 from batchscale.metrics.steps import steps_to_target as steps_to_target
 from batchscale.metrics.steps import steps_to_targets as steps_to_targets
+from batchscale.metrics.variants import variants as variants

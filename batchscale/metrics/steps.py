@@ -130,11 +130,29 @@ def steps_to_target(
     1          16   10.0                  0.0      0
     """
     curves = _tables.plain_curves_of(measurements, goal.metric, goal.mode)
-    if trials is None:
-        if feasible_trials is not None:
-            raise ValueError("feasible_trials: needs `trials`, which say when each diverged.")
-        batch_sizes = _tables.plain_batch_sizes(measurements)
-        return _first_past(curves, goal, ["batch_size"], batch_sizes).reset_index()
+    if trials is not None:
+        return steps_of_curves(curves, goal, trials=trials, feasible_trials=feasible_trials)
+    if feasible_trials is not None:
+        raise ValueError("feasible_trials: needs `trials`, which say when each diverged.")
+    batch_sizes = _tables.plain_batch_sizes(measurements)
+    return _first_past(curves, goal, ["batch_size"], batch_sizes).reset_index()
+
+
+def steps_of_curves(
+    curves: pd.DataFrame, goal: Goal, *, trials: pd.DataFrame, feasible_trials: int | None
+) -> pd.DataFrame:
+    """`steps_to_target` of curves in the form of `_tables.plain_curves_of`, however they were read.
+
+    >>> from batchscale.metrics import example_measurements
+    >>> curves = _tables.plain_curves_of(example_measurements(), "validation/error", "min")
+    >>> index = pd.MultiIndex.from_tuples([(8, 0, 0), (8, 1, 0)], names=TRIAL_INDEX)
+    >>> trials = {"status": "complete", "steps_trained": 20, "stop_reason": "budget"}
+    >>> goal = Goal("validation/error", 0.3)
+    >>> halved = curves.assign(value=curves["value"] / 2)
+    >>> steps_of_curves(halved, goal, trials=pd.DataFrame(trials, index), feasible_trials=None)
+       batch_size  steps  previous_evaluation  trial
+    0           8   10.0                  0.0      0
+    """
     plain = _tables.plain_trials(trials)
     if feasible_trials is None:
         counting = _tables.feasible(plain).assign(first_step=0.0, end_step=np.inf)

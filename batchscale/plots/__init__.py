@@ -10,3 +10,5 @@ from batchscale.plots.steps import steps_to_target as steps_to_target
 from batchscale.plots.theory import noise_scale as noise_scale
 from batchscale.plots.theory import sharpness as sharpness
 from batchscale.plots.training import training_curves as training_curves
+from batchscale.plots.tuning import tuning_curve as tuning_curve
+from batchscale.plots.variants import variants as variants

@@ -19,3 +19,4 @@ from batchscale.scaling.learning_rates import rules as rules
 from batchscale.scaling.regimes import Regimes as Regimes
 from batchscale.scaling.regimes import overhead as overhead
 from batchscale.scaling.regimes import regimes as regimes
+from batchscale.scaling.transitions import transitions as transitions

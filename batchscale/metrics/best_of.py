@@ -1,0 +1,337 @@
+"""What another search would have reported: the best of n trials, and how far it varies."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.optimize
+import scipy.special
+from jaxtyping import Bool, Float
+
+from batchscale.metrics import _tables
+from batchscale.metrics.goal import Goal
+from batchscale.metrics.steps import first_crossings
+from batchscale.records import (
+    MEASUREMENT_INDEX,
+    TRIAL_INDEX,
+    Origin,
+    Status,
+    StopReason,
+    check_index,
+)
+
+# Choices.
+_SHARE = 3  # of N trials, the best of at most N / 3
+_FASTEST = 4  # crossings from which is extrapolated to faster ones
+
+
+def best_of(
+    measurements: pd.DataFrame,
+    goal: Goal,
+    *,
+    trials: pd.DataFrame,
+    n: int,
+    confidence: float = 0.9,
+) -> pd.DataFrame:
+    """The steps to target that a new search with n trials would report.
+
+    Steps to target are a minimum over trials, and partly luck. The N trials of a search tell what
+    the minimum of fewer, n, would be. `median`, `mean` and `share_reaching` are those of the
+    minimum over a random subset of n of the N, without replacement and exactly:
+    P(minimum > x) = C(#{crossings > x}, n) / C(N, n), a U-statistic (Hoeffding 1948) and so
+    unbiased, other than a bootstrap (Dodge et al. 2019, arXiv:1909.03004, have tuning curves).
+
+    `low` and `high` are a prediction interval. Its estimand is what is reported by a new search:
+    n fresh trials, drawn from the same space, trained and evaluated in the same way. The N trials
+    are a sample as well, which makes it wider than the quantiles of subsets: those leave out a
+    new search in four at n = N / 3. It holds whatever the distribution: the new minimum is above
+    the k-th of the N crossings with probability C(N + n - k, n) / C(N + n, n) (David and Nagaraja
+    2003, chapter 7). But it is below all N with probability n / (N + n), and where that is more
+    than may be left out, `low` is below what was seen. It is then extrapolated, as if steps of
+    the fastest trials were distributed by a power law (Weissman 1978), which few are not less
+    spread out than. Last, `low` is an evaluation before: crossings are known to lie between two.
+    More than `low`, at most `high` steps are predicted.
+
+    The trials are those of the plan and in place of diverged ones, no reruns or refinements, and
+    of these the ones that did not diverge as far as they were trained. Quasi-random trials cover
+    a space more evenly than independent ones: for them the interval is rather too wide.
+
+    Args:
+      measurements: one row an evaluation.
+      goal: the metric, its value and its direction.
+      trials: the trials that may count, with their `origin`. They must have been trained past the
+        first crossing of their batch size, by `stop=3.0` or `stop="all"`.
+      n: the trials of the new search, at most a third of those at any batch size.
+      confidence: the probability that the interval holds what a new search reports.
+
+    Returns:
+      One row a batch size: `batch_size`; `trials`, N; `n`; and in steps `median`, `low`, `high`
+      and `mean`. A miss is inf, so that `mean` is inf if all of a subset may miss, and `high` if
+      a new search may (or N is too few for any other bound). `mean` is NaN where trials that have
+      part in it were cut before their crossing. `share_reaching` is the probability that a subset
+      reaches the goal, at least, if trials were cut.
+
+    Raises:
+      KeyError: the metric is not a column of `measurements`.
+      ValueError: an argument is not as above; an evaluation that matters was cut short; or a trial
+        was cut that may have crossed within the interval.
+
+    >>> index = pd.MultiIndex.from_product([[8], range(24), [0]], names=TRIAL_INDEX)
+    >>> trials = pd.DataFrame(
+    ...     {"origin": "plan", "status": "complete", "steps_trained": 99, "stop_reason": "budget"},
+    ...     index,
+    ... )
+    >>> rows = [(8, t, 0, s) for t in range(24) for s in (10 + t, 11 + t)]
+    >>> measurements = pd.DataFrame(
+    ...     {"validation/error": [0.5, 0.1] * 24},
+    ...     pd.MultiIndex.from_tuples(rows, names=MEASUREMENT_INDEX),
+    ... )
+    >>> goal = Goal("validation/error", 0.3)
+    >>> best_of(measurements, goal, trials=trials, n=1).round(1)
+       batch_size  trials  n  median   low  high  mean  share_reaching
+    0           8      24  1    22.0  10.0  34.0  22.5             1.0
+    """
+    _check_confidence(confidence)
+    searches = list(_searches(measurements, goal, trials))
+    for search in searches:
+        if not 1 <= n <= search.size // _SHARE:
+            raise ValueError(
+                f"n: got {n}, wanted 1 to {search.size // _SHARE}, a third of the {search.size} "
+                f"feasible trials at batch size {search.batch_size}: a minimum over more is "
+                "decided by the few fastest of them, and says too little of what others would "
+                "give. Ask for a smaller n, or call study.extend(folder, trials=...)."
+            )
+    for search in searches:
+        search.check_known(n, confidence)
+    return _table(search.row(n, confidence) for search in searches)
+
+
+def tuning_curve(
+    measurements: pd.DataFrame, goal: Goal, *, trials: pd.DataFrame, confidence: float = 0.9
+) -> pd.DataFrame:
+    """How steps to target fall with the number of trials: `best_of` for n = 1, 2, 3, 4, 6, 8, ...
+
+    Args:
+      measurements: one row an evaluation.
+      goal: the metric, its value and its direction.
+      trials: as for `best_of`.
+      confidence: as for `best_of`.
+
+    Returns:
+      The rows of `best_of` for each batch size and n up to a third of its trials. An n is left
+      out where trials were cut that may have crossed within its interval.
+
+    Raises:
+      KeyError: the metric is not a column of `measurements`.
+      ValueError: as for `best_of`; or a batch size has fewer than 3 feasible trials, or no n left.
+
+    >>> index = pd.MultiIndex.from_product([[8], range(24), [0]], names=TRIAL_INDEX)
+    >>> trials = pd.DataFrame(
+    ...     {"origin": "plan", "status": "complete", "steps_trained": 99, "stop_reason": "budget"},
+    ...     index,
+    ... )
+    >>> rows = [(8, t, 0, s) for t in range(24) for s in (10 + t, 11 + t)]
+    >>> measurements = pd.DataFrame(
+    ...     {"validation/error": [0.5, 0.1] * 24},
+    ...     pd.MultiIndex.from_tuples(rows, names=MEASUREMENT_INDEX),
+    ... )
+    >>> curve = tuning_curve(measurements, Goal("validation/error", 0.3), trials=trials)
+    >>> curve[["n", "median"]].to_dict("list")
+    {'n': [1, 2, 3, 4, 6, 8], 'median': [22.0, 17.0, 15.0, 14.0, 13.0, 12.0]}
+    """
+    _check_confidence(confidence)
+    rows = []
+    for search in _searches(measurements, goal, trials):
+        most = search.size // _SHARE
+        if most == 0:
+            raise ValueError(
+                f"trials: {search.size} feasible at batch size {search.batch_size}, at least "
+                f"{_SHARE} are needed. Call study.extend(folder, trials=...)."
+            )
+        powers = [2**k for k in range(most.bit_length())]
+        counts = sorted({*powers, *(3 * power for power in powers if 3 * power <= most), most})
+        known = [n for n in counts if search.known(search.needed(n, confidence))]
+        if not known:
+            search.check_known(most, confidence)  # it needs the fewest crossings
+        rows += [search.row(n, confidence) for n in known]
+    return _table(rows)
+
+
+class _Ranks(NamedTuple):
+    """Which of the N crossings, counted from 1, are the ends and the median; 0 and N + 1: none."""
+
+    low: int
+    median: int
+    high: int
+
+
+@functools.cache
+def _ranks(size: int, n: int, confidence: float) -> _Ranks:
+    outside = (1 - confidence) / 2 + 1e-12
+    # That n of N + n are all above the k-th of the N, if any order is as likely.
+    above = [math.comb(size + n - k, n) / math.comb(size + n, n) for k in range(1, size + 1)]
+    low = sum(1 - share <= outside for share in above)
+    high = size + 1 - sum(share <= outside for share in above)
+    median = next(k for k in range(size + 1) if 2 * math.comb(size - k, n) <= math.comb(size, n))
+    return _Ranks(low, median, high)
+
+
+@functools.cache
+def _drop(size: int, n: int, fastest: int, outside: float) -> float:
+    """How far below the first of N crossings the minimum of n others is, with P(more) = `outside`.
+
+    In logs, and in units of the mean distance of the first crossings from the last of the
+    `fastest`, under a power law. Let U be the share of all trials that are no slower than the m-th
+    of N: it is Beta(m, N + 1 - m), and the logs of the m - 1 steps below it are exponential
+    (Renyi 1953): log(U_1 / U) = -sum(E_i / i), their mean distance sum(E_i) / (m - 1). So the new
+    minimum is t of them below the first with P = 1 - E[(1 - U w)^n], where
+    w = exp(-sum(E_i (1 / i + t / (m - 1)))); expanded, its moments are products.
+    """
+    power = np.arange(1, n + 1)
+    log = scipy.special.gammaln
+    log_term = log(n + 1) - log(power + 1) - log(n - power + 1)  # C(n, power) E[U^power]
+    log_term += log(fastest + power) - log(fastest) + log(size + 1) - log(size + 1 + power)
+    term = (-1.0) ** (power + 1) * np.exp(log_term)
+    order = np.arange(1, fastest)
+
+    def excess(t: float) -> float:
+        rate = 1 + power[:, None] * (1 / order + t / (fastest - 1))
+        return float(np.sum(term / np.prod(rate, axis=1))) - outside
+
+    return float(scipy.optimize.brentq(excess, 0, n / outside))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The trials of one batch size, in the order of their crossings.
+
+    Attributes:
+      batch_size: examples.
+      goal: what was crossed.
+      crossings: in steps, inf where there is none.
+      after: the step of the evaluation before; without a crossing, of the last.
+      cut: the trials without a crossing that were not trained the whole budget.
+      evaluated: the steps of all evaluations, in order.
+    """
+
+    batch_size: int
+    goal: Goal
+    crossings: Float[np.ndarray, " trials"]
+    after: Float[np.ndarray, " trials"]
+    cut: pd.DataFrame
+    evaluated: Float[np.ndarray, " steps"]
+
+    @property
+    def size(self) -> int:
+        return len(self.crossings)
+
+    def needed(self, n: int, confidence: float) -> float:
+        """The last crossing of which it must be known that it is the k-th."""
+        low, median, high = _ranks(self.size, n, confidence)
+        low = low or min(_FASTEST, self.size)
+        return self.crossings[max(low, median, high if high <= self.size else 0) - 1]
+
+    def known(self, crossing: float) -> bool:
+        """Whether no trial that was cut can have crossed before."""
+        return not (self.cut["steps_trained"] < crossing).any()
+
+    def check_known(self, n: int, confidence: float) -> None:
+        """Refuses an n for which it is not."""
+        _tables.check_long_enough(
+            f"the best of {n} to {self.goal}",
+            self.cut.assign(needed=self.needed(n, confidence)),
+            'study.extend(folder, stop=3.0), a larger factor, or "all"',
+        )
+
+    def row(self, n: int, confidence: float) -> dict[str, float]:
+        """The row of `best_of`."""
+        ranks = _ranks(self.size, n, confidence)
+        return {
+            "batch_size": self.batch_size,
+            "trials": self.size,
+            "n": n,
+            "median": self.crossings[ranks.median - 1],
+            "low": self.after[ranks.low - 1] if ranks.low else self._below(n, confidence),
+            "high": self.crossings[ranks.high - 1] if ranks.high <= self.size else math.inf,
+            "mean": self._mean(n),
+            "share_reaching": 1
+            - math.comb(int(np.isinf(self.crossings).sum()), n) / math.comb(self.size, n),
+        }
+
+    def _below(self, n: int, confidence: float) -> float:
+        """The end of the interval where it is below all crossings."""
+        fastest = self.crossings[:_FASTEST]
+        fastest = fastest[np.isfinite(fastest)]
+        if len(fastest) < 2 or fastest[0] == 0:
+            return 0.0
+        logs = np.log(fastest)
+        drop = _drop(self.size, n, len(fastest), (1 - confidence) / 2)
+        bound = math.exp(logs[0] - drop * np.mean(logs[-1] - logs[:-1]))
+        before = self.evaluated[self.evaluated <= bound]
+        return min(float(before.max(initial=0)), self.after[0])
+
+    def _mean(self, n: int) -> float:
+        """The mean over all subsets: the k-th crossing is the minimum of C(N - k, n - 1)."""
+        latest = self.size - n  # the place of the latest that can be a minimum
+        if np.isinf(self.crossings).sum() - len(self.cut) >= n:
+            return math.inf
+        if not self.known(self.crossings[latest]):
+            return math.nan
+        subsets = math.comb(self.size, n)
+        shares = [math.comb(self.size - k, n - 1) / subsets for k in range(1, latest + 2)]
+        return float(np.dot(shares, self.crossings[: latest + 1]))
+
+
+def _searches(measurements: pd.DataFrame, goal: Goal, trials: pd.DataFrame) -> Iterator[_Search]:
+    """The trials of each batch size."""
+    check_index(measurements, MEASUREMENT_INDEX, "measurements")
+    plain = _tables.plain_trials(trials)
+    if "origin" not in plain:
+        raise ValueError("trials: lacks the columns origin.")
+    plain = _tables.feasible(plain)
+    plain = _tables.select(plain, plain["origin"].isin([Origin.PLAN, Origin.TOPUP]))
+    plain = plain.assign(replicate=0).set_index(list(TRIAL_INDEX))
+    measured = _tables.trials_of(measurements).isin(plain.index)
+    measurements = _tables.select(measurements, measured)
+    plain = plain.drop(columns="first_crossing", errors="ignore")
+    plain = plain.join(first_crossings(measurements, goal)).reset_index()
+    plain = plain.fillna({"first_crossing": np.inf, "previous_evaluation": 0.0})
+    plain = plain.assign(cut=_cut(plain)).sort_values(["first_crossing", "trial"])
+    sizes = measurements.index.get_level_values("batch_size").to_numpy()
+    steps = measurements.index.get_level_values("step").to_numpy(np.float64)
+    for batch_size in _tables.plain_batch_sizes(trials):
+        own = _tables.select(plain, plain["batch_size"] == batch_size)
+        yield _Search(
+            batch_size=int(batch_size),
+            goal=goal,
+            crossings=own["first_crossing"].to_numpy(np.float64),
+            after=own["previous_evaluation"].to_numpy(np.float64),
+            cut=_tables.select(own, own["cut"]),
+            evaluated=np.unique(steps[sizes == batch_size]),
+        )
+
+
+def _cut(plain: pd.DataFrame) -> Bool[np.ndarray, " trials"]:
+    """Which trials may have crossed beyond where they were trained, within the budget."""
+    whole = plain["stop_reason"] == StopReason.BUDGET
+    whole &= plain["status"] != Status.INCOMPLETE
+    budget = plain["steps_trained"].where(whole).groupby(plain["batch_size"]).transform("max")
+    whole &= plain["steps_trained"] >= budget
+    return (np.isinf(plain["first_crossing"]) & ~whole).to_numpy()
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
+
+
+def _table(rows: Iterator[dict[str, float]] | list[dict[str, float]]) -> pd.DataFrame:
+    columns = ["batch_size", "trials", "n", "median", "low", "high", "mean", "share_reaching"]
+    table = pd.DataFrame(list(rows), columns=columns)
+    return table.astype({"batch_size": int, "trials": int, "n": int})

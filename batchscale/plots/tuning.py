@@ -1,0 +1,155 @@
+"""Tuning curves: steps to target against the number of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from batchscale.plots.common import (
+    COLORS,
+    GREY,
+    Goal,
+    goal_words,
+    head,
+    listed,
+    log2_axis,
+    new_axes,
+)
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_SHOWN = 4  # batch sizes, if not chosen: more bands hide one another
+_BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
+_MISS: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "white", "markersize": 6.5}
+
+
+class Result(Protocol):
+    """What the figure reads of the result of a study."""
+
+    @property
+    def name(self) -> str:
+        """Workload and optimizer."""
+        ...
+
+    @property
+    def goal(self) -> Goal:
+        """What a trial has to reach."""
+        ...
+
+    def tuning_curve(self) -> pd.DataFrame:
+        """`batch_size`, `n`, `median`, `low` and `high`, one row a batch size and n."""
+        ...
+
+
+def tuning_curve(
+    result: Result, *, ax: Axes | None = None, batch_sizes: Collection[int] | None = None
+) -> Axes:
+    """Steps to the goal against the number of trials, on log2 axes, one line a batch size.
+
+    The line is the median of the best of n trials, the band the interval of what a new search
+    with n trials reports. A band that leaves through the top says that such a search may miss the
+    goal, or that the trials are too few to tell; a median that is a miss is an open marker there.
+
+    Args:
+      result: of a study.
+      ax: where to draw; a new figure if not given.
+      batch_sizes: which to draw, at most 6; if not given, up to 4 from the smallest to the
+        largest.
+
+    Returns:
+      The axes.
+
+    Raises:
+      ValueError: the result has no such batch size, or they are too many.
+
+    >>> from types import SimpleNamespace
+    >>> table = {"batch_size": 8, "n": [1, 2], "median": [90.0, 70.0], "low": [50.0, 40.0]}
+    >>> result = SimpleNamespace(
+    ...     name="mnist/fc_128_128_128, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.03, mode="min"),
+    ...     tuning_curve=lambda: pd.DataFrame({**table, "high": [float("inf"), 99.0]}),
+    ... )
+    >>> ax = tuning_curve(result)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['batch size 8', 'interval of a new search']
+    >>> import matplotlib.pyplot as plt
+    >>> plt.close(ax.figure)
+    """
+    table = result.tuning_curve()
+    chosen = _chosen(table, batch_sizes, result.name)
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    log2_axis(ax, "y")
+    table = table[table["batch_size"].isin(chosen)].sort_values("n")
+    bottom, top = _range(table)
+    handles = []
+    for size, color, marker in zip(chosen, COLORS, _MARKERS, strict=False):
+        own = table[table["batch_size"] == size]
+        low, high = own["low"].clip(bottom, top), own["high"].clip(bottom, top)
+        if len(own) > 1:
+            ax.fill_between(own["n"], low, high, color=color, zorder=2, **_BAND)
+        else:
+            ax.vlines(own["n"], low, high, color=color, zorder=2, linewidth=8, alpha=_BAND["alpha"])
+        finite = np.isfinite(own["median"])
+        handles += ax.plot(
+            own["n"],
+            own["median"].where(finite),
+            color=color,
+            marker=marker,
+            markersize=5.5,
+            label=f"batch size {size:,}",
+            zorder=3,
+        )
+        missed = own.loc[~finite, "n"]
+        ax.plot(
+            missed,
+            np.ones(len(missed)),
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            color=color,
+            marker=marker,
+            zorder=4,
+            **_MISS,
+        )
+    ax.set_ylim(bottom, top)
+    if np.isinf(table["median"]).any():
+        handles.append(Line2D([], [], color="black", marker="o", label="a miss", **_MISS))
+    band = Line2D([], [], color=GREY, label="interval of a new search", linewidth=8, alpha=0.4)
+    ax.set(xlabel="Trials of the search", ylabel=f"Steps to {goal_words(result.goal)}")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    head(ax, result.name, [*handles, band])
+    return ax
+
+
+def _chosen(table: pd.DataFrame, batch_sizes: Collection[int] | None, name: str) -> list[int]:
+    """The batch sizes to draw, in order."""
+    measured = sorted(table["batch_size"].unique().tolist())
+    if batch_sizes is None:
+        places = np.linspace(0, len(measured) - 1, min(_SHOWN, len(measured))).round()
+        return [measured[int(place)] for place in places]
+    unknown = sorted(set(batch_sizes) - set(measured))
+    if unknown:
+        raise ValueError(
+            f"tuning_curve: {name!r} has no batch size {listed(unknown)}; it has "
+            f"{listed(measured)}."
+        )
+    if len(set(batch_sizes)) > len(COLORS):
+        raise ValueError(
+            f"tuning_curve: got {len(set(batch_sizes))} batch sizes, wanted at most {len(COLORS)}: "
+            "more cannot be told apart."
+        )
+    return sorted(set(batch_sizes))
+
+
+def _range(table: pd.DataFrame) -> tuple[float, float]:
+    """The steps in view: all that a log axis can show."""
+    shown = table[["median", "low", "high"]].to_numpy(np.float64)
+    shown = shown[np.isfinite(shown) & (shown > 0)]
+    if len(shown) == 0:
+        return 0.5, 2.0
+    return shown.min() / 2**0.25, shown.max() * 2**0.25

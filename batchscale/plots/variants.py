@@ -1,0 +1,122 @@
+"""Steps to target under several definitions."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from batchscale.plots.common import (
+    BLUE,
+    COLORS,
+    ORANGE,
+    Goal,
+    head,
+    log2_axis,
+    new_axes,
+)
+from batchscale.scaling import transitions
+
+_REFERENCE: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 5}
+_OTHER: dict[str, Any] = {"linewidth": 1.2, "zorder": 3}
+_STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 1, 1, 1)))
+_CRITICAL: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
+
+
+class Result(Protocol):
+    """What the figure reads of the result of a study."""
+
+    @property
+    def name(self) -> str:
+        """Workload and optimizer."""
+        ...
+
+    @property
+    def goal(self) -> Goal:
+        """What a trial has to reach."""
+        ...
+
+    def variants(self) -> pd.DataFrame:
+        """`variant`, `batch_size`, `steps` and `why`, the definition itself first."""
+        ...
+
+
+def variants(result: Result, *, ax: Axes | None = None) -> Axes:
+    """Steps to target against batch size under several definitions, on log2 axes.
+
+    The thick line is the definition itself. A diamond on a line is its critical batch size, where
+    that is quoted: they lie above one another if the definition does not matter to it. Lines end
+    where the goal is not reached.
+
+    Args:
+      result: of a study.
+      ax: where to draw; a new figure if not given.
+
+    Returns:
+      The axes.
+
+    >>> from types import SimpleNamespace
+    >>> table = pd.DataFrame({"batch_size": [1, 4, 16, 64, 256], "why": ""})
+    >>> table = table.assign(
+    ...     variant="validation/error < 0.03", steps=[1710.0, 435.0, 116.0, 37.0, 16.0]
+    ... )
+    >>> result = SimpleNamespace(
+    ...     name="mnist/fc_128_128_128, sgd",
+    ...     goal=SimpleNamespace(metric="validation/error", value=0.03, mode="min"),
+    ...     variants=lambda: table,
+    ... )
+    >>> ax = variants(result)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['validation error < 0.03', 'critical batch size']
+    >>> import matplotlib.pyplot as plt
+    >>> plt.close(ax.figure)
+    """
+    table = result.variants()
+    critical = transitions(table).set_index("variant")["b_crit"]
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    log2_axis(ax, "y")
+    handles = []
+    used = dict.fromkeys(COLORS, 0)
+    for variant, own in table.groupby("variant", sort=False):
+        color = _color(str(variant), result.goal.metric)
+        style = {**_OTHER, "color": color, "linestyle": _STYLES[used[color] % len(_STYLES)]}
+        used[color] += 1
+        if not handles:
+            style = _REFERENCE
+            used[color] = 0
+        label = str(variant).replace("/", " ")
+        if own["why"].any():
+            handles.append(Line2D([], [], color="none", label=f"({label}: not known)"))
+            continue
+        own = own.sort_values("batch_size")
+        steps = own["steps"].where(np.isfinite(own["steps"]))
+        handles += ax.plot(own["batch_size"], steps, label=label, **style)
+        at = critical[variant]
+        if np.isfinite(at):
+            shown = steps.notna()
+            log_steps = np.interp(
+                np.log(at), np.log(own["batch_size"][shown]), np.log(steps[shown])
+            )
+            ax.plot(
+                [at], np.exp(log_steps), color=style["color"], zorder=style["zorder"], **_CRITICAL
+            )
+    if np.isfinite(critical).any():
+        handles.append(
+            Line2D([], [], color="0.3", linestyle="none", label="critical batch size", **_CRITICAL)
+        )
+    ax.set(xlabel="Batch size (examples)", ylabel="Steps to target")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    head(ax, result.name, handles)
+    return ax
+
+
+def _color(variant: str, metric: str) -> str:
+    """One for other values of the goal, one for other metrics, one for other ways to read it."""
+    if variant.startswith(f"{metric} "):
+        return BLUE
+    return ORANGE if "/" in variant else COLORS[2]

@@ -1,0 +1,87 @@
+"""How far the transition points move when steps to target are defined otherwise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from batchscale.scaling.fitting import fit
+from batchscale.scaling.regimes import regimes
+
+_POINTS = ("perfect_until", "plateau_from", "b_crit")
+
+
+def transitions(
+    variants: pd.DataFrame, *, reference: str | None = None, tolerance: float = 0.2
+) -> pd.DataFrame:
+    """Where perfect scaling ends and the plateau begins, under each definition of steps to target.
+
+    Shallue et al. (2019, section 4.1) find that other goals shift the curve and barely move its
+    transitions. Here that is measured: each point over that of the reference.
+
+    Args:
+      variants: the table of `metrics.variants`, or any with `variant`, `batch_size`, `steps` and
+        perhaps `previous_evaluation`, and `why` a variant has no steps.
+      reference: a variant; if not given, the first.
+      tolerance: as for `regimes`.
+
+    Returns:
+      One row a variant: `variant`; `perfect_until` and `plateau_from` of `regimes`; `b_crit` of
+      `fit`, the ends `low` and `high` of its interval, and why it is `refused`, else empty; and
+      `perfect_until_ratio`, `plateau_from_ratio` and `b_crit_ratio`, each to the reference's. What
+      is not known is NaN.
+
+    Raises:
+      ValueError: there is no such reference, or the table is not as above.
+
+    >>> steps = pd.Series([800, 410, 210, 130, 100, 98])
+    >>> table = pd.DataFrame({"batch_size": [1, 2, 4, 8, 16, 32]})
+    >>> found = transitions(
+    ...     pd.concat(
+    ...         [
+    ...             table.assign(variant="error < 0.1", steps=steps),
+    ...             table.assign(variant="error < 0.05", steps=2 * steps),
+    ...         ]
+    ...     )
+    ... )
+    >>> found[["variant", "perfect_until", "plateau_from", "b_crit_ratio"]].round(2)
+            variant  perfect_until  plateau_from  b_crit_ratio
+    0   error < 0.1            4.0          16.0           1.0
+    1  error < 0.05            4.0          16.0           1.0
+    """
+    if "variant" not in variants:
+        raise ValueError(
+            "variants: no column 'variant'; wanted the table of metrics.variants, got "
+            f"{', '.join(map(str, variants.columns)) or 'none'}."
+        )
+    names = variants["variant"].unique().tolist()
+    reference = names[0] if reference is None and names else reference
+    if reference not in names:
+        raise ValueError(
+            f"reference: got {reference!r}, wanted one of {', '.join(map(repr, names)) or 'none'}."
+        )
+    rows = [
+        {"variant": name, **_points(variants[variants["variant"] == name], tolerance)}
+        for name in names
+    ]
+    table = pd.DataFrame(rows).set_index("variant")
+    for point in _POINTS:
+        table[f"{point}_ratio"] = table[point] / table.loc[reference, point]
+    return table.reset_index()
+
+
+def _points(steps: pd.DataFrame, tolerance: float) -> dict[str, Any]:
+    """The transition points of one variant."""
+    nothing = dict.fromkeys((*_POINTS, "low", "high"), math.nan)
+    why = next((why for why in steps.get("why", []) if why), "")
+    if why:
+        return {**nothing, "refused": why}
+    found = regimes(steps, tolerance=tolerance)
+    read = {"perfect_until": found.perfect_until, "plateau_from": found.plateau_from}
+    if (steps["steps"] == 0).any():
+        return {**nothing, **read, "refused": "the goal holds before the first step"}
+    fitted = fit(steps)
+    low, high = fitted.b_crit_interval
+    return {**read, "b_crit": fitted.b_crit, "low": low, "high": high, "refused": fitted.refused}
