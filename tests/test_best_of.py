@@ -108,7 +108,7 @@ def test_the_interval_holds_what_a_new_search_reports(trials, n):
     measurements, plans = (pd.concat(parts) for parts in zip(*made, strict=True))
     found = metrics.best_of(measurements, GOAL, trials=plans, n=n)
     held = (found["low"] < new) & (new <= found["high"])
-    assert 0.87 < held.mean() < 0.98  # 0.9, and more where the upper end is a miss
+    assert 0.87 < held.mean() < 0.99  # 0.9, and more where the upper end is a miss
 
 
 def test_low_is_an_evaluation_before_the_crossing_and_below_all_if_need_be():
@@ -163,7 +163,7 @@ def test_the_tuning_curve_has_the_rows_of_best_of():
     other, more = tables(range(200, 212), batch_size=16)
     measurements, trials = pd.concat([measurements, other]), pd.concat([trials, more])
     curve = metrics.tuning_curve(measurements, GOAL, trials=trials, confidence=0.8)
-    assert curve.loc[curve["batch_size"] == 8, "n"].tolist() == [1, 2, 3, 4, 6, 8, 10]
+    assert curve.loc[curve["batch_size"] == 8, "n"].tolist() == [1, 2, 3, 4, 6, 8]
     assert curve.loc[curve["batch_size"] == 16, "n"].tolist() == [1, 2, 3, 4]
     for n, rows in curve[curve["n"] <= 4].groupby("n"):
         wanted = metrics.best_of(measurements, GOAL, trials=trials, n=n, confidence=0.8)

@@ -154,11 +154,10 @@ def tuning_curve(
                 f"trials: {search.size} feasible at batch size {search.batch_size}, at least "
                 f"{_SHARE} are needed. Call study.extend(folder, trials=...)."
             )
-        powers = [2**k for k in range(most.bit_length())]
-        counts = sorted({*powers, *(3 * power for power in powers if 3 * power <= most), most})
+        counts = [n for n in range(1, most + 1) if (n & -n) in (n, n / 3)]  # 1, 2, 3, 4, 6, 8 ...
         known = [n for n in counts if search.known(search.needed(n, confidence))]
         if not known:
-            search.check_known(most, confidence)  # it needs the fewest crossings
+            search.check_known(counts[-1], confidence)  # it needs the fewest crossings
         rows += [search.row(n, confidence) for n in known]
     return _table(rows)
 
@@ -204,7 +203,7 @@ def _drop(size: int, n: int, fastest: int, outside: float) -> float:
         rate = 1 + power[:, None] * (1 / order + t / (fastest - 1))
         return float(np.sum(term / np.prod(rate, axis=1))) - outside
 
-    return float(scipy.optimize.brentq(excess, 0, n / outside))
+    return scipy.optimize.root_scalar(excess, bracket=(0, n / outside)).root
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +296,8 @@ def _searches(measurements: pd.DataFrame, goal: Goal, trials: pd.DataFrame) -> I
     plain = _tables.feasible(plain)
     plain = _tables.select(plain, plain["origin"].isin([Origin.PLAN, Origin.TOPUP]))
     plain = plain.assign(replicate=0).set_index(list(TRIAL_INDEX))
-    measured = _tables.trials_of(measurements).isin(plain.index)
-    measurements = _tables.select(measurements, measured)
+    rows = _tables.trials_of(measurements)
+    measurements = _tables.select(measurements, rows.isin(plain.index))
     plain = plain.drop(columns="first_crossing", errors="ignore")
     plain = plain.join(first_crossings(measurements, goal)).reset_index()
     plain = plain.fillna({"first_crossing": np.inf, "previous_evaluation": 0.0})
@@ -323,7 +322,7 @@ def _cut(plain: pd.DataFrame) -> Bool[np.ndarray, " trials"]:
     whole &= plain["status"] != Status.INCOMPLETE
     budget = plain["steps_trained"].where(whole).groupby(plain["batch_size"]).transform("max")
     whole &= plain["steps_trained"] >= budget
-    return (np.isinf(plain["first_crossing"]) & ~whole).to_numpy()
+    return np.isinf(plain["first_crossing"].to_numpy()) & ~whole.to_numpy()
 
 
 def _check_confidence(confidence: float) -> None:

@@ -90,7 +90,7 @@ def variants(
         try:
             table = answer().assign(why="")
         except (KeyError, ValueError) as error:
-            table = definition.assign(steps=np.nan, previous_evaluation=np.nan, trial=pd.NA)
+            table = definition.assign(steps=np.nan, previous_evaluation=np.nan, trial=np.nan)
             table = table.astype({"trial": "Int64"}).assign(why=error.args[0])
         tables.append(table.assign(variant=variant))
 

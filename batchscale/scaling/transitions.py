@@ -68,7 +68,7 @@ def transitions(
     ]
     table = pd.DataFrame(rows).set_index("variant")
     for point in _POINTS:
-        table[f"{point}_ratio"] = table[point] / table.loc[reference, point]
+        table[f"{point}_ratio"] = table[point] / table[point].loc[reference]
     return table.reset_index()
 
 
