@@ -80,7 +80,7 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
     log2_axis(ax, "x")
     log2_axis(ax, "y")
     handles = []
-    used: dict[str, int] = {color: 0 for color in COLORS}
+    used: dict[str, int] = dict.fromkeys(COLORS, 0)
     for variant, own in table.groupby("variant", sort=False):
         color = _color(str(variant), result.goal.metric)
         style = {**_OTHER, "color": color, "linestyle": _STYLES[used[color] % len(_STYLES)]}

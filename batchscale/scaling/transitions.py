@@ -57,7 +57,7 @@ def transitions(
             f"{', '.join(map(str, variants.columns)) or 'none'}."
         )
     names = variants["variant"].unique().tolist()
-    reference = names[0] if reference is None and names else reference
+    reference = names[0] if reference is None and names else str(reference)
     if reference not in names:
         raise ValueError(
             f"reference: got {reference!r}, wanted one of {', '.join(map(repr, names)) or 'none'}."
