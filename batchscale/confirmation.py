@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
 from batchscale import scaling, tuner
-from batchscale.records import TRIAL_COLUMNS, Origin
+from batchscale.records import TRIAL_COLUMNS, Origin, Status
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +20,12 @@ class Confirmation:
 
     Attributes:
       table: one row a batch size: `batch_size`; `best_of_n`, the steps to target of the study;
-        `trial`, the number of the chosen setting, and its hyperparameters; `seeds`, under which
-        it was run after it had been chosen; `steps`, their median, inf if half of them missed
-        (`previous_evaluation`: the crossing of the median lies after it); `low` and `high`, of
-        the median at `confidence`; `quantile_10` and `quantile_90`, of single runs; `missed`,
-        the share of seeds that did not get there in the time they were given; and `luck`, the
-        median over best-of-N.
+        `trial`, the number of the chosen setting, and its hyperparameters; `seeds`, under which it
+        was run after it had been chosen; `steps`, their median, inf if half of them missed, NaN if
+        they were not all run yet (`previous_evaluation`: the crossing of the median lies after it);
+        `low` and `high`, of the median at `confidence`; `quantile_10` and `quantile_90`, of single
+        runs; `missed`, the share of seeds that did not get there in the time they were given; and
+        `luck`, the median over best-of-N.
       runs: one row a run of a setting that was chosen, after it had been chosen: `batch_size`,
         `trial`, `replicate`, `steps`, `previous_evaluation`.
       settings: one row a setting that was compared: `batch_size`, `trial`, `seeds`, `median`,
@@ -38,9 +39,19 @@ class Confirmation:
     confidence: float
 
     def steps_to_target(self) -> pd.DataFrame:
-        """The medians, as a table for `scaling.fit`, `scaling.regimes` and `plots`."""
+        """The medians, as a table for `scaling.fit`, `scaling.regimes` and `scaling.recommend`.
+
+        Batch sizes that have not been run again, or not all of them, are left out; one of which no
+        trial of the search reached the goal is a miss.
+        """
         columns = ["batch_size", "steps", "previous_evaluation", "trial"]
-        return self.table[columns].copy()
+        return self.table.loc[self.table["steps"].notna(), columns].reset_index(drop=True)
+
+    def recommend(
+        self, *, seconds_per_step: scaling.StepTimes | None = None
+    ) -> scaling.Recommendation:
+        """Which batch size to train with, by the medians; see `scaling.recommend`."""
+        return scaling.recommend(self.steps_to_target(), seconds_per_step=seconds_per_step)
 
     def scaling(self, *, form: scaling.Form = "hyperbolic") -> scaling.Fit:
         """The critical batch size of the medians; see `scaling.fit`."""
@@ -53,6 +64,8 @@ def confirmation(
     best_of_n: pd.DataFrame,
     *,
     selection_seeds: int,
+    seeds: int | None = None,
+    limits: Mapping[int, float] | None = None,
     confidence: float = 0.9,
 ) -> Confirmation:
     """Chooses each batch size's setting by its median, and reports it under other seeds.
@@ -68,28 +81,35 @@ def confirmation(
         says them.
       best_of_n: the study's table of `metrics.steps_to_target`.
       selection_seeds: replicates up to this number choose, later ones report.
+      seeds: how many of the later ones; all by default. A batch size with fewer is not done.
+      limits: the steps that runs were given, by batch size; a later crossing is a miss.
       confidence: of the interval of the median.
     """
     runs = trials.loc[(trials["origin"] == Origin.CONFIRM).to_numpy()]
     previous = crossings["previous_evaluation"].reindex(runs.index).fillna(0.0)
-    runs = runs.assign(steps=tuner.steps_of(runs), previous=previous)
+    runs = runs.assign(steps=math.nan, previous=previous)
     names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
     rows, settings, reported = [], [], []
+    last = math.inf if seeds is None else selection_seeds + seeds
     for batch_size, best in best_of_n[["batch_size", "steps"]].to_numpy().tolist():
         here = runs.loc[runs.index.get_level_values("batch_size") == batch_size]
+        here = tuner.within(here, (limits or {}).get(int(batch_size), math.inf))
+        here = here.assign(steps=tuner.steps_of(here))
         replicate = here.index.get_level_values("replicate")
         compared = tuner.by_median(here.loc[replicate <= selection_seeds])
         settings.append(compared.assign(batch_size=int(batch_size), chosen=False))
-        row = {"batch_size": int(batch_size), "best_of_n": best, "seeds": 0, "steps": math.inf}
-        if len(compared):
+        row = {"batch_size": int(batch_size), "best_of_n": best, "seeds": 0}
+        row["steps"] = math.nan if math.isfinite(best) else math.inf
+        if len(compared) and (here["status"] != Status.INCOMPLETE).all():
             trial = int(compared["trial"].iloc[0])
             settings[-1]["chosen"] = compared["trial"] == trial
             number = here.index.get_level_values("trial")
-            fresh = here.loc[(replicate > selection_seeds) & (number == trial)]
-            if len(fresh):
+            later = (replicate > selection_seeds) & (replicate <= last)
+            fresh = here.loc[later & (number == trial)]
+            if len(fresh) and (seeds is None or len(fresh) == seeds):
                 row |= {"trial": trial} | fresh.iloc[0][names].to_dict()
                 row |= _summary(fresh, confidence)
-                row["luck"] = row["steps"] / best
+                row["luck"] = row["steps"] / best if best else math.nan
                 reported.append(fresh)
         rows.append(row)
     order = ["batch_size", "best_of_n", "trial", *names, *_SUMMARY, "luck"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,14 @@ from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
 from batchscale.packs import HyperparametersOf, TrialId
 from batchscale.plan import Plan
-from batchscale.records import TRIAL_COLUMNS, Origin, Records, Status
+from batchscale.records import REFINED, TRIAL_COLUMNS, Origin, Records, Status
 from batchscale.runner import BatchSizeRun, Progress
 from batchscale.stopping import StopRule, evaluation_grid
 from batchscale.tuner import SearchSpace
 
 _FORMAT = 1
-_FIRST_REFINED = 1_000_000  # their numbers: no search of the space itself gets so far
+FIRST_REFINED = 1_000_000
+"""Numbers of refined trials begin here: no search of the space itself gets so far."""
 
 
 def confirm(
@@ -53,28 +56,27 @@ def confirm(
     """
     lead = tuner.leading(trials, settings)
     names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
+    # Of all trials: what was confirmed before may no longer lead.
     values: dict[tuple[int, int], Mapping[Any, Any]] = {
         (batch_size, number): row
         for (batch_size, number, _), row in zip(
-            lead.index, lead[names].to_dict("records"), strict=True
+            trials.index, trials[names].to_dict("records"), strict=True
         )
     }
     compared: dict[int, list[int]] = {}
-    for batch_size, number in values:
+    for batch_size, number, _ in lead.index:
         compared.setdefault(batch_size, []).append(number)
+    limits = {size: patience * steps for size, steps in best.items() if math.isfinite(steps)}
     side.write_plan(
         {
             "format": _FORMAT,
             "settings": {str(size): numbers for size, numbers in compared.items()},
             "selection_seeds": selection_seeds,
             "seeds": seeds,
-            "patience": patience,
+            "limits": {str(size): limit for size, limit in limits.items()},
         }
     )
-    for batch_size, steps in best.items():
-        if math.isinf(steps):
-            continue
-        limit = patience * steps
+    for batch_size, limit in limits.items():
         first = [TrialId(n, r + 1) for n in compared[batch_size] for r in range(selection_seeds)]
 
         def of(trial: TrialId, size: int = batch_size) -> Mapping[str, Any]:
@@ -85,7 +87,7 @@ def confirm(
 
         _run(plan, engine, side, comparing, of, batch_size, first, limit)
         runs = _of(side, batch_size)[1].loc[[(batch_size, *trial) for trial in first]]
-        chosen = int(tuner.by_median(runs)["trial"].iloc[0])
+        chosen = int(tuner.by_median(tuner.within(runs, limit))["trial"].iloc[0])
         fresh = [TrialId(chosen, selection_seeds + 1 + r) for r in range(seeds)]
 
         def reporting(progress: Progress, size: int = batch_size, ids=tuple(fresh)) -> None:
@@ -155,23 +157,22 @@ def refine(
                 }
             )
             side.write_plan(stored)
-        for size in stored["rounds"][number]:
-            rows = [
-                (values, part[size]["origin"])
-                for part in stored["rounds"][: number + 1]
-                for values in part[size]["trials"]
-            ]
-            names = {TrialId(_FIRST_REFINED + i): row for i, row in enumerate(rows)}
+        for size, steps in best.items():
+            names = dict(enumerate(_planned(stored, size), FIRST_REFINED))
+            so_far = sum(len(part.get(str(size), {}).get("trials", ())) for part in
+                         stored["rounds"][: number + 1])  # fmt: skip
+            if not so_far:
+                continue
             _run(
                 plan,
                 engine,
                 side,
                 report,
-                lambda trial, names=names: names[trial][0],
-                int(size),
-                list(names),
-                patience * best[int(size)],
-                origin=lambda trial, names=names: Origin(names[trial][1]),
+                lambda trial, names=names: names[trial.number][0],
+                size,
+                [TrialId(FIRST_REFINED + i) for i in range(so_far)],
+                patience * steps,
+                origin=lambda trial, names=names: Origin(names[trial.number][1]),
             )
     side.compact()
 
@@ -188,6 +189,12 @@ class _Box:
         return not self.beyond and self.spread <= until
 
 
+def _planned(stored: Mapping[str, Any], batch_size: int) -> list[tuple[dict[str, float], str]]:
+    """The hyperparameters and the origin of every refined trial of a batch size."""
+    parts = [part[str(batch_size)] for part in stored["rounds"] if str(batch_size) in part]
+    return [(values, part["origin"]) for part in parts for values in part["trials"]]
+
+
 def _candidates(trials: pd.DataFrame, batch_size: int) -> pd.DataFrame:
     here = trials.loc[trials.index.get_level_values("batch_size") == batch_size]
     return here.loc[(here["status"] != Status.INFEASIBLE).to_numpy()]
@@ -199,7 +206,7 @@ def _box(
     searched = [
         SearchSpace.from_json(part[str(batch_size)]["space"])
         for part in stored["rounds"]
-        if part[str(batch_size)]["origin"] == Origin.EXPAND
+        if part.get(str(batch_size), {}).get("origin") == Origin.EXPAND
     ]
     for other in searched:
         space = tuner.united(space, other)
@@ -207,6 +214,26 @@ def _box(
     return _Box(
         expanded or tuner.refine(space, trials), expanded is not None, tuner.spread(space, trials)
     )
+
+
+def refined_values(
+    folder: str | os.PathLike[str] | None, batch_size: int, number: int
+) -> dict[str, float]:
+    """The hyperparameters of a refined trial.
+
+    Raises:
+      ValueError: there is none of this number.
+    """
+    rows: list[tuple[dict[str, float], str]] = []
+    if folder is not None and (Path(folder) / REFINED / "plan.json").exists():
+        with Records.open(Path(folder) / REFINED, write=False) as side:
+            rows = _planned(side.read_plan() or {"rounds": []}, batch_size)
+    if number - FIRST_REFINED >= len(rows):
+        raise ValueError(
+            f"trial: got {number}, the number of a refined trial, wanted one of the "
+            f"{len(rows)} at batch size {batch_size}, and the folder of their study."
+        )
+    return rows[number - FIRST_REFINED][0]
 
 
 def _run(
@@ -221,7 +248,7 @@ def _run(
     *,
     origin: Callable[[TrialId], Origin] = lambda _: Origin.CONFIRM,
 ) -> None:
-    """Trains these trials until each is past the goal, or the limit is."""
+    """Trains these trials until each is past the goal, or the limit is; not those that are done."""
     definition = plan.definition
     grid = evaluation_grid(
         definition.max_steps[batch_size],
@@ -239,8 +266,14 @@ def _run(
         exact=False,
         candidates=tuple(candidates),
     )
+    measurements, trials = _of(side, batch_size)
+    ledger = Ledger(question, measurements, trials)
+    concluded = trials.loc[(trials["status"] != Status.INCOMPLETE).to_numpy()]
+    known = {TrialId(number, replicate) for _, number, replicate in concluded.index}
+    if known.issuperset(candidates) and not ledger.behind(last, -1):
+        return  # and the state of those that come after them is left alone
     BatchSizeRun(
-        Ledger(question, *_of(side, batch_size)),
+        ledger,
         plan.layouts[batch_size],
         engine,
         side,

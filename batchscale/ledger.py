@@ -211,7 +211,8 @@ class Ledger:
         """Says of every trial that was not concluded before why it stopped where it did."""
         ended = _ENDED[self.question.rule.kind]
         enough = StopReason.FACTOR if self.question.candidates else StopReason.BUDGET
-        for trial in self._measured.keys() - self._diverged.keys():
+        asked = set(self.question.candidates) or self._measured.keys()
+        for trial in (self._measured.keys() & asked) - self._diverged.keys():
             if self._reasons.get(trial, StopReason.INTERRUPTED) == StopReason.INTERRUPTED:
                 whole = self._measured[trial] == self.question.grid[-1]
                 self._reasons[trial] = enough if whole else ended

@@ -112,7 +112,8 @@ class Result:
         """The critical batch size, with an interval, or why it is not quoted; see `scaling.fit`.
 
         The steps are minima over trials, whose luck the interval holds as scatter about the curve;
-        that luck also makes all steps too few (more so with more trials), it does not hold.
+        that luck also makes all steps too few, more so with more trials, and where curves are
+        noisier, so that it moves B_crit too; `confirmation().scaling()` is free of it.
 
         Args:
           goal: another goal than the study's, to be read off the same curves.
@@ -152,6 +153,8 @@ class Result:
             metrics.first_crossings(measurements, self.goal),
             self.steps_to_target(),
             selection_seeds=plan["selection_seeds"],
+            seeds=plan["seeds"],
+            limits={int(size): limit for size, limit in plan["limits"].items()},
             confidence=confidence,
         )
 
@@ -207,7 +210,10 @@ class Result:
         seconds_per_step: scaling.StepTimes | None = None,
         tolerance: float = 0.2,
     ) -> scaling.Recommendation:
-        """Which batch size to train with, in words and numbers; see `scaling.recommend`."""
+        """Which batch size to train with, in words and numbers; see `scaling.recommend`.
+
+        By the best of N trials; `confirmation().recommend()` goes by the medians of tuned settings.
+        """
         return scaling.recommend(
             self.steps_to_target(goal), seconds_per_step=seconds_per_step, tolerance=tolerance
         )

@@ -36,7 +36,7 @@ from batchscale.optimizers import Factory, Optimizer
 from batchscale.packs import TrialId
 from batchscale.plan import Definition, Plan
 from batchscale.progress import ProgressBar
-from batchscale.records import Origin, Records
+from batchscale.records import Origin, Records, Status
 from batchscale.result import Result, load
 from batchscale.runner import Progress
 from batchscale.schedules import Schedule
@@ -274,7 +274,7 @@ class Study:
           selection_seeds: under which they are compared.
           seeds: under which the chosen one is reported.
           patience: a run ends at its own crossing, or after so many times the study's steps to
-            target; then it counts as a miss.
+            target, at most at the end of its budget; then it counts as a miss.
           progress: as in `run`.
           devices: as in `run`.
 
@@ -287,7 +287,7 @@ class Study:
         checks.integer("seeds", seeds, 1)
         if not patience > 1:
             raise ValueError(f"patience: got {patience!r}, wanted a factor above 1, such as 4.0.")
-        result = load(folder)
+        result = _finished(folder)
         with self._session(folder, progress, devices, extend=False) as session:
             plan, engine, stored, report = session
             with Records.open(stored.folder / records.CONFIRMED) as side:
@@ -329,7 +329,8 @@ class Study:
           trials: of a round, at each batch size.
           until: no more rounds once no edge is crowded, and the leading trials of every batch size
             spread over no more than this share of each range.
-          patience: a trial ends at its own crossing, or after so many times the study's steps.
+          patience: a trial ends at its own crossing, or after so many times the study's steps, at
+            most at the end of its budget.
           progress: as in `run`.
           devices: as in `run`.
 
@@ -344,7 +345,7 @@ class Study:
         checks.integer("trials", trials, 1)
         if not patience > 1:
             raise ValueError(f"patience: got {patience!r}, wanted a factor above 1, such as 3.0.")
-        result = load(folder)
+        result = _finished(folder)
         with self._session(folder, progress, devices, extend=False) as session:
             plan, engine, stored, report = session
             with Records.open(stored.folder / records.REFINED) as side:
@@ -393,6 +394,9 @@ class Study:
                 f"{', '.join(map(str, definition.batch_sizes))}."
             )
         name = TrialId(checks.integer("trial", trial, 0), checks.integer("replicate", replicate, 0))
+        values = None
+        if trial >= followup.FIRST_REFINED:
+            values = followup.refined_values(folder, batch_size, trial)
         if isinstance(steps, Sequence):
             steps = checks.increasing("steps", steps)
         elif steps is not None:
@@ -407,7 +411,14 @@ class Study:
                 packing = Plan.from_json(stored.read_plan() or {}).layouts[batch_size]
         with compilation.cached(), self._engine(mesh) as engine:
             return trial_run.run_trial(
-                engine, definition, batch_size, name, layout=packing, steps=steps, until=until
+                engine,
+                definition,
+                batch_size,
+                name,
+                layout=packing,
+                values=values,
+                steps=steps,
+                until=until,
             )
 
     def _run(
@@ -561,6 +572,15 @@ class Study:
             f"at most {table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} "
             "operations of training, if no trial stops before its budget"
         )
+
+
+def _finished(folder: str | os.PathLike[str]) -> Result:
+    result = load(folder)
+    incomplete = (result.trials["status"] == Status.INCOMPLETE).any()
+    done = set(result.trials.index.get_level_values("batch_size"))
+    if incomplete or set(result.definition.batch_sizes) - done:
+        raise ValueError(f"{folder}: the study is not finished; study.run(folder) goes on.")
+    return result
 
 
 def _best(result: Result) -> dict[int, float]:

@@ -61,6 +61,7 @@ def run_trial(
     trial: TrialId,
     *,
     layout: Layout,
+    values: Mapping[str, float] | None = None,
     steps: int | Sequence[int] | None = None,
     until: Goal | None = None,
 ) -> TrialRun:
@@ -72,19 +73,21 @@ def run_trial(
       batch_size: one of the study's.
       trial: which.
       layout: how it was packed.
+      values: its hyperparameters; those of the study's search by default.
       steps: how many, or several at which its parameters are wanted, in increasing order; by
         default until it is past the goal, or its budget is spent.
       until: it ends as soon as it is past this, at the latest after `steps`.
     """
     plan = Plan(definition, {})
-    plan.extend(batch_size, trial.number + 1, Origin.PLAN)
-    values = plan.rows[batch_size][trial.number]["hyperparameters"]
+    if values is None:
+        plan.extend(batch_size, trial.number + 1, Origin.PLAN)
+    chosen = values or plan.rows[batch_size][trial.number]["hyperparameters"]
     wanted = list(steps) if isinstance(steps, Sequence) else []
     if steps is None:
         budget, until = definition.max_steps[batch_size], until or definition.goal
     else:
         budget = wanted[-1] if isinstance(steps, Sequence) else steps
-    packs = engine.start([trial], lambda _: values, batch_size=batch_size, layout=layout)
+    packs = engine.start([trial], lambda _: chosen, batch_size=batch_size, layout=layout)
     rows: dict[tuple[int, ...], dict[str, float]] = {}
     checkpoints = []
     diverged = False
@@ -104,4 +107,4 @@ def run_trial(
     params, model_state = engine.params(unpack(packs), trial)
     index = pd.MultiIndex.from_tuples(list(rows), names=records.MEASUREMENT_INDEX)
     curve = records.measurement_table(pd.DataFrame(list(rows.values()), index=index))
-    return TrialRun(curve, params, model_state, values, diverged, checkpoints)
+    return TrialRun(curve, params, model_state, chosen, diverged, checkpoints)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import batchscale as bs
 from batchscale import tuner
 from batchscale.confirmation import confirmation, median_ranks
+from batchscale.engine import Engine
 from batchscale.records import TRIAL_INDEX
 
 BEST = pd.DataFrame({"batch_size": [8], "steps": [40.0]})
@@ -137,6 +138,76 @@ def test_a_rerun_has_another_seed_and_the_setting_of_its_trial(tmp_path):
     )
     assert alone.curve.index.get_level_values("step").max() == run["steps"]
     assert len(set(found.runs.loc[found.runs["batch_size"] == 8, "steps"])) > 1
+
+
+def test_what_leads_may_change_and_what_was_run_before_stays(tmp_path):
+    study().run(tmp_path, progress=False)
+    study().confirm(tmp_path, **OPTIONS | {"settings": 4})
+    fewer = study().confirm(tmp_path, **OPTIONS)
+    assert fewer.settings.groupby("batch_size").size().tolist() == [2, 2]
+    study().refine(tmp_path, rounds=1, trials=6, progress=False)
+    refined = study().confirm(tmp_path, **OPTIONS)
+    assert (refined.table["seeds"] == 5).all()
+    more = study().extend(tmp_path, trials=8, progress=False)
+    again = study(trials=8).confirm(tmp_path, **OPTIONS | {"seeds": 3})
+    assert (again.table["seeds"] == 3).all()
+    assert again.table["best_of_n"].tolist() == more.steps_to_target()["steps"].tolist()
+
+
+def test_what_is_not_run_again_yet_is_not_a_miss(tmp_path):
+    class Kill(Exception):  # noqa: N818
+        pass
+
+    def kill(progress):
+        if progress.finished:
+            raise Kill
+
+    study().run(tmp_path, progress=False)
+    with pytest.raises(Kill):
+        study().confirm(tmp_path, **OPTIONS | {"progress": kill})
+    half = bs.load(tmp_path).confirmation()
+    assert half.table["steps"].isna().tolist() == [False, True]
+    assert half.steps_to_target()["batch_size"].tolist() == [8]
+    check = bs.load(tmp_path).audit().of("optimum reproducible under new seeds")
+    assert (check.verdict, check.evidence) == ("unknown", "not run again at batch size 100")
+
+
+def test_later_crossings_than_a_run_was_given_are_misses():
+    trials, crossings = runs({1: [50, 60, 70, 80, 90, 100]})
+    found = confirmation(trials, crossings, BEST, selection_seeds=3, seeds=3, limits={8: 85.0})
+    assert found.table["steps"].tolist() == [math.inf]
+    assert found.table["missed"].iloc[0] == pytest.approx(2 / 3)
+    short = confirmation(trials, crossings, BEST, selection_seeds=3, seeds=4)
+    assert short.table["steps"].isna().all()
+
+
+def test_a_kill_while_the_chosen_setting_is_reported_loses_no_state(tmp_path, monkeypatch):
+    study(batch_sizes=[8]).run(tmp_path, progress=False)
+
+    class Kill(Exception):  # noqa: N818
+        pass
+
+    told = []
+
+    def kill(progress):
+        told.append(progress.step)
+        if told.count(0) == 2 and progress.step > 15:  # the second start is that of the report
+            raise Kill
+
+    options = OPTIONS | {"seeds": 5}
+    with pytest.raises(Kill):
+        study(batch_sizes=[8]).confirm(tmp_path, **options | {"progress": kill})
+    advanced = []
+    advance = Engine.advance
+
+    def watched(self, packs, **to):
+        advanced.append(to["step"])
+        return advance(self, packs, **to)
+
+    monkeypatch.setattr(Engine, "advance", watched)
+    study(batch_sizes=[8]).confirm(tmp_path, **options)
+    assert advanced
+    assert min(advanced) > 10
 
 
 def test_what_cannot_be_confirmed_is_refused(tmp_path):

@@ -73,6 +73,15 @@ def test_what_has_no_beyond_stays_inside():
     assert box["smoothing"] == 0.1
     assert (box["layers"].low, box["layers"].high) == (8, 9)
     assert tuner.expand(space, table, leading=2) is None
+    scattered = table.assign(smoothing=[0.1, 0.0, 0.01])
+    assert tuner.refine(space, scattered, leading=2)["smoothing"] == bs.Choice([0, 0.1])
+    share = bs.SearchSpace(dropout=bs.Uniform(0, 0.5), momentum=bs.ReverseLogUniform(0, 0.9))
+    low = pd.DataFrame(
+        {"dropout": [0.0, 0.01, 0.4], "momentum": [0.0, 0.01, 0.8], "first_crossing": [9.0, 8, 90]}
+    )
+    assert tuner.expand(share, low, leading=2) is None
+    high = tuner.expand(share, low.assign(dropout=[0.5, 0.49, 0.1]), leading=2)
+    assert 0.5 < high["dropout"].high <= 1
 
 
 def test_too_few_that_reached_the_goal_are_refused():
@@ -101,18 +110,33 @@ def test_refined_trials_are_more_and_change_no_answer_and_survive_a_kill(tmp_pat
     assert refined.groupby("batch_size").size().tolist() == [8, 8]
     assert set(refined["origin"]) <= {Origin.REFINE, Origin.EXPAND}
 
+    finished = []
+
     def kill(progress):
         kill.told += 1
-        if kill.told == 25:
+        finished.append(progress.finished)
+        # In the first round, and in the second, which begins when both batch sizes are finished.
+        if kill.told == 20 or (sum(finished) == 3 and progress.step > 5):
             raise KeyboardInterrupt
 
     kill.told = 0
     study().run(tmp_path / "b", progress=False)
     options = {"rounds": 2, "trials": 4, "until": 0.0}
-    with pytest.raises(KeyboardInterrupt):
-        study().refine(tmp_path / "b", **options, progress=kill)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            study().refine(tmp_path / "b", **options, progress=kill)
     again = study().refine(tmp_path / "b", **options, progress=False)
     pd.testing.assert_frame_equal(again.refined(), refined)
+    once_more = study().refine(tmp_path / "b", **options, progress=False)
+    pd.testing.assert_frame_equal(once_more.refined(), refined)
+    number = int(refined.index.get_level_values("trial")[0])
+    alone = study().run_trial(batch_size=8, trial=number, folder=tmp_path / "b", steps=3)
+    rate = refined["learning_rate"].iloc[0]
+    assert alone.hyperparameters["learning_rate"] == rate
+    with pytest.raises(ValueError, match="number of a refined trial"):
+        study().run_trial(batch_size=8, trial=number)
+    third = study().refine(tmp_path / "b", **options | {"rounds": 3}, progress=False)
+    assert third.refined().groupby("batch_size").size().tolist() == [12, 12]
     # A confirmation looks at them too.
     found = study().confirm(tmp_path / "a", settings=3, selection_seeds=1, seeds=1, progress=False)
     lead = pd.concat([after.trials, refined]).sort_values(["first_crossing", "trial"])

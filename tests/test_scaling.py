@@ -94,6 +94,25 @@ def test_the_resolution_of_the_grid_is_part_of_the_interval():
     assert np.diff(np.log(rounded.b_crit_interval)) > np.diff(np.log(exact.b_crit_interval))
 
 
+@pytest.mark.parametrize("form", ["hyperbolic", "generalised"])
+def test_one_sided_bounds_are_near_the_data(form):
+    sizes = 2.0 ** np.arange(10)
+    noise = np.exp(0.1 * np.random.default_rng(0).normal(size=10))
+    perfect = scaling.fit(
+        pd.DataFrame({"batch_size": sizes, "steps": 1e5 / sizes * noise}), form=form
+    )
+    assert 100 < perfect.b_crit_interval.low < 10_000
+    assert perfect.b_crit_interval.high == np.inf
+    flat = scaling.fit(pd.DataFrame({"batch_size": sizes, "steps": 100 * noise}), form=form)
+    assert flat.b_crit_interval.low == 0
+    assert 1e-3 < flat.b_crit_interval.high < 5
+    for seed in range(3):
+        found = scaling.fit(
+            table(b_crit=3000, sizes=sizes, budget=10**7, scatter=0.1, seed=seed), form=form
+        )
+        assert 50 < found.b_crit_interval.low < 3000
+
+
 def test_misses_say_that_steps_are_more_than_were_evaluated():
     some = table(budget=600)
     assert np.isinf(some["steps"]).sum() == 2

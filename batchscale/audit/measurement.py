@@ -35,7 +35,6 @@ def budget(evidence: Evidence) -> Check:
             "A miss says nothing of quality: give every batch size the steps it needs, with "
             "study.extend(folder, max_steps=...), or choose an easier goal.",
         )
-    last = evidence.plain().groupby("batch_size")["steps_trained"].max()
     whole = {size: evidence.max_steps.get(int(size), math.inf) for size in steps.index}
     near = [size for size in steps.index if steps[size] > _NEAR_BUDGET * whole[size]]
     if near:
@@ -46,7 +45,7 @@ def budget(evidence: Evidence) -> Check:
             "settings may have been cut off",
             "study.extend(folder, max_steps=...).",
         )
-    return Check(name, Verdict.PASS, f"the goal was reached at every batch size, of {len(last)}")
+    return Check(name, Verdict.PASS, f"all {len(steps)} batch sizes reached the goal")
 
 
 def _epochs(evidence: Evidence) -> str:
@@ -195,6 +194,11 @@ def reproducible(evidence: Evidence) -> Check:
         return Check(name, Verdict.UNKNOWN, "not run again", "study.confirm(folder).")
     table = evidence.confirmation.table
     table = table.loc[np.isfinite(table["best_of_n"])]
+    unknown = table.loc[table["luck"].isna(), "batch_size"]
+    if len(unknown):
+        return Check(
+            name, Verdict.UNKNOWN, f"not run again at {sizes(unknown)}", "study.confirm(folder)."
+        )
     missed = table.loc[table["missed"] > _MISSED, "batch_size"]
     lucky = table.loc[table["luck"] > _LUCK, "batch_size"]
     luck = table["luck"].median()
@@ -219,7 +223,10 @@ def extrapolated(evidence: Evidence) -> Check:
     name = "critical batch size within the data"
     if 0 in evidence.steps["steps"].to_numpy():
         return Check(name, Verdict.UNKNOWN, "the goal held before the first step")
-    found = scaling.fit(evidence.steps)
+    confirmed = evidence.confirmation
+    table = evidence.steps if confirmed is None else confirmed.steps_to_target()
+    found = scaling.fit(table)
+    of = "best of N" if confirmed is None else "tuned setting's median"
     if found.refused:
         return Check(
             name,
@@ -229,7 +236,7 @@ def extrapolated(evidence: Evidence) -> Check:
             "missing.",
         )
     low, high = found.b_crit_interval
-    return Check(name, Verdict.PASS, f"{found.b_crit:.3g}, {low:.3g} to {high:.3g}")
+    return Check(name, Verdict.PASS, f"{found.b_crit:.3g}, {low:.3g} to {high:.3g} ({of})")
 
 
 def interrupted(evidence: Evidence) -> Check:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale.audit.checks import Check, Evidence, Verdict, sizes
-from batchscale.tuner import Choice, Distribution
+from batchscale.tuner import Choice, Distribution, Integer
 
 # Choices.
 _LEVEL = 0.05  # of all edges of all batch sizes together
@@ -44,7 +44,11 @@ def edges(evidence: Evidence) -> Check:
             leads = here["trial"].isin(lead["trial"]).to_numpy()
             for edge, distance in (("low", place), ("high", 1 - place)):
                 outermost = leads[np.argsort(distance)[:_OUTERMOST]].any()
-                chance = float(distance[leads].max()) ** len(lead) if outermost else 1.0
+                far = float(distance[leads].max())
+                if isinstance(dimension, Integer):  # the share of its values that are no further
+                    steps = dimension.high - dimension.low
+                    far = (far * steps + 1) / (steps + 1)
+                chance = far ** len(lead) if outermost else 1.0
                 cases.append((chance, hyperparameter, edge, batch_size))
     for chance, hyperparameter, edge, batch_size in cases:
         if chance * len(cases) < _LEVEL:
@@ -58,7 +62,8 @@ def edges(evidence: Evidence) -> Check:
             name,
             Verdict.FAIL,
             where,
-            "Move or widen the range there and search again: a better setting lies outside.",
+            "A better setting may lie outside: widen the range there, in a new study (another "
+            "folder). study.refine(folder) tells whether it is worth it.",
         )
     if 2 * len(unseen) > feasible["batch_size"].nunique():
         return Check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,7 @@ _DECADES = 2.0  # beyond the batch sizes in which B_crit is looked for
 _MOST_SHARP = 3.0  # the log of the sharpest bend, and minus that of the dullest
 _LARGEST_LOG_SPREAD = 3.0
 _BEGINNINGS = 5
-_NEWTON_STEPS = 30
-_FIRST_STEP = 0.1
-_CLOSE = 1e-3
+_CLOSE = 3e-3  # in the log of a parameter
 _LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
 
 
@@ -239,15 +238,15 @@ class _Likelihood:
         ]  # fmt: skip
         if self._form == "generalised":
             by_log = (by_mean * (share * beyond - np.logaddexp(0, beyond))).sum() / sharpness
-            gradient.append(by_log / math.cosh(parameters[3] / _MOST_SHARP) ** 2)
+            gradient.append(by_log * (1 - math.tanh(parameters[3] / _MOST_SHARP) ** 2))
         return total - float(inside.sum()), np.array(gradient)
 
     def _minimise(self, start: np.ndarray, fixed: int | None = None) -> tuple[np.ndarray, float]:
         """The most likely parameters, from a start; the one that is `fixed` stays as it is."""
         free = [i for i in range(len(start)) if i != fixed]
         start = start.copy()
-        # Where the scatter is nothing the likelihood is flat in it.
-        start[2] = max(start[2], math.log(_SMALLEST_SPREAD))
+        # Where the scatter is nothing, or as large as can be, the likelihood is flat in it.
+        start[2] = min(max(start[2], math.log(_SMALLEST_SPREAD)), 0.0)
 
         def at(values: np.ndarray) -> tuple[float, np.ndarray]:
             parameters = start.copy()
@@ -257,21 +256,26 @@ class _Likelihood:
 
         # BFGS is spelt out in NumPy: of L-BFGS-B's few numbers BLAS makes work for its threads.
         found = scipy.optimize.minimize(
-            at, start[free], method="BFGS", jac=True, options={"gtol": 1e-4}
+            at, start[free], method="BFGS", jac=True, options={"gtol": 1e-3}
         )
         parameters = start.copy()
         parameters[free] = found.x
         return parameters, found.fun
 
     def best(self, limits: Interval) -> np.ndarray:
-        """The most likely parameters, from several beginnings."""
-        found = []
-        for log_b in np.linspace(limits.low, limits.high, _BEGINNINGS):
-            curve = log_steps(self._batch, 0, log_b, 1.0)
-            log_s = float(np.mean((self._high - curve)[self._reached]))
-            start = [log_s, log_b, math.log(0.2), *([0.0] * (self._form == "generalised"))]
-            found.append(self._minimise(np.array(start)))
-        return min(found, key=lambda pair: pair[1])[0]
+        """The most likely parameters, from several beginnings, with B_crit within limits."""
+        starts = [self._start(log_b) for log_b in np.linspace(*limits, _BEGINNINGS)]
+        best = min(map(self._minimise, starts), key=lambda pair: pair[1])[0]
+        if limits.low <= best[1] <= limits.high:
+            return best
+        return self._minimise(self._start(np.clip(best[1], *limits)), fixed=1)[0]
+
+    def _start(self, log_b: float) -> np.ndarray:
+        """Some parameters with this B_crit."""
+        curve = log_steps(self._batch, 0, log_b, 1.0)
+        log_s = float(np.mean((self._high - curve)[self._reached]))
+        start = [log_s, log_b, math.log(0.2), *([0.0] * (self._form == "generalised"))]
+        return np.array(start)
 
     def interval(self, index: int, best: np.ndarray, limits: Interval, allowed: float) -> Interval:
         """Where the profile likelihood of a parameter is no more than `allowed` below the best.
@@ -279,29 +283,20 @@ class _Likelihood:
         In the parameter's units, not logs; 0 or inf where it is so up to a limit.
         """
         least = self.minus_log(best)[0]
+
+        def excess(value: float) -> float:
+            start = self._start(value) if index == 1 else best.copy()
+            start[index] = value
+            found = self._minimise(start, fixed=index)[1]
+            # The root of the rise is nearly linear in the parameter.
+            return math.sqrt(max(found - least, 0.0)) - math.sqrt(allowed)
+
         ends = []
         for limit, open_end in ((limits.low, 0.0), (limits.high, math.inf)):
-            nearest, inside, outside = best, best[index], limit
-            value = best[index] + math.copysign(_FIRST_STEP, limit - best[index])
-            limit_is_beyond = False
-            for _ in range(_NEWTON_STEPS):
-                start = nearest.copy()
-                start[index] = value
-                nearest, value_there = self._minimise(start, fixed=index)
-                # The root of the profile's rise is nearly linear in the parameter, and the slope
-                # of the profile is that of the likelihood where the others are at their best.
-                rise = math.sqrt(max(value_there - least, 1e-12))
-                excess = rise - math.sqrt(allowed)
-                slope = self.minus_log(nearest)[1][index] / (2 * rise)
-                if excess <= 0:
-                    inside = value
-                else:
-                    outside = value
-                if abs(excess) < _CLOSE * rise or abs(outside - inside) < _CLOSE:
-                    break
-                limit_is_beyond |= excess > 0
-                value = value - excess / slope if slope else limit
-                if not min(inside, outside) < value < max(inside, outside):
-                    value = (inside + outside) / 2 if limit_is_beyond else limit
-            ends.append(open_end if inside == limit else math.exp(value))
+            beyond = best[index] <= limit if open_end == 0 else best[index] >= limit
+            if beyond or excess(limit) <= 0:
+                ends.append(open_end)
+            else:
+                found: Any = scipy.optimize.brentq(excess, best[index], limit, xtol=_CLOSE)
+                ends.append(math.exp(found))
         return Interval(*ends)

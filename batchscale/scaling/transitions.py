@@ -68,7 +68,9 @@ def transitions(
     ]
     table = pd.DataFrame(rows).set_index("variant")
     for point in _POINTS:
-        table[f"{point}_ratio"] = table[point] / table[point].loc[reference]
+        table[f"{point}_ratio"] = table[point] / float(
+            table[point].to_numpy()[names.index(reference)]
+        )
     return table.reset_index()
 
 

@@ -13,6 +13,7 @@ from batchscale.tuner.leading import by_median as by_median
 from batchscale.tuner.leading import leading as leading
 from batchscale.tuner.leading import middle as middle
 from batchscale.tuner.leading import steps_of as steps_of
+from batchscale.tuner.leading import within as within
 from batchscale.tuner.planning import plan as plan
 from batchscale.tuner.refining import expand as expand
 from batchscale.tuner.refining import refine as refine

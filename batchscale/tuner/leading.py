@@ -66,6 +66,13 @@ def steps_of(trials: pd.DataFrame) -> pd.Series:
     return trials["first_crossing"].mask((trials["status"] == Status.INFEASIBLE), math.inf)
 
 
+def within(trials: pd.DataFrame, limit: float) -> pd.DataFrame:
+    """The trials, as if they had been given so many steps: a later crossing is a miss."""
+    return trials.assign(
+        first_crossing=trials["first_crossing"].where(trials["first_crossing"] <= limit, math.inf)
+    )
+
+
 def by_median(runs: pd.DataFrame) -> pd.DataFrame:
     """Settings of one batch size, the fewest steps in the middle of their runs first.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -47,7 +49,7 @@ def refine(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
     """
     return SearchSpace(
         **{
-            name: _inside(dimension, *_box(dimension, name, trials, leading))
+            name: _inside(dimension, name, trials, leading)
             if isinstance(dimension, Distribution)
             else dimension
             for name, dimension in space.items()
@@ -67,8 +69,8 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
       leading: as for `refine`.
 
     Returns:
-      The space, or None where no edge is crowded. A momentum (`ReverseLogUniform`) is not taken
-      below 0, and a `Choice` and an `Integer` have no beyond.
+      The space, or None where no edge is crowded that has a beyond: a `Choice` and an `Integer`
+      have none, and shares (a `Uniform` within [0, 1], a momentum) are not taken out of [0, 1].
 
     >>> space = SearchSpace(learning_rate=LogUniform(0.001, 1.0))
     >>> trials = pd.DataFrame(
@@ -89,11 +91,14 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
         ends = {"low": order[:_OUTERMOST], "high": order[::-1][:_OUTERMOST]}
         crowded = {edge: bool(lead.intersection(trials.index[some])) for edge, some in ends.items()}
         if crowded["low"] or crowded["high"]:
-            beyond = True
             further = min(_FURTHER * width, _FURTHEST)
-            low = -further if crowded["low"] else low
-            high = 1 + further if crowded["high"] else high
-            box[name] = _between(dimension, low, high)
+            wider = _between(
+                dimension,
+                -further if crowded["low"] else max(low, 0.0),
+                1 + further if crowded["high"] else min(high, 1.0),
+            )
+            if wider.low < dimension.low or wider.high > dimension.high:
+                beyond, box[name] = True, wider
     return SearchSpace(**box) if beyond else None
 
 
@@ -150,16 +155,16 @@ def _box(
     return float(places.min()) - _MARGIN * width, float(places.max()) + _MARGIN * width, width
 
 
-def _inside(dimension: Distribution, low: float, high: float, width: float) -> Dimension:
-    del width
+def _inside(dimension: Distribution, name: str, trials: pd.DataFrame, leading: int) -> Dimension:
     if isinstance(dimension, Choice):
-        places = dimension.unit(np.array(dimension.values))
-        kept = [v for v, p in zip(dimension.values, places, strict=True) if low <= p <= high]
+        lead = set(_lead(trials, leading)[name])
+        kept = [v for v in dimension.to_json()["values"] if v in lead]
         return Choice(kept) if len(kept) > 1 else kept[0]
+    low, high, _ = _box(dimension, name, trials, leading)
     return _between(dimension, max(low, 0.0), min(high, 1.0))
 
 
-def _between(dimension: Distribution, low: float, high: float) -> Dimension:
+def _between(dimension: Distribution, low: float, high: float) -> Any:
     """The same kind of distribution between two places, which may be beyond 0 and 1."""
     if isinstance(dimension, LogUniform):
         ratio = dimension.high / dimension.low
@@ -171,6 +176,8 @@ def _between(dimension: Distribution, low: float, high: float) -> Dimension:
     span = dimension.high - dimension.low
     ends = dimension.low + low * span, dimension.low + high * span
     if isinstance(dimension, Uniform):
-        return Uniform(*ends)
+        share = dimension.low >= 0 and dimension.high <= 1
+        least = 0.0 if dimension.low >= 0 else -np.inf
+        return Uniform(max(ends[0], least), min(ends[1], 1.0 if share else np.inf))
     first, last = round(ends[0]), round(ends[1])
     return Integer(first, last) if first < last else first
