@@ -3,8 +3,8 @@
     python -m experiments.analysis --study digits
     python -m experiments.analysis --study mnist
 
-Trains a study past its first crossings with whole curves, refines it, confirms the tuned settings
-under fresh seeds, and writes every analysis of the library as a table, with its figures: best of N
+Trains a study past its first crossings with whole curves, confirms the tuned settings under fresh
+seeds, and writes every analysis of the library as a table, with its figures: best of N
 and tuned settings, tuning curves, other definitions, learning-rate rules, time against cost,
 sensitivity, the noise scale along a run, sharpness, and the audit.
 """
@@ -37,6 +37,7 @@ class Preset:
       max_steps: the budget.
       noise_at: the batch size whose winner is followed.
       matched_loss: the training loss at which batch sizes are compared.
+      stop: how many times the first crossing trials are trained.
       examples: of noise scale and sharpness; all if None.
     """
 
@@ -48,6 +49,7 @@ class Preset:
     max_steps: int
     noise_at: int
     matched_loss: float
+    stop: float = 3.0
     examples: int | None = None
 
 
@@ -61,6 +63,7 @@ PRESETS = {
         max_steps=20_000,
         noise_at=16,
         matched_loss=0.1,
+        stop=8.0,
     ),
     "mnist": Preset(
         workload="mnist/fc_128_128_128",
@@ -80,7 +83,7 @@ def study(name: str, *, seed: int = 0) -> bs.Study:
     """The study of a preset.
 
     >>> study("digits").stop
-    3.0
+    8.0
     """
     preset = PRESETS[name]
     return bs.Study(
@@ -91,7 +94,7 @@ def study(name: str, *, seed: int = 0) -> bs.Study:
         goal=bs.Goal("validation/error", preset.goal),
         trials=preset.trials,
         max_steps=preset.max_steps,
-        stop=3.0,
+        stop=preset.stop,
         curves="exact",
         seed=seed,
     )
@@ -126,7 +129,12 @@ def main() -> None:
         tuned.assign(variant="tuned setting, median of fresh seeds", why=""),
     ]
     write(bs.scaling.transitions(pd.concat(curves)), "best_and_tuned")
-    write(result.tuning_curve(), "tuning_curve")
+    try:
+        write(result.tuning_curve(), "tuning_curve")
+        tuning = bs.plots.tuning_curve(result)
+    except ValueError as error:  # trials were cut too early for it
+        tuning = None
+        (output / "tuning_curve.txt").write_text(f"{error}\n")
     variants = result.variants()
     write(variants, "variants")
     write(bs.scaling.transitions(variants), "transitions")
@@ -173,7 +181,7 @@ def main() -> None:
 
     plots = {
         "confirmation": bs.plots.confirmation(found),
-        "tuning_curve": bs.plots.tuning_curve(result),
+        **({"tuning_curve": tuning} if tuning is not None else {}),
         "variants": bs.plots.variants(result),
         "learning_rates": bs.plots.learning_rates(result),
         "frontier": bs.plots.frontier(result),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import batchscale as bs
 from batchscale import metrics, scaling
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
 
@@ -247,3 +248,32 @@ def test_a_reference_that_is_none_is_refused():
         scaling.transitions(long_table(first=hyperbola(50, 32)), reference="x")
     with pytest.raises(ValueError, match="variants: no column 'variant'"):
         scaling.transitions(pd.DataFrame({"batch_size": [1], "steps": [1]}))
+    with pytest.raises(ValueError, match="variants: the table has no rows"):
+        scaling.transitions(long_table(first=hyperbola(50, 32)).iloc[:0])
+
+
+def test_a_result_has_both_analyses(square, tmp_path):
+    study = bs.Study(
+        workload=square,
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(0.1, 2)),
+        batch_sizes=[8, 32],
+        goal=metrics.Goal(ERROR, 0.45),
+        trials=9,
+        max_steps=60,
+        stop="budget",
+    )
+    result = study.run(tmp_path, progress=False)
+    tables = {"measurements": result.measurements, "trials": result.trials}
+    pd.testing.assert_frame_equal(
+        result.tuning_curve(), metrics.tuning_curve(goal=result.goal, **tables)
+    )
+    harder = metrics.Goal(ERROR, 0.4)
+    pd.testing.assert_frame_equal(
+        result.tuning_curve(harder, confidence=0.5),
+        metrics.tuning_curve(goal=harder, confidence=0.5, **tables),
+    )
+    found = result.variants()
+    pd.testing.assert_frame_equal(found, metrics.variants(goal=result.goal, **tables))
+    assert {"test/error < 0.45", "train/error < 0.45"} < set(found["variant"])
+    assert found["variant"].str.startswith("validation/loss < ").any()

@@ -53,14 +53,16 @@ def best_of(
     new search in four at n = N / 3. It holds whatever the distribution: the new minimum is above
     the k-th of the N crossings with probability C(N + n - k, n) / C(N + n, n) (David and Nagaraja
     2003, chapter 7). But it is below all N with probability n / (N + n), and where that is more
-    than may be left out, `low` is below what was seen. It is then extrapolated, as if steps of
-    the fastest trials were distributed by a power law (Weissman 1978), which few are not less
-    spread out than. Last, `low` is an evaluation before: crossings are known to lie between two.
-    More than `low`, at most `high` steps are predicted.
+    than may be left out, `low` is below what was seen. It is then extrapolated as if the steps of
+    the fastest trials followed a power law (Weissman 1978): the heaviest tail to be expected, so
+    that the interval is rather too wide than too narrow. Last, `low` is an evaluation before, as
+    crossings are known to lie between two: more than `low`, at most `high` steps are predicted.
+    In simulations (`benchmarks/coverage.py`) intervals at 90% hold 88% to 98% of new searches, and
+    up to 99% where `high` is inf, so that only `low` can be passed.
 
     The trials are those of the plan and in place of diverged ones, no reruns or refinements, and
-    of these the ones that did not diverge as far as they were trained. Quasi-random trials cover
-    a space more evenly than independent ones: for them the interval is rather too wide.
+    of these the ones that did not diverge as far as they were trained. They are taken for
+    independent draws; quasi-random ones vary less.
 
     Args:
       measurements: one row an evaluation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,7 +81,11 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
     log2_axis(ax, "x")
     log2_axis(ax, "y")
     handles = []
+<<<<<<< HEAD
     used: dict[str, int] = dict.fromkeys(COLORS, 0)
+=======
+    used = collections.Counter[str]()
+>>>>>>> fc35a68 (Tuning curves and variants of a result are tested; what simulations say of the interval)
     for variant, own in table.groupby("variant", sort=False):
         color = _color(str(variant), result.goal.metric)
         style = {**_OTHER, "color": color, "linestyle": _STYLES[used[color] % len(_STYLES)]}
