@@ -81,11 +81,7 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
     log2_axis(ax, "x")
     log2_axis(ax, "y")
     handles = []
-<<<<<<< HEAD
-    used: dict[str, int] = dict.fromkeys(COLORS, 0)
-=======
     used = collections.Counter[str]()
->>>>>>> fc35a68 (Tuning curves and variants of a result are tested; what simulations say of the interval)
     for variant, own in table.groupby("variant", sort=False):
         color = _color(str(variant), result.goal.metric)
         style = {**_OTHER, "color": color, "linestyle": _STYLES[used[color] % len(_STYLES)]}

@@ -57,13 +57,9 @@ def transitions(
             f"{', '.join(map(str, variants.columns)) or 'none'}."
         )
     names = variants["variant"].unique().tolist()
-<<<<<<< HEAD
-    reference = names[0] if reference is None and names else str(reference)
-=======
     if not names:
         raise ValueError("variants: the table has no rows; wanted that of metrics.variants.")
     reference = names[0] if reference is None else reference
->>>>>>> fc35a68 (Tuning curves and variants of a result are tested; what simulations say of the interval)
     if reference not in names:
         raise ValueError(
             f"reference: got {reference!r}, wanted one of {', '.join(map(repr, names))}."
@@ -74,13 +70,7 @@ def transitions(
     ]
     table = pd.DataFrame(rows).set_index("variant")
     for point in _POINTS:
-<<<<<<< HEAD
-        table[f"{point}_ratio"] = table[point] / float(
-            table[point].to_numpy()[names.index(reference)]
-        )
-=======
         table[f"{point}_ratio"] = table[point] / table[point].to_dict()[reference]
->>>>>>> fc35a68 (Tuning curves and variants of a result are tested; what simulations say of the interval)
     return table.reset_index()
 
 
