@@ -77,10 +77,14 @@ def test_what_has_no_beyond_stays_inside():
     assert tuner.refine(space, scattered, leading=2)["smoothing"] == bs.Choice([0, 0.1])
     share = bs.SearchSpace(dropout=bs.Uniform(0, 0.5), momentum=bs.ReverseLogUniform(0, 0.9))
     low = pd.DataFrame(
-        {"dropout": [0.0, 0.01, 0.4], "momentum": [0.0, 0.01, 0.8], "first_crossing": [9.0, 8, 90]}
+        {
+            "dropout": [0.0, 0.01, 0.4, 0.45],
+            "momentum": [0.0, 0.01, 0.8, 0.85],
+            "first_crossing": [9.0, 8, 90, 95],
+        }
     )
     assert tuner.expand(share, low, leading=2) is None
-    high = tuner.expand(share, low.assign(dropout=[0.5, 0.49, 0.1]), leading=2)
+    high = tuner.expand(share, low.assign(dropout=[0.5, 0.49, 0.1, 0.05]), leading=2)
     assert 0.5 < high["dropout"].high <= 1
 
 
