@@ -82,6 +82,7 @@ def noise_scale(
     Of all examples it is exact, unless the loss is random. Of some of them, |G|^2 and tr(Sigma) are
     estimated without bias, each by itself; their covariance is that of the delete-one jackknife,
     and the interval of their ratio Fieller's (1954), which knows that |G|^2 may be next to nothing.
+    Of far fewer examples than B_simple it is wider than it need be, and open.
 
     Args:
       workload: loss and data. The loss is that of training, at the parameters as they are.
