@@ -20,6 +20,12 @@ def whole_batch(examples: int, key: jax.Array, place: Position) -> jax.Array:
     return sampling.indices(key, place, jnp.arange(examples), examples=examples)
 
 
+@functools.partial(jax.jit, static_argnums=(0,))
+def stretch(examples: int, key: jax.Array, place: Position) -> jax.Array:
+    """Three hundred draws from a place on, over as many epochs as they take."""
+    return sampling.indices(key, place, jnp.arange(300), examples=examples)
+
+
 def draw(key: int, step: int, batch_size: int, examples: int) -> list[int]:
     """The batch of one step, drawn alone."""
     place = sampling.position(step, batch_size=batch_size, examples=examples)
@@ -71,7 +77,7 @@ def test_a_microbatch_is_its_part_of_the_batch():
 def test_a_draw_over_several_epochs_is_one_epoch_after_the_other(examples, first, size):
     key = np.array([5, 7], np.uint32)
     place = sampling.position(first, batch_size=1, examples=examples)
-    drawn = np.asarray(sampling.indices(key, place, jnp.arange(size), examples=examples))
+    drawn = stretch(examples, key, place)
     for at in {0, size // 2, size - 1}:
         epoch, offset = divmod(first + at, examples)
         alone = whole_batch(examples, key, Position(np.int32(epoch), np.int32(offset)))
