@@ -38,6 +38,17 @@ def integer(
     return int(value)
 
 
+def patience(value: float) -> None:
+    """Refuses a factor that would end runs before the steps they are compared with.
+
+    >>> patience(1)
+    Traceback (most recent call last):
+    ValueError: patience: got 1, wanted a factor above 1, such as 4.0.
+    """
+    if not value > 1:
+        raise ValueError(f"patience: got {value!r}, wanted a factor above 1, such as 4.0.")
+
+
 def increasing(name: str, values: Sequence[Any]) -> list[int]:
     """The argument `name` as Python integers of at least 0, each above the one before.
 

@@ -38,6 +38,9 @@ class Confirmation:
     runs: pd.DataFrame
     confidence: float
 
+    def __str__(self) -> str:
+        return self.table.to_string(index=False, float_format="{:.4g}".format)
+
     def steps_to_target(self) -> pd.DataFrame:
         """The medians, as a table for `scaling.fit`, `scaling.regimes` and `scaling.recommend`.
 

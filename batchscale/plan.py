@@ -69,12 +69,17 @@ class Definition:
             for name in (*names, "train_examples")
             if getattr(self, name) != getattr(other, name)
         ]
-        found += [
-            f"space at batch size {batch_size}: {self.spaces[batch_size]} there, "
-            f"{other.spaces[batch_size]} here"
+        spaces = [
+            batch_size
             for batch_size in self.batch_sizes
             if batch_size in other.spaces and self.spaces[batch_size] != other.spaces[batch_size]
         ]
+        if spaces:
+            first, more = spaces[0], len(spaces) - 1
+            found.append(
+                f"space at batch size {first}{f' and {more} others' if more else ''}: "
+                f"{self.spaces[first]} there, {other.spaces[first]} here"
+            )
         return found
 
     def lacks(self, other: Definition) -> list[str]:

@@ -37,6 +37,10 @@ class Result:
     trials: pd.DataFrame
     measurements: pd.DataFrame
 
+    def __str__(self) -> str:
+        head = f"{self.name}, {self.goal}, {self.definition.trials} trials a batch size"
+        return f"{head}\n{self.steps_to_target().to_string(index=False)}"
+
     @property
     def name(self) -> str:
         """The workload and the optimizer."""

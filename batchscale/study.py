@@ -285,24 +285,18 @@ class Study:
         checks.integer("settings", settings, 1)
         checks.integer("selection_seeds", selection_seeds, 1)
         checks.integer("seeds", seeds, 1)
-        if not patience > 1:
-            raise ValueError(f"patience: got {patience!r}, wanted a factor above 1, such as 4.0.")
+        checks.patience(patience)
         result = _finished(folder)
-        with self._session(folder, progress, devices, extend=False) as session:
-            plan, engine, stored, report = session
-            with Records.open(stored.folder / records.CONFIRMED) as side:
-                followup.confirm(
-                    plan,
-                    engine,
-                    side,
-                    report,
-                    trials=pd.concat([result.trials, result.refined()]),
-                    best=_best(result),
-                    settings=settings,
-                    selection_seeds=selection_seeds,
-                    seeds=seeds,
-                    patience=patience,
-                )
+        with self._after(folder, records.CONFIRMED, progress, devices) as session:
+            followup.confirm(
+                *session,
+                trials=pd.concat([result.trials, result.refined()]),
+                best=_best(result),
+                settings=settings,
+                selection_seeds=selection_seeds,
+                seeds=seeds,
+                patience=patience,
+            )
         return result.confirmation()
 
     def refine(
@@ -343,24 +337,18 @@ class Study:
         """
         checks.integer("rounds", rounds, 1)
         checks.integer("trials", trials, 1)
-        if not patience > 1:
-            raise ValueError(f"patience: got {patience!r}, wanted a factor above 1, such as 3.0.")
+        checks.patience(patience)
         result = _finished(folder)
-        with self._session(folder, progress, devices, extend=False) as session:
-            plan, engine, stored, report = session
-            with Records.open(stored.folder / records.REFINED) as side:
-                followup.refine(
-                    plan,
-                    engine,
-                    side,
-                    report,
-                    trials=result.trials,
-                    best=_best(result),
-                    rounds=rounds,
-                    trials_a_round=trials,
-                    until=until,
-                    patience=patience,
-                )
+        with self._after(folder, records.REFINED, progress, devices) as session:
+            followup.refine(
+                *session,
+                trials=result.trials,
+                best=_best(result),
+                rounds=rounds,
+                trials_a_round=trials,
+                until=until,
+                patience=patience,
+            )
         return load(folder)
 
     def run_trial(
@@ -473,6 +461,20 @@ class Study:
                 total = {"total": time.monotonic() - began}
                 with contextlib.suppress(OSError):  # what ended the run is to be told
                     stored.write_seconds(total | engine.seconds)
+
+    @contextlib.contextmanager
+    def _after(
+        self,
+        folder: str | os.PathLike[str],
+        name: str,
+        progress: bool | Callable[[Progress], None],
+        devices: Sequence[Any] | None,
+    ) -> Iterator[tuple[Plan, Engine, Records, Callable[[Progress], None]]]:
+        """A session whose trials are written into a folder beside the study's tables."""
+        with self._session(folder, progress, devices, extend=False) as session:
+            plan, engine, stored, report = session
+            with Records.open(stored.folder / name) as side:
+                yield plan, engine, side, report
 
     def _plan(self, definition: Definition, folder: Records, mesh: Mesh, *, extend: bool) -> Plan:
         """The plan on disk, after what is new in it has been written there."""

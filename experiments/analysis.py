@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 import warnings
 from pathlib import Path
 
@@ -111,12 +110,10 @@ def main() -> None:
     preset = PRESETS[arguments.study]
     folder, output = arguments.runs / arguments.study, arguments.output / arguments.study
     output.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     some = study(arguments.study, seed=arguments.seed)
     result = some.run(folder)
-    trained = time.monotonic()
     found = some.confirm(folder, settings=5, selection_seeds=7, seeds=21)
-    confirmed = time.monotonic()
+    sessions = json.loads((folder / "provenance.json").read_text())["runs"]
 
     def write(table: pd.DataFrame, name: str) -> None:
         table.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
@@ -180,7 +177,7 @@ def main() -> None:
     write(sharp, "sharpness")
 
     plots = {
-        "confirmation": bs.plots.confirmation(found),
+        "confirmation": bs.plots.confirmation(result),
         **({"tuning_curve": tuning} if tuning is not None else {}),
         "variants": bs.plots.variants(result),
         "learning_rates": bs.plots.learning_rates(result),
@@ -193,11 +190,8 @@ def main() -> None:
         bs.plots.save(figure, output / name)
     about = {
         "seed": arguments.seed,
-        "seconds": {
-            "study": round(trained - began),
-            "confirmation": round(confirmed - trained),
-            "total": round(time.monotonic() - began),
-        },
+        # Of all sessions, if it was interrupted: none measures again what another has measured.
+        "seconds of training": round(sum(s.get("seconds", {}).get("total", 0) for s in sessions)),
         "fits": {
             name: {
                 "b_crit": fit.b_crit,

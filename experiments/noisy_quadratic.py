@@ -26,6 +26,7 @@ import scipy.stats
 
 import batchscale as bs
 from batchscale import records
+from batchscale.plots.common import head
 from batchscale.theory import NoisyQuadratic
 
 DIMENSION, TARGET = 200, 0.05
@@ -151,9 +152,11 @@ def main() -> None:
         "made by": records.provenance(),
     }  # fmt: skip
     (arguments.output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
-    ax = bs.plots.confirmation(confirmation)
-    ax.plot(optima["batch_size"], optima["steps"], color="black", linewidth=1, label="exact")
-    ax.legend(frameon=False)
+    ax = bs.plots.confirmation(result)
+    ax.plot(
+        optima["batch_size"], optima["steps"], color="black", lw=1, label="exact, expected risk"
+    )
+    head(ax, ax.get_title(), ax.get_legend_handles_labels()[0])
     bs.plots.save(ax, arguments.output / "search")
 
 

@@ -34,6 +34,16 @@ def confirmed(luck, missed=0.0):
     return Confirmation(table, table.iloc[:0], table.iloc[:0], 0.9)
 
 
+def test_an_unfinished_study_is_found():
+    tables = simulate(Careful(), 0)
+    trials = tables.trials.copy()
+    trials.loc[(64, 3, 0), "status"] = "incomplete"
+    found = audit(tables.measurements, trials, tables.steps, tables.goal, spaces=tables.spaces).of(
+        "study finished"
+    )
+    assert (found.verdict, found.evidence) == (Verdict.WARN, "not at batch size 64")
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_careful_study_raises_no_alarm(seed):
     found = checked(seed, confirmation=confirmed(1.2))

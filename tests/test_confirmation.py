@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,13 +101,22 @@ OPTIONS = {"settings": 2, "selection_seeds": 3, "seeds": 5, "progress": False}
 
 def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
     result = study().run(tmp_path / "a", progress=False)
-    found = study().confirm(tmp_path / "a", **OPTIONS)
+    found = tuner.confirm(study(), result, **OPTIONS)
     again = bs.load(tmp_path / "a")
     pd.testing.assert_frame_equal(again.trials, result.trials)
     pd.testing.assert_frame_equal(again.confirmation().table, found.table)
     assert found.table["seeds"].tolist() == [5, 5]
     assert (found.table["low"] < found.table["steps"]).all()
     assert (found.table["steps"] <= found.table["high"]).all()
+    ax = bs.plots.confirmation(again)
+    assert ax.get_ylabel() == "Steps to validation error < 0.15"
+    assert ax.get_xticklabels(minor=True)[0].get_text() == f"\nfull: {again.train_examples}"
+    median, best = ax.lines
+    np.testing.assert_array_equal(median.get_ydata(), found.table["steps"])
+    np.testing.assert_array_equal(best.get_ydata(), again.steps_to_target()["steps"])
+    plt.close(ax.figure)
+    assert str(found).count("\n") == 2  # a line a batch size, and a head
+    assert str(again).startswith("square, sgd, validation/error < 0.15, 6 trials a batch size\n")
 
     class Kill(Exception):  # noqa: N818
         pass

@@ -230,7 +230,7 @@ def test_several_goals_come_one_after_the_other():
         steps_to_targets(example_measurements(), [])
 
 
-CUT = 'study.extend(folder, stop="budget"), or a factor such as stop=3.0'
+CUT = 'study.extend(folder, stop="budget"), or a larger factor than before, such as stop=3.0'
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_curves_beyond_the_colours_still_differ_from_each_other():
     [
         ({"SGD": curve(), "Nesterov": curve()}, None, ["SGD", "Nesterov"]),
         ([curve(), curve()], ["SGD", "Nesterov"], ["SGD", "Nesterov"]),
-        ((curve(), curve()), None, ["mnist/fc, sgd", "mnist/fc, sgd"]),
+        ((curve(), curve()), None, ["mnist/fc, sgd (1)", "mnist/fc, sgd (2)"]),
         (curve(), ["mine"], ["mine"]),
         (
             [curve(), curve(goal=Goal("test/accuracy", 0.9, "max"))],

@@ -41,6 +41,7 @@ def table(
 def test_an_exact_curve_is_found_again(form, sharpness):
     found = scaling.fit(table(sharpness=sharpness), form=form)
     assert found.refused == ""
+    assert str(found).startswith(f"critical batch size {found.b_crit:.3g} (90% interval ")
     assert found.b_crit == pytest.approx(32, rel=0.01)
     assert found.s_min == pytest.approx(50, rel=0.01)
     assert found.sharpness == pytest.approx(sharpness, rel=0.02)
@@ -147,6 +148,7 @@ def test_misses_say_that_steps_are_more_than_were_evaluated():
 def test_a_critical_batch_size_that_was_not_seen_is_refused(some, why, interval):
     found = scaling.fit(some)
     assert why in found.refused
+    assert str(found) == f"no critical batch size is quoted: {found.refused}"
     assert math.isnan(found.b_crit)
     assert math.isnan(found.batch_size_at_overhead(0.2))
     if interval is not None:

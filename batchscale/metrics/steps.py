@@ -282,5 +282,7 @@ def _check_certain(goal: Goal, counting: pd.DataFrame) -> None:
     )
     counting = _tables.select(counting.assign(needed=needed), matters)
     _tables.check_long_enough(
-        str(goal), counting, 'study.extend(folder, stop="budget"), or a factor such as stop=3.0'
+        str(goal),
+        counting,
+        'study.extend(folder, stop="budget"), or a larger factor than before, such as stop=3.0',
     )

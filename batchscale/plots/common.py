@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -11,11 +11,17 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullLocator,
+)
 
 from batchscale.tuner import SearchSpace
 
@@ -120,7 +126,16 @@ def new_axes() -> Axes:
     return plt.subplots(figsize=FIGURE_SIZE, layout="constrained")[1]
 
 
-def head(ax: Axes, title: str, handles: list[Line2D], *, above: float = 0) -> None:
+def mark_full_batches(ax: Axes, sizes: Collection[int]) -> None:
+    """Says "full" below batches of all training examples, where no power of two is labelled."""
+    at = sorted(size for size in sizes if size & (size - 1))
+    labels = [f"\nfull: {size:,}" if len(at) == 1 else "\nfull" for size in at]
+    ax.xaxis.set_minor_locator(FixedLocator(at))
+    ax.xaxis.set_minor_formatter(FixedFormatter(labels))
+    ax.tick_params(axis="x", which="minor", length=6)
+
+
+def head(ax: Axes, title: str, handles: Sequence[Artist], *, above: float = 0) -> None:
     """A title and, between it and the axes, a legend: points fill the axes themselves.
 
     Args:
@@ -143,7 +158,7 @@ def head(ax: Axes, title: str, handles: list[Line2D], *, above: float = 0) -> No
     )
 
 
-def legend_columns(handles: list[Line2D]) -> int:
+def legend_columns(handles: Sequence[Artist]) -> int:
     """How many entries fit into one row, at the width of a README."""
     return 4 if len(handles) <= 4 else 3
 

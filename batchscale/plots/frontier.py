@@ -22,6 +22,7 @@ from batchscale.plots.common import (
 from batchscale.scaling import Fit, StepTimes
 
 _CURVE: dict[str, Any] = {"color": "0.3", "linewidth": 1, "zorder": 2}
+_WIDTH = 30  # of a label, in points
 _POINTS: dict[str, dict[str, Any]] = {
     "on the frontier": {"color": BLUE, "marker": "o", "markersize": 5.5},
     "beaten by another": {
@@ -96,16 +97,6 @@ def frontier(
                 chosen["examples"], chosen[time], linestyle="none", label=kind, zorder=3,
                 **_POINTS[kind],
             )  # fmt: skip
-    for row in table.to_dict("records"):
-        ax.annotate(
-            f"{row['batch_size']:,}",
-            (row["examples"], row[time]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=FONT_SIZE,
-            path_effects=[withStroke(linewidth=2, foreground="white")],  # over the curve
-            zorder=4,
-        )
     fit = result.scaling()
     if seconds_per_step is None and not fit.refused:
         sizes = np.geomspace(table["batch_size"].min(), table["batch_size"].max(), 200)
@@ -118,4 +109,26 @@ def frontier(
     ax.set_axisbelow(True)
     ax.margins(x=0.1, y=0.08)  # room for the last label
     head(ax, f"{result.name}: time against cost, by batch size", handles)
+    _label(ax, table, time)
     return ax
+
+
+def _label(ax: Axes, table: pd.DataFrame, time: str) -> None:
+    """Batch sizes beside their points; where two would meet, the second goes below."""
+    ax.autoscale_view()
+    above: list[np.ndarray] = []
+    for row in table.to_dict("records"):
+        at = (row["examples"], row[time])
+        pixels = ax.transData.transform(at) * 72 / ax.get_figure(root=True).dpi  # pyright: ignore
+        crowded = any((np.abs(pixels - other) < (_WIDTH, FONT_SIZE)).all() for other in above)
+        if not crowded:
+            above.append(pixels)
+        ax.annotate(
+            f"{row['batch_size']:,}",
+            at,
+            xytext=(5, -FONT_SIZE - 4 if crowded else 4),
+            textcoords="offset points",
+            fontsize=FONT_SIZE,
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # over the curve
+            zorder=4,
+        )

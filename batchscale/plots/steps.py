@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from batchscale.plots.common import (
     COLORS,
@@ -18,6 +17,7 @@ from batchscale.plots.common import (
     goal_words,
     listed,
     log2_axis,
+    mark_full_batches,
     new_axes,
     steps_table,
 )
@@ -57,7 +57,7 @@ def steps_to_target(
       normalize_at: a batch size. Steps are divided by those at it, so that different goals and
         models compare, and perfect scaling is one line from there.
       labels: what the legend calls the results, in order. If not given, their names, with their
-        goals where these differ.
+        goals where these differ, and numbered where they do not.
 
     Returns:
       The axes.
@@ -130,7 +130,14 @@ def steps_to_target(
                 zorder=4,
                 **_MISS,
             )
-    _mark_full_batches(ax, [result.train_examples for _, result in named], tables)
+    mark_full_batches(
+        ax,
+        {
+            result.train_examples
+            for (_, result), table in zip(named, tables, strict=True)
+            if result.train_examples in table["batch_size"].tolist()
+        },
+    )
     goals = {goal_words(result.goal) for _, result in named}
     ax.set_xlabel("Batch size (examples)")
     if normalize_at is None:
@@ -160,6 +167,8 @@ def _named(
             result.name if len(set(goals)) == 1 else f"{result.name}: {goal}"
             for result, goal in zip(members, goals, strict=True)
         ]
+        if len(set(names)) < len(names):  # in the order they were given
+            names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     if not members:
         raise ValueError("steps_to_target: there is no result to draw.")
     names = names if labels is None else list(labels)
@@ -186,16 +195,3 @@ def _perfect_scaling(ax: Axes, batch_sizes: np.ndarray, *, start: float, steps: 
     """The line steps * start / B, over the batch sizes from `start` on."""
     x = batch_sizes[batch_sizes >= start].astype(float)
     ax.plot(x, steps * start / x, zorder=2, **_PERFECT)
-
-
-def _mark_full_batches(ax: Axes, full: Sequence[int], tables: Sequence[pd.DataFrame]) -> None:
-    """Says "full" below a batch of all training examples, where no power of two is labelled."""
-    at = {
-        size
-        for size, table in zip(full, tables, strict=True)
-        if size & (size - 1) and size in table["batch_size"].tolist()
-    }
-    labels = [f"\nfull: {size:,}" if len(at) == 1 else "\nfull" for size in sorted(at)]
-    ax.xaxis.set_minor_locator(FixedLocator(sorted(at)))
-    ax.xaxis.set_minor_formatter(FixedFormatter(labels))
-    ax.tick_params(axis="x", which="minor", length=6)

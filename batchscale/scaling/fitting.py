@@ -62,6 +62,15 @@ class Fit:
     refused: str
     _log_b_crit: float = dataclasses.field(repr=False, default=math.nan)
 
+    def __str__(self) -> str:
+        if self.refused:
+            return f"no critical batch size is quoted: {self.refused}"
+        low, high = self.b_crit_interval
+        return (
+            f"critical batch size {self.b_crit:.3g} ({self.confidence:.0%} interval {low:.3g} to "
+            f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, spread {self.spread:.2f}"
+        )
+
     def steps(self, batch_sizes: ArrayLike) -> Float[np.ndarray, " batch_sizes"]:
         """The steps of the curve at batch sizes, also where B_crit is refused.
 

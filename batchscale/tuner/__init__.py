@@ -3,6 +3,7 @@
 from batchscale.tuner.best import derived as derived
 from batchscale.tuner.best import effective_learning_rate as effective_learning_rate
 from batchscale.tuner.best import optima as optima
+from batchscale.tuner.confirming import confirm as confirm
 from batchscale.tuner.distributions import Choice as Choice
 from batchscale.tuner.distributions import Distribution as Distribution
 from batchscale.tuner.distributions import Integer as Integer
