@@ -20,7 +20,10 @@ import batchscale as bs
 from batchscale.records import provenance
 from batchscale.theory import NoisyQuadratic
 
-WAYS = {"search": (8, 16, 32, 64), "refined": (8, 16)}
+WAYS = {
+    "noisy_quadratic": {"search": (8, 16, 32, 64), "refined": (8, 16)},
+    "mnist": {"search": (8, 16, 32), "refined": (8,)},
+}
 ROUNDS, EACH = 2, 4
 
 
@@ -39,7 +42,7 @@ def study(kind: str, trials: int, seed: int) -> bs.Study:
     return bs.Study(
         workload=bs.workloads.get("mnist/fc_128_128_128"),
         space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
-        batch_sizes=[64, 256, 1024],
+        batch_sizes=[64, 256],
         goal=bs.Goal("validation/error", 0.03),
         max_steps=20_000,
         **common,
@@ -57,7 +60,7 @@ def main() -> None:
     rows = []
     for kind in arguments.kinds:
         for seed in range(arguments.seeds):
-            for way, counts in WAYS.items():
+            for way, counts in WAYS[kind].items():
                 for trials in counts:
                     folder = arguments.runs / kind / f"{way}-{trials}-{seed}"
                     some = study(kind, trials, seed)
@@ -77,8 +80,9 @@ def main() -> None:
                     print(rows[-1], flush=True)
     table = []
     for kind in arguments.kinds:
+        longest = max(WAYS[kind]["search"])
         best = np.array(
-            [row["medians"] for row in rows if row["kind"] == kind and row["trials"] == 64]
+            [row["medians"] for row in rows if row["kind"] == kind and row["trials"] == longest]
         )
         for way, trials in sorted({(r["way"], r["trials"]) for r in rows if r["kind"] == kind}):
             some = np.array(
