@@ -38,6 +38,7 @@ class Preset:
       matched_loss: the training loss at which batch sizes are compared.
       stop: how many times the first crossing trials are trained.
       examples: of noise scale and sharpness; all if None.
+      hessian: whether B_noise is computed too.
     """
 
     workload: str
@@ -50,6 +51,7 @@ class Preset:
     matched_loss: float
     stop: float = 3.0
     examples: int | None = None
+    hessian: bool = False
 
 
 PRESETS = {
@@ -63,6 +65,7 @@ PRESETS = {
         noise_at=16,
         matched_loss=0.1,
         stop=8.0,
+        hessian=True,
     ),
     "mnist": Preset(
         workload="mnist/fc_128_128_128",
@@ -167,6 +170,7 @@ def main() -> None:
         steps=marks,
         folder=folder,
         examples=preset.examples,
+        with_hessian=preset.hessian,
     )
     write(noise, "noise_scale")
     with warnings.catch_warnings():

@@ -159,8 +159,13 @@ def head(ax: Axes, title: str, handles: Sequence[Artist], *, above: float = 0) -
 
 
 def legend_columns(handles: Sequence[Artist]) -> int:
-    """How many entries fit into one row, at the width of a README."""
-    return 4 if len(handles) <= 4 else 3
+    """How many columns of entries fit beside each other, at the width of a README."""
+    widths = np.array([5 * FONT_SIZE + 0.55 * FONT_SIZE * len(str(h.get_label())) for h in handles])
+    for columns in range(min(len(handles), 4), 1, -1):
+        # The first columns are the longer ones, as matplotlib fills them.
+        if sum(part.max() for part in np.array_split(widths, columns)) < 72 * FIGURE_SIZE[0]:
+            return columns
+    return 1
 
 
 def axis_label(name: str) -> str:

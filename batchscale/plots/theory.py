@@ -23,6 +23,7 @@ from batchscale.plots.common import (
 )
 
 _NOISE: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5, "zorder": 3}
+_CURVED: dict[str, Any] = {"color": GREY, "marker": "s", "markersize": 4, "linewidth": 1}
 _HIDDEN: dict[str, Any] = {
     "label": "gradient hidden by noise",
     "color": BLUE,
@@ -59,7 +60,8 @@ def noise_scale(table: pd.DataFrame, *, fit: Fit | None = None, ax: Axes | None 
     on a log axis and is left out.
 
     Args:
-      table: of `theory.noise_scales`: `step`, `b_simple`, `low` and `high`.
+      table: of `theory.noise_scales`: `step`, `b_simple`, `low` and `high`; and `b_noise`, which is
+        drawn where it was computed.
       fit: from `Result.scaling` or `scaling.fit`.
       ax: where to draw; a new figure if not given.
 
@@ -90,7 +92,16 @@ def noise_scale(table: pd.DataFrame, *, fit: Fit | None = None, ax: Axes | None 
     handles: list[Any] = ax.plot(
         step, np.where(seen, value, np.nan), label="gradient noise scale, $B_{simple}$", **_NOISE
     )
-    ends = [*value[seen], *low[np.isfinite(low) & (low > 0)], *high[np.isfinite(high)]]
+    curved = table["b_noise"].to_numpy(float) if "b_noise" in table else np.array([])
+    curved = np.where(np.isfinite(curved) & (curved > 0), curved, np.nan)
+    if np.isfinite(curved).any():
+        handles += ax.plot(step, curved, label="with the Hessian, $B_{noise}$", **_CURVED)
+    ends = [
+        *value[seen],
+        *curved[np.isfinite(curved)],
+        *low[np.isfinite(low) & (low > 0)],
+        *high[np.isfinite(high)],
+    ]
     if fit is not None:
         ends += [x for x in (fit.b_crit, *fit.b_crit_interval) if np.isfinite(x) and x > 0]
     if ends:
