@@ -36,6 +36,7 @@ class Preset:
       max_steps: the budget.
       noise_at: the batch size whose winner is followed.
       matched_loss: the training loss at which batch sizes are compared.
+      budgets: in steps and in epochs, under which the share of the space that works is compared.
       stop: how many times the first crossing trials are trained.
       examples: of noise scale and sharpness; all if None.
       hessian: whether B_noise is computed too.
@@ -49,6 +50,7 @@ class Preset:
     max_steps: int
     noise_at: int
     matched_loss: float
+    budgets: tuple[int, int]
     stop: float = 3.0
     examples: int | None = None
     hessian: bool = False
@@ -64,6 +66,7 @@ PRESETS = {
         max_steps=20_000,
         noise_at=16,
         matched_loss=0.1,
+        budgets=(400, 7),
         stop=8.0,
         hessian=True,
     ),
@@ -76,6 +79,7 @@ PRESETS = {
         max_steps=50_000,
         noise_at=64,
         matched_loss=0.05,
+        budgets=(1300, 4),
         examples=2000,
     ),
 }
@@ -143,7 +147,14 @@ def main() -> None:
     rules = bs.scaling.rules(rates)
     write(rules.table, "rules")
     write(result.frontier(), "frontier")
-    write(result.sensitivity(), "sensitivity")
+    steps_budget, epochs_budget = preset.budgets
+    shares = {
+        "sensitivity": {},
+        "sensitivity_steps": {"max_steps": steps_budget},
+        "sensitivity_epochs": {"max_epochs": epochs_budget},
+    }
+    for name, budget in shares.items():
+        write(result.sensitivity(**budget), name)
     words = [str(bs.scaling.recommend(tuned))]
     low, high = rules.exponent_interval
     words.append(
@@ -186,7 +197,7 @@ def main() -> None:
         "variants": bs.plots.variants(result),
         "learning_rates": bs.plots.learning_rates(result),
         "frontier": bs.plots.frontier(result),
-        "sensitivity": bs.plots.sensitivity(result),
+        **{name: bs.plots.sensitivity(result, **budget) for name, budget in shares.items()},
         "noise_scale": bs.plots.noise_scale(noise, fit=found.scaling()),
         "sharpness": bs.plots.sharpness(sharp),
     }

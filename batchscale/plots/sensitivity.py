@@ -113,7 +113,7 @@ def sensitivity(
         )
     highs = table[[f"{share}_high" for share in _LINES]].to_numpy(float)
     ax.set_ylim(0, min(1.0, 1.1 * float(np.nanmax(highs))))
-    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel("Batch size (examples)")
     ax.set_ylabel("Share of the trials")
     ax.grid(color="0.92", linewidth=0.6)
