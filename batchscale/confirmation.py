@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,7 @@ def confirmation(
     selection_seeds: int,
     seeds: int | None = None,
     limits: Mapping[int, float] | None = None,
+    asked: Mapping[int, Collection[int]] | None = None,
     confidence: float = 0.9,
 ) -> Confirmation:
     """Chooses each batch size's setting by its median, and reports it under other seeds.
@@ -86,6 +87,8 @@ def confirmation(
       selection_seeds: replicates up to this number choose, later ones report.
       seeds: how many of the later ones; all by default. A batch size with fewer is not done.
       limits: the steps that runs were given, by batch size; a later crossing is a miss.
+      asked: the settings that were to be compared, by batch size; of another one nothing is looked
+        at, and a batch size where they were not all run is not done. All that were run by default.
       confidence: of the interval of the median.
     """
     runs = trials.loc[(trials["origin"] == Origin.CONFIRM).to_numpy()]
@@ -98,12 +101,18 @@ def confirmation(
         here = runs.loc[runs.index.get_level_values("batch_size") == batch_size]
         here = tuner.within(here, (limits or {}).get(int(batch_size), math.inf))
         here = here.assign(steps=tuner.steps_of(here))
+        if asked is not None:
+            wanted = asked.get(int(batch_size), ())
+            here = here.loc[here.index.get_level_values("trial").isin(list(wanted))]
         replicate = here.index.get_level_values("replicate")
         compared = tuner.by_median(here.loc[replicate <= selection_seeds])
         settings.append(compared.assign(batch_size=int(batch_size), chosen=False))
         row = {"batch_size": int(batch_size), "best_of_n": best, "seeds": 0}
         row["steps"] = math.nan if math.isfinite(best) else math.inf
-        if len(compared) and (here["status"] != Status.INCOMPLETE).all():
+        whole = compared["seeds"].eq(selection_seeds).all() and (
+            asked is None or len(compared) == len(asked.get(int(batch_size), ()))
+        )
+        if len(compared) and whole and (here["status"] != Status.INCOMPLETE).all():
             trial = int(compared["trial"].iloc[0])
             settings[-1]["chosen"] = compared["trial"] == trial
             number = here.index.get_level_values("trial")
@@ -136,14 +145,15 @@ def median_ranks(seeds: int, confidence: float) -> tuple[int, int]:
     """The places, from 0, of the order statistics between which the median lies.
 
     The tightest symmetric pair that holds the median of any distribution with at least that
-    probability, by the binomial distribution; the outermost where there are too few seeds.
+    probability, by the binomial distribution. Where there are too few seeds for any, -1 and their
+    number: the interval is open on both sides.
 
-    >>> median_ranks(21, 0.9)
-    (6, 14)
+    >>> median_ranks(21, 0.9), median_ranks(4, 0.9)
+    ((6, 14), (-1, 4))
     """
     # The median is missed on one side if no more than `low` of the seeds lie below it.
     tails = scipy.stats.binom.cdf(np.arange(seeds), seeds, 0.5)
-    low = max(int(np.searchsorted(tails, (1 - confidence) / 2, side="right")) - 1, 0)
+    low = int(np.searchsorted(tails, (1 - confidence) / 2, side="right")) - 1
     return low, seeds - 1 - low
 
 
@@ -157,8 +167,8 @@ def _summary(runs: pd.DataFrame, confidence: float) -> dict[str, float]:
         "seeds": len(values),
         "steps": middle,
         "previous_evaluation": float(before[last // 2] if math.isfinite(middle) else before.max()),
-        "low": float(before[low]),
-        "high": float(values[high]),
+        "low": float(before[low]) if low >= 0 else 0.0,
+        "high": float(values[high]) if high <= last else math.inf,
         "quantile_10": float(values[round(0.1 * last)]),
         "quantile_90": float(values[round(0.9 * last)]),
         "missed": float(np.isinf(values).mean()),

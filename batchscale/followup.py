@@ -66,13 +66,15 @@ def confirm(
     compared: dict[int, list[int]] = {}
     for batch_size, number, _ in lead.index:
         compared.setdefault(batch_size, []).append(number)
-    limits = {size: patience * steps for size, steps in best.items() if math.isfinite(steps)}
+    # Where only trials that diverged later got there, there is no setting to take over.
+    limits = {size: patience * best[size] for size in compared if math.isfinite(best[size])}
     side.write_plan(
         {
             "format": _FORMAT,
-            "settings": {str(size): numbers for size, numbers in compared.items()},
+            "settings": {str(size): compared[size] for size in limits},
             "selection_seeds": selection_seeds,
             "seeds": seeds,
+            "best": {str(size): best[size] for size in limits},
             "limits": {str(size): limit for size, limit in limits.items()},
         }
     )
@@ -131,31 +133,32 @@ def refine(
     """
     stored = side.read_plan() or {"format": _FORMAT, "rounds": []}
     for number in range(rounds):
-        if number == len(stored["rounds"]):
-            known = pd.concat([trials, side.tables()[1]])
-            boxes = {
-                size: _box(plan.definition.spaces[size], _candidates(known, size), stored, size)
-                for size, steps in best.items()
-                if math.isfinite(steps)
+        is_new = number == len(stored["rounds"])
+        planned = {} if is_new else stored["rounds"][number]
+        # Of an older round those that an extension has brought since.
+        sizes = [size for size in best if math.isfinite(best[size]) and str(size) not in planned]
+        known = pd.concat([trials, side.tables()[1]]) if sizes else trials
+        boxes = {
+            size: _box(plan.definition.spaces[size], _candidates(known, size), stored, size)
+            for size in sizes
+        }
+        if is_new and number and all(box.is_done(until) for box in boxes.values()):
+            break
+        if is_new:
+            stored["rounds"].append(planned)
+        for size, box in boxes.items():
+            planned[str(size)] = {
+                "origin": str(Origin.EXPAND if box.beyond else Origin.REFINE),
+                "space": box.space.to_json(),
+                "trials": tuner.plan(
+                    box.space,
+                    batch_size=size,
+                    trials=trials_a_round,
+                    # Another part of the space's own sequence would do as well.
+                    seed=plan.definition.seed + 1 + number,
+                ).to_dict("records"),
             }
-            if number and all(box.is_done(until) for box in boxes.values()):
-                break
-            stored["rounds"].append(
-                {
-                    str(size): {
-                        "origin": str(Origin.EXPAND if box.beyond else Origin.REFINE),
-                        "space": box.space.to_json(),
-                        "trials": tuner.plan(
-                            box.space,
-                            batch_size=size,
-                            trials=trials_a_round,
-                            # Another part of the space's own sequence would do as well.
-                            seed=plan.definition.seed + 1 + number,
-                        ).to_dict("records"),
-                    }
-                    for size, box in boxes.items()
-                }
-            )
+        if boxes or is_new:
             side.write_plan(stored)
         for size, steps in best.items():
             names = dict(enumerate(_planned(stored, size), FIRST_REFINED))

@@ -135,6 +135,7 @@ class Plan:
       layouts: how trials are packed, by batch size.
       fingerprint: what the data and the program hash to.
       rows: by batch size, a mapping for every trial: its hyperparameters, and why it is there.
+      examples: of every split.
       keeps_statistics: whether the model keeps statistics of its batches; None if it is not known.
     """
 
@@ -143,6 +144,7 @@ class Plan:
     layouts: dict[int, Layout] = dataclasses.field(default_factory=dict)
     rows: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     keeps_statistics: bool | None = None
+    examples: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_dependent(self) -> bool | None:
@@ -183,6 +185,7 @@ class Plan:
             },
             "fingerprint": dict(self.fingerprint),
             "keeps_statistics": self.keeps_statistics,
+            "examples": self.examples,
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
         }
@@ -216,6 +219,7 @@ class Plan:
             layouts,
             _by_size(plan["trials"], list),
             plan.get("keeps_statistics"),
+            plan.get("examples", {}),
         )
 
 

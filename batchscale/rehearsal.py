@@ -69,7 +69,9 @@ def _fastest(
         if lanes not in times:
             candidate = layout.with_lanes(lanes)
             try:
-                times[lanes] = _time(engine, batch_size, candidate, hyperparameters, trials)
+                times[lanes] = seconds_per_step(
+                    engine, batch_size, candidate, hyperparameters, trials
+                )
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -87,7 +89,7 @@ def _fastest(
     return layout.with_lanes(best)._replace(why=f"microseconds a step of a trial by lanes: {found}")
 
 
-def _time(
+def seconds_per_step(
     engine: Engine,
     batch_size: int,
     layout: Layout,

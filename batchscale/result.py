@@ -135,6 +135,8 @@ class Result:
     def confirmation(self, *, confidence: float = 0.9) -> Confirmation:
         """The tuned settings under fresh seeds, as far as `Study.confirm` has run.
 
+        A batch size whose steps to target have changed since, in an extension, is not done.
+
         Args:
           confidence: of the intervals of medians.
 
@@ -150,12 +152,18 @@ class Result:
         with records.Records.open(side, write=False) as stored:
             plan = stored.read_plan() or {}
             measurements, trials = stored.tables()
-        asked = {(int(size), n) for size, numbers in plan["settings"].items() for n in numbers}
-        trials = trials.loc[[key[:2] in asked for key in trials.index]]
+        steps = self.steps_to_target()
+        now = dict(zip(steps["batch_size"].tolist(), steps["steps"].tolist(), strict=True))
+        before = {int(size): best for size, best in plan["best"].items()}
         return confirmation(
             trials,
             metrics.first_crossings(measurements, self.goal),
-            self.steps_to_target(),
+            steps,
+            # What led before an extension of the study may no longer lead.
+            asked={
+                int(size): numbers if now.get(int(size)) == before[int(size)] else ()
+                for size, numbers in plan["settings"].items()
+            },
             selection_seeds=plan["selection_seeds"],
             seeds=plan["seeds"],
             limits={int(size): limit for size, limit in plan["limits"].items()},
@@ -178,6 +186,7 @@ class Result:
             max_steps=self.definition.max_steps,
             batch_dependent=plan.batch_dependent,
             confirmation=self.confirmation() if confirmed else None,
+            evaluation_examples=plan.examples.get(self.goal.metric.partition("/")[0]),
         )
 
     def _plan(self) -> Plan:

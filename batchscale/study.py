@@ -23,9 +23,11 @@ from batchscale import (
     optimizers,
     parallel,
     records,
+    rehearsal,
     schedules,
     sweep,
     trial_run,
+    tuner,
 )
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
@@ -180,6 +182,37 @@ class Study:
             rows.append((batch_size, steps, definition.trials, examples, examples * each))
         columns = ["batch_size", "max_steps", "trials", "examples", "flops"]
         return pd.DataFrame(rows, columns=columns)
+
+    def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
+        """How long a step of one trial takes here, alone on one device, at every batch size.
+
+        For `Result.frontier` and `Result.recommend`: steps cost other times on other machines. The
+        median of three timings; of nothing else that the machine does at the same time is known.
+
+        Args:
+          devices: of which the first is timed; by default of all. On a CPU that is one core, if
+            JAX has not started yet.
+
+        Returns:
+          One row a batch size: `batch_size` and `seconds_per_step`.
+        """
+        mesh = parallel.mesh(list(_mesh(devices).devices.flat[:1]))
+        rows = []
+        with compilation.cached(), self._engine(mesh) as engine:
+            for batch_size in self.resolved_batch_sizes():
+                space = self.space.at(batch_size)
+                plan = tuner.plan(space, batch_size=batch_size, trials=1, seed=self.seed)
+                values = {name: float(plan[name].iloc[0]) for name in self.space.names}
+                alone = self._layout(batch_size, mesh).with_lanes(1)
+                seconds = rehearsal.seconds_per_step(
+                    engine,
+                    batch_size,
+                    alone,
+                    lambda _, values=values: values,
+                    trials=1,
+                )
+                rows.append((batch_size, seconds))
+        return pd.DataFrame(rows, columns=["batch_size", "seconds_per_step"])
 
     def run(
         self,
@@ -501,6 +534,10 @@ class Study:
             if extend:
                 plan.definition = plan.definition.extended(definition)
         _, statistics = jax.eval_shape(self.workload.init, jax.ShapeDtypeStruct((2,), "uint32"))
+        plan.examples = {
+            split: len(jax.tree.leaves(fields)[0])
+            for split, fields in self.workload.splits().items()
+        }
         plan.keeps_statistics = bool(jax.tree.leaves(statistics))
         for batch_size in plan.definition.batch_sizes:
             plan.extend(batch_size, plan.definition.trials, Origin.PLAN)

@@ -44,6 +44,65 @@ def test_an_unfinished_study_is_found():
     assert (found.verdict, found.evidence) == (Verdict.WARN, "not at batch size 64")
 
 
+def cut(tables, keep):
+    """The tables of a study that was killed between two batch sizes."""
+    some = (tables.measurements, tables.trials)
+    some = [t.loc[t.index.get_level_values("batch_size").isin(keep)] for t in some]
+    return *some, tables.steps[tables.steps["batch_size"].isin(keep)]
+
+
+def test_batch_sizes_that_have_not_begun_are_not_finished():
+    tables = simulate(Careful(), 0)
+    found = audit(*cut(tables, SIZES[:7]), tables.goal, spaces=tables.spaces)
+    check = found.of("study finished")
+    assert check.verdict == Verdict.WARN
+    assert check.evidence == "not at batch sizes 128, 256, 512, 1024, 2048, 4096"
+    assert found.of("optimum inside the search space").verdict == Verdict.PASS
+
+
+def test_where_there_is_nothing_to_look_at_nothing_passes():
+    tables = simulate(Careful(), 0)
+    empty = audit(*cut(tables, []), tables.goal, spaces=tables.spaces)
+    looked = {c.name for c in empty if c.verdict == Verdict.PASS}
+    assert looked == {"learning rate tuned at every batch size", "not tuned on the test set"}
+    missed = checked(max_steps=lambda _: 10, confirmation=None)
+    for name in ("goal hard enough", "evaluations close together", "equal looks at the metric"):
+        assert missed.of(name).verdict == Verdict.UNKNOWN
+    assert missed.of("critical batch size within the data").verdict == Verdict.UNKNOWN
+    fixed = checked(space=bs.SearchSpace(learning_rate=0.3))
+    assert fixed.of("optimum inside the search space").verdict == Verdict.UNKNOWN
+    narrow = checked(space=bs.SearchSpace(learning_rate=bs.Choice([0.3, 0.33])))
+    assert narrow.of("learning rate tuned at every batch size").verdict == Verdict.WARN
+
+
+def test_what_is_no_share_has_no_noise_of_counting_and_few_values_are_enough_to_see_it():
+    tables = simulate(Careful(), 0)
+
+    def noise(values, goal, examples=None):
+        measurements = tables.measurements.assign(**{goal.metric: values})
+        return audit(
+            measurements, tables.trials, tables.steps, goal, spaces=tables.spaces,
+            evaluation_examples=examples,
+        ).of("goal above the noise of evaluation")  # fmt: skip
+
+    percent = 100 * (1 - tables.measurements[tables.goal.metric])
+    assert noise(percent, bs.Goal("validation/accuracy", 95, "max")).verdict == Verdict.PASS
+    few = tables.measurements[tables.goal.metric].mul(0) + 37 / 5000
+    found = noise(few, bs.Goal("validation/error", 0.001), examples=5000)
+    assert (found.verdict, found.evidence[:33]) == (
+        Verdict.WARN,
+        "the goal is 5 of 5,000 examples, ",
+    )
+
+
+def test_an_unfinished_confirmation_leaves_the_best_of_n_to_be_fitted():
+    table = confirmed(1.2).table
+    table.loc[table["batch_size"] > 2, ["steps", "luck"]] = float("nan")
+    found = checked(confirmation=Confirmation(table, table.iloc[:0], table.iloc[:0], 0.9))
+    assert found.of("critical batch size within the data").evidence.endswith("(best of N)")
+    assert found.of("optimum reproducible under new seeds").verdict == Verdict.UNKNOWN
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_careful_study_raises_no_alarm(seed):
     found = checked(seed, confirmation=confirmed(1.2))

@@ -1,6 +1,7 @@
 """The tuned setting under fresh seeds: chosen by some, reported by others."""
 
 import math
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import batchscale as bs
 from batchscale import tuner
-from batchscale.confirmation import confirmation, median_ranks
+from batchscale.confirmation import Confirmation, confirmation, median_ranks
 from batchscale.engine import Engine
 from batchscale.records import TRIAL_INDEX
 
@@ -40,17 +41,17 @@ def runs(steps: dict[int, list[float]]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def test_seeds_that_chose_a_setting_do_not_report_it():
-    trials, crossings = runs({3: [50, 60, 70, 81, 92, 103], 5: [40, 65, 90]})
+    trials, crossings = runs({3: [50, 60, 70, 81, 92, 95, 101, 103], 5: [40, 65, 90]})
     found = confirmation(trials, crossings, BEST, selection_seeds=3)
     row = found.table.iloc[0]
-    assert (row["trial"], row["seeds"], row["steps"], row["previous_evaluation"]) == (3, 3, 92, 87)
-    assert row["luck"] == 92 / 40
+    assert (row["trial"], row["seeds"], row["steps"], row["previous_evaluation"]) == (3, 5, 95, 90)
+    assert row["luck"] == 95 / 40
     assert row["learning_rate"] == pytest.approx(0.3)
     assert (row["low"], row["high"]) == (76, 103)  # the evaluation before the first, and the last
     assert found.settings["trial"].tolist() == [3, 5]
     assert found.settings["median"].tolist() == [60, 65]
     assert found.settings["chosen"].tolist() == [True, False]
-    assert found.runs["replicate"].tolist() == [4, 5, 6]
+    assert found.runs["replicate"].tolist() == [4, 5, 6, 7, 8]
 
 
 def test_misses_and_divergences_are_infinite_and_stay():
@@ -72,14 +73,67 @@ def test_the_least_median_is_chosen_and_of_infinite_ones_that_with_the_fewest_mi
 @settings(deadline=None, max_examples=30)
 def test_ranks_hold_the_median_at_least_as_often_as_they_say(seeds, confidence):
     low, high = median_ranks(seeds, confidence)
-    assert 0 <= low <= high == seeds - 1 - low
+    assert -1 <= low <= high == seeds - 1 - low
 
     def covered(low):  # of seeds that are each below the median or above it
         ways = sum(math.comb(seeds, below) for below in range(low + 1, seeds - low))
         return ways / 2**seeds
 
-    assert covered(low) >= confidence or low == 0
+    assert low == -1 or covered(low) >= confidence  # else it is open
     assert covered(low + 1) < confidence
+
+
+def test_too_few_seeds_for_an_interval_leave_it_open():
+    trials, crossings = runs({3: [50, 60, 70, 81, 92, 103]})
+    row = confirmation(trials, crossings, BEST, selection_seeds=3).table.iloc[0]
+    assert (row["seeds"], row["low"], row["high"]) == (3, 0, math.inf)
+
+
+def test_a_choice_is_not_made_before_all_settings_have_all_seeds():
+    trials, crossings = runs({3: [50, 60, 70, 81, 92, 103], 5: [40, 65]})
+
+    def found(**asked):
+        return confirmation(trials, crossings, BEST, selection_seeds=3, **asked)
+
+    for asked in ({}, {"asked": {8: [3, 5]}}, {"asked": {8: [3, 4]}}, {"asked": {8: []}}):
+        assert math.isnan(found(**asked).table["steps"][0])
+    whole = found(asked={8: [3]})  # of the other nothing is looked at
+    assert whole.table["trial"].tolist() == whole.settings["trial"].tolist() == [3]
+
+
+def test_a_median_that_is_a_miss_is_marked_and_interrupts_the_line():
+    table = pd.DataFrame(
+        {
+            "batch_size": [1, 2, 4],
+            "best_of_n": [90.0, 80, 30],
+            "steps": [120.0, math.inf, 40],
+            "low": [100.0, 90, 30],
+            "high": [130.0, math.inf, 50],
+            "quantile_10": [90.0, 80, 30],
+            "quantile_90": [140.0, math.inf, 60],
+        }
+    )
+
+    def drawn(table):
+        found = Confirmation(table, table.iloc[:0], table.iloc[:0], 0.9)
+        return bs.plots.confirmation(
+            SimpleNamespace(
+                name="own, sgd",
+                goal=bs.Goal("validation/error", 0.1),
+                train_examples=100,
+                confirmation=lambda: found,
+            )
+        )
+
+    ax = drawn(table)
+    assert np.isnan(ax.lines[0].get_ydata()).tolist() == [False, True, False]
+    assert ax.lines[2].get_xdata().tolist() == [2]
+    assert "goal not reached" in [text.get_text() for text in ax.get_legend().get_texts()]
+    alone = drawn(table.iloc[:1])
+    assert len(alone.collections) == 2  # bars, where a band has no width
+    with pytest.raises(ValueError, match="no setting reached the goal"):
+        drawn(table.iloc[1:2])
+    plt.close("all")
 
 
 def study(**changes):
@@ -228,3 +282,38 @@ def test_what_cannot_be_confirmed_is_refused(tmp_path):
         bs.load(tmp_path).confirmation()
     with pytest.raises(ValueError, match="patience: got 1, wanted a factor above 1"):
         study().confirm(tmp_path, patience=1)
+
+
+def test_an_extension_that_moves_the_best_makes_its_confirmation_stale(tmp_path):
+    few = study(batch_sizes=[8], trials=3)
+    few.run(tmp_path, progress=False)
+    assert few.confirm(tmp_path, **OPTIONS).table["steps"].notna().all()
+    more = few.extend(tmp_path, trials=24, progress=False)
+    assert more.steps_to_target()["steps"][0] < few_steps(few, tmp_path)
+    assert more.confirmation().table["steps"].isna().all()
+    assert more.audit().of("optimum reproducible under new seeds").verdict == "unknown"
+    again = study(batch_sizes=[8], trials=24).confirm(tmp_path, **OPTIONS)
+    assert again.table["steps"].notna().all()
+
+
+def few_steps(few, folder):
+    """The steps to target of the study before it was extended, from its first trials."""
+    trials = bs.load(folder).trials
+    first = trials[trials.index.get_level_values("trial") < few.trials]
+    return first["first_crossing"].min()
+
+
+def test_a_batch_size_where_only_a_trial_that_diverged_got_there_is_passed_over(
+    tmp_path, monkeypatch
+):
+    some = study()
+    some.run(tmp_path, progress=False)
+    leading = tuner.leading
+
+    def without(trials, count):
+        found = leading(trials, count)
+        return found[found.index.get_level_values("batch_size") != 8]
+
+    monkeypatch.setattr(tuner, "leading", without)
+    table = some.confirm(tmp_path, **OPTIONS).table.set_index("batch_size")
+    assert table["steps"].isna().tolist() == [True, False]

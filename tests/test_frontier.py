@@ -136,7 +136,7 @@ def test_the_words_say_where_doubling_is_free_where_it_ends_and_how_sure_that_is
         "20%).",
         "128 is the knee: 1.8 times the fewest steps and 2.3 times the fewest examples of the "
         f"fitted curve, whose critical batch size is 100 (90% interval {low:.3g} to {high:.3g}).",
-        "Above 512: no gain beyond 20% of the steps.",
+        "Above 512: no gain beyond 20% of the fewest steps.",
     ]
     assert found.fastest == 8192
     assert found.regimes == scaling.regimes(steps)
@@ -157,8 +157,8 @@ def test_the_words_say_where_doubling_is_free_where_it_ends_and_how_sure_that_is
                 "above.",
                 "No critical batch size is quoted: 3 batch sizes reach the goal, at least 4 are "
                 "needed.",
-                "No end of the gain within the batch sizes: 4, the largest that reached the goal, "
-                "takes more than 20% off the steps of every smaller one.",
+                "No end of the gain within the batch sizes: 4, the largest that reached the goal; "
+                "every smaller one needs over 20% more steps.",
             ],
         ),
         (
@@ -171,7 +171,7 @@ def test_the_words_say_where_doubling_is_free_where_it_ends_and_how_sure_that_is
                 "below.",
                 "No critical batch size is quoted: 3 batch sizes reach the goal, at least 4 are "
                 "needed.",
-                "Above 1: no gain beyond 20% of the steps.",
+                "Above 1: no gain beyond 20% of the fewest steps.",
             ],
         ),
         (
@@ -180,6 +180,26 @@ def test_the_words_say_where_doubling_is_free_where_it_ends_and_how_sure_that_is
                 "Not reached in the steps that were trained: the goal at 1.",
                 "Where perfect scaling ends is not known: 1, the smallest batch size, did not "
                 "reach the goal.",
+            ],
+        ),
+        (
+            [400, MISS, 100, 55],
+            [
+                "Not reached in the steps that were trained: the goal at 2.",
+                "Perfect scaling holds at least up to 1; the next batch size did not reach the "
+                "goal.",
+            ],
+        ),
+        (
+            [100],
+            [
+                "1 is the only batch size: where perfect scaling ends is not known.",
+                "1 is the knee among the batch sizes: 1.0 times the fewest steps and 1.0 times the "
+                "fewest examples. It is the smallest that reached the goal: the true one may lie "
+                "below.",
+                "No critical batch size is quoted: 1 batch sizes reach the goal, at least 4 are "
+                "needed.",
+                "Only 1 reached the goal: where the gain ends is not known.",
             ],
         ),
         ([MISS, MISS], ["No batch size reached the goal, so nothing can be recommended."]),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from batchscale import plots, scaling
 from batchscale.metrics import Goal
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
-from batchscale.scaling.tuning_curve import Parabola, Wall, fit_curve
+from batchscale.scaling.response import Parabola, Wall, fit_curve
 from batchscale.theory.noisy_quadratic import NoisyQuadratic
 
 GOAL = Goal("validation/error", 0.5)
@@ -188,7 +188,7 @@ def test_with_too_few_leading_trials_the_interval_lies_between_trials():
     rates = np.array([0.01, 0.03, 0.1, 0.3, 1.0])
     steps = dict(zip(rates, [900, 250, 100, 120, math.inf], strict=True))
     row = measured(lambda _, rate: steps[rate], rates=rates, sizes=[4]).iloc[0]
-    assert row["interval"] == "fitted curve" if row["leading"] > 3 else "between trials"
+    assert row["interval"] == "between trials"
     assert (row["leading"], row["low"], row["high"]) == (3, pytest.approx(0.01), pytest.approx(1))
     assert row["centre"] == pytest.approx(np.exp(np.mean(np.log([0.03, 0.1, 0.3]))))
     assert math.isnan(row["sharpness"])

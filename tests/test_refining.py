@@ -64,6 +64,25 @@ def test_a_crowded_edge_is_gone_beyond_and_others_are_not():
     assert beyond["momentum"].low >= 0
 
 
+def test_a_hyperparameter_that_hardly_matters_has_no_crowded_edge():
+    space = bs.SearchSpace(
+        learning_rate=bs.LogUniform(1e-3, 10), momentum=bs.ReverseLogUniform(0.5, 0.99)
+    )
+    gone = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        unit = random.uniform(size=(2, 16))
+        table = pd.DataFrame(
+            {
+                "learning_rate": space["learning_rate"].value(unit[0]),
+                "momentum": space["momentum"].value(unit[1]),
+                "first_crossing": 100 * np.exp(3 * (unit[0] - 0.5) ** 2),
+            }
+        )
+        gone += tuner.expand(space, table) is not None
+    assert gone <= 4  # one in twenty is what chance gives
+
+
 def test_what_has_no_beyond_stays_inside():
     space = bs.SearchSpace(smoothing=bs.Choice([0, 0.01, 0.1]), layers=bs.Integer(1, 9))
     table = pd.DataFrame(

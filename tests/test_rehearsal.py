@@ -83,7 +83,9 @@ def test_a_probe_climbs_to_the_fastest_lanes_and_says_what_it_found(
     times, best, timed, square, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(
-        rehearsal, "_time", lambda engine, size, layout, values, trials: times[layout.lanes]
+        rehearsal,
+        "seconds_per_step",
+        lambda engine, size, layout, values, trials: times[layout.lanes],
     )
     monkeypatch.setattr("batchscale.layout._cpu_lanes", lambda workload: 2)
     some = small(square, batch_sizes=[32], trials=8, lanes="probe")
@@ -91,7 +93,7 @@ def test_a_probe_climbs_to_the_fastest_lanes_and_says_what_it_found(
     layouts = result.layouts()
     assert layouts["lanes"].tolist() == [best]
     assert layouts["why"].tolist() == [f"microseconds a step of a trial by lanes: {timed}"]
-    monkeypatch.setattr(rehearsal, "_time", None)  # it is not asked again
+    monkeypatch.setattr(rehearsal, "seconds_per_step", None)  # it is not asked again
     some.run(tmp_path / "probed", progress=False)
     fixed = small(square, batch_sizes=[32], trials=8, lanes=best)
     assert_same_tables(result, fixed.run(tmp_path / "fixed", progress=False))
@@ -111,3 +113,15 @@ def test_a_cpu_device_has_its_share_of_the_memory():
 
     limit = devices.memory(jax.devices()[0])
     assert limit is None or 1e7 < limit < 1e14
+
+
+def test_a_step_is_timed_at_every_batch_size(square, tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal, "_SECONDS", 1e-4)
+    some = small(square)
+    times = some.seconds_per_step()
+    assert times["batch_size"].tolist() == [32, 64]
+    assert (times["seconds_per_step"] > 0).all()
+    result = some.run(tmp_path, progress=False)
+    table = result.frontier(seconds_per_step=times)
+    expected = table["steps"] * times["seconds_per_step"]
+    assert table["seconds"].tolist() == pytest.approx(expected.tolist())

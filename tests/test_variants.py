@@ -127,9 +127,10 @@ def test_other_splits_and_the_loss_are_read_where_they_were_measured():
 def test_a_goal_to_be_exceeded_is_read_the_other_way_round():
     name = "validation/accuracy"
     measurements = curves({(8, 0): {name: [0.1, 0.2, 0.6, 0.9, 0.7, 0.95]}})
-    found = steps(measurements, metrics.Goal(name, 0.8, "max"), factors=[0.5])
+    found = steps(measurements, metrics.Goal(name, 0.8, "max"), factors=[0.5, 3.0])
     assert found["validation/accuracy > 0.8"] == 20
-    assert found["validation/accuracy > 0.4"] == 10
+    assert found["validation/accuracy > 0.4"] == 10  # three times as many mistakes
+    assert found["validation/accuracy > 0.9"] == 80  # half as many
     assert found["interpolated"] == pytest.approx(10 * 2 ** (2 / 3))
     assert found["mean of 3 evaluations"] == 80
     assert found["2 evaluations in a row"] == MISS

@@ -14,6 +14,8 @@ from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
 from batchscale.tuner import SearchSpace
 
+NOTHING = "no batch size reached the goal"
+
 
 class Verdict(enum.StrEnum):
     """What a check found.
@@ -102,6 +104,7 @@ class Evidence:
       max_steps: the budget by batch size; empty if not known.
       batch_dependent: whether the model has layers that see the whole batch; None if not known.
       confirmation: of the tuned settings, if there is one.
+      evaluation_examples: of the goal's split; guessed from the values if None.
     """
 
     measurements: pd.DataFrame
@@ -112,6 +115,7 @@ class Evidence:
     max_steps: Mapping[int, int]
     batch_dependent: bool | None
     confirmation: Confirmation | None
+    evaluation_examples: int | None = None
 
     def plain(self) -> pd.DataFrame:
         """The trials that count, diverged or not, with `batch_size` and `trial` as columns."""

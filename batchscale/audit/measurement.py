@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from batchscale import scaling
-from batchscale.audit.checks import Check, Evidence, Verdict, sizes
+from batchscale.audit.checks import NOTHING, Check, Evidence, Verdict, sizes
 from batchscale.records import Status
 
 # Choices.
@@ -25,6 +25,8 @@ def budget(evidence: Evidence) -> Check:
     """Whether trials had the time to reach the goal."""
     name = "budget long enough"
     steps = evidence.steps.set_index("batch_size")["steps"]
+    if steps.empty:
+        return Check(name, Verdict.UNKNOWN, NOTHING)
     missed = steps.index[np.isinf(steps)]
     if len(missed):
         reason = _epochs(evidence) or f"no trial reached {evidence.goal} at {sizes(missed)}"
@@ -75,6 +77,8 @@ def easy(evidence: Evidence) -> Check:
     """Whether the goal is hard enough for steps to be counted."""
     name = "goal hard enough"
     reached = evidence.reached()
+    if reached.empty:
+        return Check(name, Verdict.UNKNOWN, NOTHING)
     soon = reached.loc[reached["steps"] <= _EASY_STEPS, "batch_size"]
     if len(soon):
         fewest = int(reached["steps"].min())
@@ -94,13 +98,19 @@ def noise_floor(evidence: Evidence) -> Check:
     goal = evidence.goal
     values = evidence.measurements[goal.metric].to_numpy(np.float64)
     values = np.unique(values[np.isfinite(values)])
-    gaps = np.diff(values)
-    if len(gaps) < 2 or not gaps.min() > 0:
-        return Check(name, Verdict.UNKNOWN, f"too few values of {goal.metric} were measured")
-    examples = round(1 / gaps[gaps > 1e-9].min())
+    no_share = Check(name, Verdict.PASS, f"{goal.metric} is not a share of counted examples")
+    if len(values) and not 0 <= values.min() <= values.max() <= 1:
+        return no_share
+    examples = evidence.evaluation_examples
+    if examples is None:
+        gaps = np.diff(values)
+        gaps = gaps[gaps > 1e-9]
+        if len(gaps) < 2:
+            return Check(name, Verdict.UNKNOWN, f"too few values of {goal.metric} were measured")
+        examples = round(1 / gaps.min())
     counts = values * examples
-    if examples > 10**7 or np.abs(counts - np.round(counts)).max() > 1e-3:
-        return Check(name, Verdict.PASS, f"{goal.metric} is not a share of counted examples")
+    if not len(values) or np.abs(counts - np.round(counts)).max() > 1e-3:
+        return no_share
     share = goal.value if goal.mode == "min" else 1 - goal.value
     mistakes = share * examples
     evidence_words = f"the goal is {mistakes:.0f} of {examples:,} examples"
@@ -118,6 +128,8 @@ def resolution(evidence: Evidence) -> Check:
     """Whether evaluations before the crossing were close enough together."""
     name = "evaluations close together"
     reached = evidence.reached()
+    if reached.empty:
+        return Check(name, Verdict.UNKNOWN, NOTHING)
     gap = reached["steps"] - reached["previous_evaluation"]
     share = (gap / reached["steps"]).where(gap > 1, 0.0)
     coarse = reached.loc[share > _RESOLUTION, "batch_size"]
@@ -142,7 +154,7 @@ def looks(evidence: Evidence) -> Check:
         some = np.unique(steps[size == batch_size])
         counts[batch_size] = int(((some > count / 2) & (some <= count)).sum())
     if not counts:
-        return Check(name, Verdict.UNKNOWN, "no batch size reached the goal")
+        return Check(name, Verdict.UNKNOWN, NOTHING)
     low, high = min(counts.values()), max(counts.values())
     if high > _LOOKS * low:
         most = [size for size, looks in counts.items() if looks > _LOOKS * low]
@@ -212,8 +224,8 @@ def reproducible(evidence: Evidence) -> Check:
             name,
             Verdict.WARN,
             "; ".join(where),
-            "Quote the medians of the confirmation, not the best of N; with a goal that is less "
-            "at the mercy of noise both agree.",
+            "Quote the medians of the confirmation, not the best of N. A goal that is reached on "
+            "a steeper part of the curve depends less on the seed.",
         )
     return Check(name, Verdict.PASS, f"the median is {luck:.2f} times the best of N")
 
@@ -221,19 +233,24 @@ def reproducible(evidence: Evidence) -> Check:
 def extrapolated(evidence: Evidence) -> Check:
     """Whether a critical batch size lies within what was measured."""
     name = "critical batch size within the data"
-    if 0 in evidence.steps["steps"].to_numpy():
+    reached = evidence.reached()
+    if reached.empty:
+        return Check(name, Verdict.UNKNOWN, NOTHING)
+    if 0 in reached["steps"].to_numpy():
         return Check(name, Verdict.UNKNOWN, "the goal held before the first step")
-    confirmed = evidence.confirmation
-    table = evidence.steps if confirmed is None else confirmed.steps_to_target()
+    table, of = evidence.steps, "best of N"
+    if evidence.confirmation is not None:
+        medians = evidence.confirmation.steps_to_target()
+        if len(medians) == len(table):  # else it is not finished
+            table, of = medians, "tuned setting's median"
     found = scaling.fit(table)
-    of = "best of N" if confirmed is None else "tuned setting's median"
     if found.refused:
         return Check(
             name,
             Verdict.WARN,
             f"no critical batch size can be quoted: {found.refused}",
-            "Measure smaller batch sizes where perfect scaling, larger ones where the plateau is "
-            "missing.",
+            "Measure smaller batch sizes where perfect scaling is missing, larger ones where the "
+            "plateau is, and mend what other checks find where the steps are no such curve.",
         )
     low, high = found.b_crit_interval
     return Check(name, Verdict.PASS, f"{found.b_crit:.3g}, {low:.3g} to {high:.3g} ({of})")
@@ -242,8 +259,9 @@ def extrapolated(evidence: Evidence) -> Check:
 def interrupted(evidence: Evidence) -> Check:
     """Whether the study is finished."""
     name = "study finished"
-    open_ = evidence.trials["status"] == Status.INCOMPLETE
-    if open_.any():
-        there = evidence.trials.index.get_level_values("batch_size")[open_.to_numpy()].unique()
-        return Check(name, Verdict.WARN, f"not at {sizes(there)}", "study.run(folder) goes on.")
+    begun = evidence.trials.index.get_level_values("batch_size")
+    open_ = set(begun[(evidence.trials["status"] == Status.INCOMPLETE).to_numpy()])
+    open_ |= set(evidence.spaces) - set(begun)
+    if open_:
+        return Check(name, Verdict.WARN, f"not at {sizes(open_)}", "study.run(folder) goes on.")
     return Check(name, Verdict.PASS, "all trials ran as far as they were to")

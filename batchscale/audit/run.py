@@ -40,6 +40,7 @@ def audit(
     max_steps: Mapping[int, int] | None = None,
     batch_dependent: bool | None = None,
     confirmation: Confirmation | None = None,
+    evaluation_examples: int | None = None,
 ) -> Audit:
     """Checks whether a study is careful enough to be believed, whoever made its tables.
 
@@ -52,6 +53,7 @@ def audit(
       max_steps: the budget by batch size, if it is known.
       batch_dependent: whether the model has layers that see the whole batch, if it is known.
       confirmation: of the tuned settings, if there is one.
+      evaluation_examples: of the goal's split; guessed from the values of the metric if None.
 
     Returns:
       The checks, each with its verdict, the evidence and the remedy.
@@ -65,5 +67,6 @@ def audit(
         dict(max_steps or {}),
         batch_dependent,
         confirmation,
+        evaluation_examples,
     )
     return Audit(tuple(check(evidence) for check in _CHECKS))

@@ -6,12 +6,10 @@ import numpy as np
 import pandas as pd
 
 from batchscale.audit.checks import Check, Evidence, Verdict, sizes
-from batchscale.tuner import Choice, Distribution, Integer
+from batchscale.tuner import CROWDED, Choice, Distribution, crowding
 
 # Choices.
-_LEVEL = 0.05  # of all edges of all batch sizes together
 _LEADING, _FEWEST = 5, 3  # trials that are looked at together, at the most and at the least
-_OUTERMOST = 2  # trials, one of which leads where the optimum is beyond an edge
 _TRIALS_A_DIMENSION = 8
 _INFEASIBLE = 0.8
 _NARROW = 4.0  # a range whose ends are nearer than this factor is hardly a search
@@ -20,11 +18,8 @@ _NARROW = 4.0  # a range whose ends are nearer than this factor is hardly a sear
 def edges(evidence: Evidence) -> Check:
     """Whether the leading trials crowd an edge of the search space.
 
-    Trials that lead for no reason of their place are spread over the range: the chance that all
-    of the leading ones lie within a share w of one edge is w to the power of their number. It is
-    corrected (Bonferroni) for the number of edges, hyperparameters and batch sizes. A narrow basin
-    near an edge is told from one that goes beyond it by the outermost trials, which lead only in
-    the latter.
+    By `tuner.crowding`, corrected (Bonferroni) for the number of edges, hyperparameters and batch
+    sizes.
     """
     name = "optimum inside the search space"
     feasible = evidence.feasible()
@@ -32,6 +27,8 @@ def edges(evidence: Evidence) -> Check:
     cases, unseen = [], []
     for batch_size, space in evidence.spaces.items():
         here = feasible.loc[feasible["batch_size"] == batch_size]
+        if here.empty:
+            continue
         lead = here.loc[np.isfinite(here["first_crossing"])]
         lead = lead.sort_values(["first_crossing", "trial"]).head(_LEADING)
         if len(lead) < _FEWEST:
@@ -40,18 +37,12 @@ def edges(evidence: Evidence) -> Check:
         for hyperparameter, dimension in space.items():
             if not isinstance(dimension, Distribution) or isinstance(dimension, Choice):
                 continue
-            place = dimension.unit(here[hyperparameter].to_numpy(np.float64))
             leads = here["trial"].isin(lead["trial"]).to_numpy()
-            for edge, distance in (("low", place), ("high", 1 - place)):
-                outermost = leads[np.argsort(distance)[:_OUTERMOST]].any()
-                far = float(distance[leads].max())
-                if isinstance(dimension, Integer):  # the share of its values that are no further
-                    steps = dimension.high - dimension.low
-                    far = (far * steps + 1) / (steps + 1)
-                chance = far ** len(lead) if outermost else 1.0
+            values = here[hyperparameter].to_numpy(np.float64)
+            for edge, chance in crowding(dimension, values, leads).items():
                 cases.append((chance, hyperparameter, edge, batch_size))
     for chance, hyperparameter, edge, batch_size in cases:
-        if chance * len(cases) < _LEVEL:
+        if chance * len(cases) < CROWDED:
             crowded.setdefault((hyperparameter, edge), []).append(batch_size)
     if crowded:
         where = "; ".join(
@@ -72,6 +63,8 @@ def edges(evidence: Evidence) -> Check:
             f"fewer than {_FEWEST} trials reached the goal at {sizes(unseen)}",
             "Train past the first crossing: study.extend(folder, stop=3.0).",
         )
+    if not cases:
+        return Check(name, Verdict.UNKNOWN, "no hyperparameter was searched over a range")
     rest = f"; not known at {sizes(unseen)}" if unseen else ""
     return Check(name, Verdict.PASS, f"no edge is crowded by the leading trials{rest}")
 
@@ -87,8 +80,12 @@ def tuned(evidence: Evidence) -> Check:
             without.append(batch_size)
         elif isinstance(dimension, int | float):
             fixed[batch_size] = float(dimension)
-        elif isinstance(dimension, Distribution) and not isinstance(dimension, Choice):
-            low, high = dimension.value(np.array([0.0, 1.0]))
+        elif isinstance(dimension, Distribution):
+            if isinstance(dimension, Choice):
+                values = [float(value) for value in dimension.to_json()["values"]]
+            else:
+                values = dimension.value(np.array([0.0, 1.0])).tolist()
+            low, high = min(values), max(values)
             if low > 0 and high / low < _NARROW:
                 narrow.append(batch_size)
     remedy = "Give learning_rate a range, the same or wider at every batch size, and search it."
@@ -124,6 +121,8 @@ def enough(evidence: Evidence) -> Check:
         int(size): _TRIALS_A_DIMENSION * max(len(evidence.spaces[int(size)].searched), 1)
         for size in plain["batch_size"].unique()
     }
+    if counts.empty:
+        return Check(name, Verdict.UNKNOWN, "no trial has been trained without diverging")
     few = [size for size, least in wanted.items() if counts.get(size, 0) < least]
     if few:
         least = min(int(counts.get(size, 0)) for size in few)
@@ -151,6 +150,8 @@ def effort(evidence: Evidence) -> Check:
     name = "equal tuning effort"
     counts = evidence.feasible().groupby("batch_size").size()
     counts = counts.reindex(pd.Index(evidence.plain()["batch_size"].unique()), fill_value=0)
+    if counts.empty:
+        return Check(name, Verdict.UNKNOWN, "no trial has been trained")
     if counts.min() < counts.max():
         least, most = int(counts.min()), int(counts.max())
         return Check(

@@ -31,7 +31,8 @@ def variants(
     What is concluded from steps to target should not hang on how they are read off the curves.
     Shallue et al. (2019, figure 2) vary the goal; here too:
 
-    - the goal times each of `factors`;
+    - the goal times each of `factors`; of a share that is to be exceeded, an accuracy, what is left
+      to 1 times each;
     - the same metric and value on every other split that was measured; those are evaluated more
       seldom, so that `previous_evaluation` is further away;
     - the loss of the goal's split, with the median over batch sizes of the winner's loss at its
@@ -117,8 +118,11 @@ def _other_goals(
 ) -> Iterator[Goal]:
     """Easier and harder goals, and the same on other splits."""
     for factor in factors:
+        value = factor * goal.value
+        if goal.mode == "max" and 0 < goal.value < 1:
+            value = 1 - factor * (1 - goal.value)
         # 0.05 * 1.1 is 0.055, not 0.05500000000000001: a count may be just that.
-        yield Goal(goal.metric, float(f"{factor * goal.value:.12g}"), goal.mode)
+        yield Goal(goal.metric, float(f"{value:.12g}"), goal.mode)
     split, _, name = goal.metric.partition("/")
     for column in measurements.columns:
         other, _, metric = column.partition("/")

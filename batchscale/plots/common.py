@@ -22,6 +22,7 @@ from matplotlib.ticker import (
     LogLocator,
     NullLocator,
 )
+from numpy.typing import ArrayLike
 
 from batchscale.tuner import SearchSpace
 
@@ -29,6 +30,12 @@ from batchscale.tuner import SearchSpace
 BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
 COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", ORANGE, "#56B4E9")
 GREY = "#707070"
+MISS: dict[str, Any] = {
+    "label": "goal not reached",
+    "linestyle": "none",
+    "markerfacecolor": "white",
+    "markersize": 6.5,
+}
 FIGURE_SIZE = (6.4, 4.4)
 FONT_SIZE = 9
 
@@ -124,6 +131,18 @@ def save(figure: Axes | Figure | np.ndarray, stem: str | Path) -> tuple[Path, Pa
 def new_axes() -> Axes:
     """Axes of a new figure, as wide as a README."""
     return plt.subplots(figsize=FIGURE_SIZE, layout="constrained")[1]
+
+
+def mark_misses(ax: Axes, x: ArrayLike, **style: Any) -> None:
+    """Open markers at the top edge, wherever the y axis ends."""
+    ax.plot(
+        x,
+        np.ones(len(np.asarray(x))),
+        transform=ax.get_xaxis_transform(),
+        clip_on=False,
+        zorder=4,
+        **MISS | style,
+    )
 
 
 def mark_full_batches(ax: Axes, sizes: Collection[int]) -> None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from batchscale.confirmation import Confirmation
 from batchscale.plots import common
@@ -23,7 +24,8 @@ class _Confirmed(common.Result, Protocol):
 def confirmation(result: _Confirmed, ax: Axes | None = None) -> Axes:
     """Both curves of steps to target: of the tuned setting, and of the luckiest trial.
 
-    The dark band is the interval of the median, the pale one holds four fifths of single runs.
+    The dark band is the interval of the median, the pale one holds four fifths of single runs. A
+    batch size whose median is a miss is an open marker at the top edge.
 
     Args:
       result: of a study after `Study.confirm`.
@@ -34,32 +36,35 @@ def confirmation(result: _Confirmed, ax: Axes | None = None) -> Axes:
       ValueError: nothing reached the goal.
     """
     found = result.confirmation()
-    table = found.table.loc[np.isfinite(found.table["steps"])].sort_values("batch_size")
-    if not len(table):
+    table = found.table.loc[found.table["steps"].notna()].sort_values("batch_size")
+    missed = table.loc[np.isinf(table["steps"]), "batch_size"]
+    if len(missed) == len(table):
         raise ValueError("confirmation: no setting reached the goal; there is nothing to draw.")
     ax = ax or common.new_axes()
     sizes = table["batch_size"].to_numpy(float)
+    median = table["steps"].where(np.isfinite(table["steps"]))
     handles: list[Artist] = []
 
     def band(low: str, high: str, alpha: float, label: str) -> None:
-        top = table[high].where(np.isfinite(table[high]), table["steps"].max() * 4)
-        handles.append(
-            ax.fill_between(
-                sizes, np.maximum(table[low], 1), top, color=common.BLUE, alpha=alpha, lw=0,
-                label=label,
-            )
-        )  # fmt: skip
+        top = table[high].where(np.isfinite(table[high]), 4 * median.max())
+        style = {"color": common.BLUE, "alpha": alpha, "label": label}
+        bottom = table[low].clip(lower=1).where(median.notna())
+        if len(table) == 1:  # has no width to fill
+            handles.append(ax.vlines(sizes, bottom, top, lw=8, **style))
+        else:
+            handles.append(ax.fill_between(sizes, bottom, top, lw=0, **style))
 
     band("quantile_10", "quantile_90", 0.15, "10% to 90% of seeds")
     band("low", "high", 0.3, f"{found.confidence:.0%} interval of the median")
-    handles += ax.plot(
-        sizes, table["steps"], "o-", color=common.BLUE, label="tuned setting, median"
-    )
+    handles += ax.plot(sizes, median, "o-", color=common.BLUE, label="tuned setting, median")
     best = found.table.loc[np.isfinite(found.table["best_of_n"])]
     handles += ax.plot(
         best["batch_size"], best["best_of_n"], "s--", color=common.VERMILION, label="best of N",
         markerfacecolor="white",
     )  # fmt: skip
+    if len(missed):
+        common.mark_misses(ax, missed, color=common.BLUE, marker="o")
+        handles.append(Line2D([], [], color=common.BLUE, marker="o", **common.MISS))
     common.log2_axis(ax, "x")
     common.log2_axis(ax, "y")
     common.mark_full_batches(ax, {result.train_examples} & set(found.table["batch_size"]))

@@ -13,11 +13,13 @@ from matplotlib.lines import Line2D
 from batchscale.plots.common import (
     COLORS,
     FONT_SIZE,
+    MISS,
     Result,
     goal_words,
     listed,
     log2_axis,
     mark_full_batches,
+    mark_misses,
     new_axes,
     steps_table,
 )
@@ -28,12 +30,6 @@ _PERFECT: dict[str, Any] = {
     "linestyle": (0, (4, 3)),
     "linewidth": 1,
     "color": "0.3",
-}
-_MISS: dict[str, Any] = {
-    "label": "goal not reached",
-    "linestyle": "none",
-    "markerfacecolor": "white",
-    "markersize": 6.5,
 }
 
 
@@ -119,17 +115,7 @@ def steps_to_target(
         )
         if not finite.all():
             missed = table.loc[~finite, "batch_size"]
-            # In axes coordinates: at the top edge wherever the y axis ends.
-            ax.plot(
-                missed,
-                np.ones(len(missed)),
-                transform=ax.get_xaxis_transform(),
-                clip_on=False,
-                color=color,
-                marker=marker,
-                zorder=4,
-                **_MISS,
-            )
+            mark_misses(ax, missed, color=color, marker=marker)
     mark_full_batches(
         ax,
         {
@@ -149,7 +135,7 @@ def steps_to_target(
     if any(np.isfinite(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], **_PERFECT))
     if any(np.isinf(table["steps"]).any() for table in tables):
-        handles.append(Line2D([], [], color="black", marker="o", **_MISS))
+        handles.append(Line2D([], [], color="black", marker="o", **MISS))
     ax.legend(handles=handles, fontsize=FONT_SIZE)
     return ax
 

@@ -13,18 +13,19 @@ from matplotlib.lines import Line2D
 from batchscale.plots.common import (
     COLORS,
     GREY,
+    MISS,
     Goal,
     goal_words,
     head,
     listed,
     log2_axis,
+    mark_misses,
     new_axes,
 )
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _SHOWN = 4  # batch sizes, if not chosen: more bands hide one another
 _BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
-_MISS: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "white", "markersize": 6.5}
 
 
 class Result(Protocol):
@@ -105,19 +106,10 @@ def tuning_curve(
             zorder=3,
         )
         missed = own.loc[~finite, "n"]
-        ax.plot(
-            missed,
-            np.ones(len(missed)),
-            transform=ax.get_xaxis_transform(),
-            clip_on=False,
-            color=color,
-            marker=marker,
-            zorder=4,
-            **_MISS,
-        )
+        mark_misses(ax, missed, color=color, marker=marker)
     ax.set_ylim(bottom, top)
     if np.isinf(table["median"]).any():
-        handles.append(Line2D([], [], color="black", marker="o", label="a miss", **_MISS))
+        handles.append(Line2D([], [], color="black", marker="o", **MISS))
     band = Line2D([], [], color=GREY, label="interval of a new search", linewidth=8, alpha=0.4)
     ax.set(xlabel="Trials of the search", ylabel=f"Steps to {goal_words(result.goal)}")
     ax.grid(color="0.92", linewidth=0.6)

@@ -153,7 +153,7 @@ def recommend(
     Up to 16: doubling the batch halves the steps at the same number of examples (within 20%).
     64 is the knee: 2.6 times the fewest steps and 1.6 times the fewest examples of the fitted
     curve, whose critical batch size is 101 (90% interval 84.4 to 122).
-    Above 256: no gain beyond 20% of the steps.
+    Above 256: no gain beyond 20% of the fewest steps.
     """
     found = regimes(steps, tolerance=tolerance)
     table = frontier(steps, seconds_per_step=seconds_per_step)
@@ -197,10 +197,18 @@ def _perfect(table: pd.DataFrame, found: Regimes) -> str:
     share = f"{found.tolerance:.0%}"
     smallest, largest = int(table["batch_size"].iloc[0]), int(table["batch_size"].iloc[-1])
     until = found.perfect_until
+    if len(table) == 1:
+        return f"{smallest:,} is the only batch size: where perfect scaling ends is not known."
     if math.isnan(until):
         return (
             f"Where perfect scaling ends is not known: {smallest:,}, the smallest batch size, did "
             "not reach the goal."
+        )
+    following = table.loc[table["batch_size"] > until, "steps"]
+    if len(following) and math.isinf(following.iloc[0]):
+        return (
+            f"Perfect scaling holds at least up to {until:,.0f}; the next batch size did not reach "
+            "the goal."
         )
     if until == smallest:
         return (
@@ -242,12 +250,14 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit) -> list[str]:
 
 def _gain(reached: pd.DataFrame, found: Regimes) -> str:
     share, largest = f"{found.tolerance:.0%}", int(reached["batch_size"].iloc[-1])
+    if len(reached) == 1:
+        return f"Only {largest:,} reached the goal: where the gain ends is not known."
     if found.useful_until == largest:
         return (
             f"No end of the gain within the batch sizes: {largest:,}, the largest that reached the "
-            f"goal, takes more than {share} off the steps of every smaller one."
+            f"goal; every smaller one needs over {share} more steps."
         )
-    return f"Above {found.useful_until:,.0f}: no gain beyond {share} of the steps."
+    return f"Above {found.useful_until:,.0f}: no gain beyond {share} of the fewest steps."
 
 
 def _fastest(reached: pd.DataFrame, fastest: float, tolerance: float) -> str:

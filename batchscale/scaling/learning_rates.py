@@ -15,7 +15,7 @@ from batchscale.metrics._crossings import check_trained, search_crossings
 from batchscale.records import Status, StopReason
 from batchscale.scaling.curve import Interval
 from batchscale.scaling.fitting import fit
-from batchscale.scaling.tuning_curve import FEWEST, Parabola, Shape, Wall, fit_curve
+from batchscale.scaling.response import FEWEST, Parabola, Shape, Wall, fit_curve
 from batchscale.tuner import derived
 
 _FOUND = ("centre", "low", "high", "usable_low", "usable_high", "sharpness", "scatter")
@@ -113,15 +113,27 @@ def learning_rates(
     ):
         here = plain["batch_size"] == batch_size
         group, values = _tables.select(plain, here), _tables.select(axes, here)
-        rate = _optimum(values["effective_learning_rate"].to_numpy(float), group, Wall, criteria)
+        wins = (group["trial"] == trial).fillna(False).to_numpy(bool)
+        rates = values["effective_learning_rate"].to_numpy(float)
+        rate = _optimum(rates, group, Wall, criteria)
         row: dict[str, Any] = {"batch_size": batch_size, "steps": fewest, "trial": trial}
-        row |= {"effective_learning_rate": rate.pop("winner")} | rate
+        row |= {"effective_learning_rate": _only(rates[wins])} | rate
         if searched_momentum:
-            found = _optimum(values[momentum].to_numpy(float), group, Parabola, criteria)
-            row[momentum] = found["winner"]
+            momenta = values[momentum].to_numpy(float)
+            found = _optimum(momenta, group, Parabola, criteria)
+            row[momentum] = _only(momenta[wins])
             row |= {f"{momentum}_{name}": found[name] for name in _OF_MOMENTUM}
         rows.append(row)
+    if not rows:
+        rows = pd.DataFrame(columns=["batch_size", "steps", "trial", "effective_learning_rate",
+                                     *_FOUND, "leading", "interval", "searched_low",
+                                     "searched_high"])  # fmt: skip
     return pd.DataFrame(rows).astype({"trial": "Int64"})
+
+
+def _only(values: np.ndarray) -> float:
+    """The winner's; NaN where none won."""
+    return float(values[0]) if len(values) else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,10 +287,7 @@ def _optimum(
     fewest = group["fewest"].to_numpy(float)
     limit = criteria.within * fewest[0]
     leads = np.isfinite(crossing) & (crossing <= limit)
-    # Of trials that get there together, the lowest number wins.
-    won = np.exp(x[np.isfinite(crossing) & (crossing == fewest)])
     found: dict[str, Any] = dict.fromkeys(_FOUND, math.nan) | {
-        "winner": float(won[0]) if len(won) else math.nan,
         "leading": int(leads.sum()),
         "interval": "",
         "searched_low": math.exp(x.min()),

@@ -204,6 +204,11 @@ class NoisyQuadratic:
         >>> best.steps <= model.steps_to_target(0.2, learning_rate=0.2, batch_size=16)
         True
         """
+        if 0.5 * float(self.start @ self.curvature) < target:
+            raise ValueError(
+                f"target: got {target!r}, and the risk is below it before the first step. Give a "
+                "harder one."
+            )
         beta = options.get("momentum", 0.0)
         effective = self.curvature ** (1 - options.get("preconditioning", 0.0))
         limit = math.log(2 * (1 + beta) / effective.max())

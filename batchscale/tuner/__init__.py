@@ -16,6 +16,8 @@ from batchscale.tuner.leading import middle as middle
 from batchscale.tuner.leading import steps_of as steps_of
 from batchscale.tuner.leading import within as within
 from batchscale.tuner.planning import plan as plan
+from batchscale.tuner.refining import CROWDED as CROWDED
+from batchscale.tuner.refining import crowding as crowding
 from batchscale.tuner.refining import expand as expand
 from batchscale.tuner.refining import refine as refine
 from batchscale.tuner.refining import spread as spread

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 
 from batchscale.tuner.distributions import (
     Choice,
@@ -22,6 +23,7 @@ _MARGIN = 0.25  # of the box's width, on each side
 _NARROWEST = 0.02  # of the range
 _FURTHER, _FURTHEST = 2.0, 0.5  # beyond an edge: spreads of the leading trials, shares of the range
 _OUTERMOST = 2  # trials: one of them leads where the optimum may be beyond the edge
+CROWDED = 0.05  # the chance, of all edges together, below which one is crowded
 
 
 def refine(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> SearchSpace:
@@ -60,7 +62,7 @@ def refine(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
 def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> SearchSpace | None:
     """The box around the leading trials, and beyond the edges of the space that they crowd.
 
-    An edge is crowded if one of the two trials that are nearest to it is among those that lead.
+    An edge is crowded where that is no chance: by `crowding`, corrected for the number of edges.
     Beyond it the box is twice as wide as the leading trials are spread, and at most half the range.
 
     Args:
@@ -81,15 +83,14 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
     """
     box = dict(refine(space, trials, leading=leading).items())
     beyond = False
+    edges = 2 * sum(isinstance(dimension, Distribution) for dimension in dict(space).values())
     for name, dimension in space.items():
         if not isinstance(dimension, LogUniform | ReverseLogUniform | Uniform):
             continue
         low, high, width = _box(dimension, name, trials, leading)
-        place = dimension.unit(trials[name].to_numpy(np.float64))
-        order = np.argsort(place)
-        lead = set(_lead(trials, leading).index)
-        ends = {"low": order[:_OUTERMOST], "high": order[::-1][:_OUTERMOST]}
-        crowded = {edge: bool(lead.intersection(trials.index[some])) for edge, some in ends.items()}
+        leads = trials.index.isin(_lead(trials, leading).index)
+        chances = crowding(dimension, trials[name].to_numpy(np.float64), leads)
+        crowded = {edge: edges * chance < CROWDED for edge, chance in chances.items()}
         if crowded["low"] or crowded["high"]:
             further = min(_FURTHER * width, _FURTHEST)
             wider = _between(
@@ -100,6 +101,43 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
             if wider.low < dimension.low or wider.high > dimension.high:
                 beyond, box[name] = True, wider
     return SearchSpace(**box) if beyond else None
+
+
+def crowding(
+    dimension: Distribution,
+    values: Float[np.ndarray, " trials"],
+    leads: Bool[np.ndarray, " trials"],
+) -> dict[str, float]:
+    """How likely it is by chance that the leading trials lie so near an edge of their range.
+
+    Trials that lead for no reason of their place are spread over the range: the chance that all k
+    of them lie within a share w of one edge is w^k. A narrow basin near an edge is told from one
+    that goes beyond it by the two outermost trials, of which one leads only in the latter; where
+    none does, the chance is 1.
+
+    Args:
+      dimension: what the values were drawn from; no `Choice`.
+      values: of all trials that did not diverge.
+      leads: which of them lead; at least one.
+
+    Returns:
+      The chance, by edge: `low` and `high`.
+
+    >>> values = np.array([0.02, 0.3, 0.5, 0.7, 0.8, 0.9, 0.99])
+    >>> found = crowding(Uniform(0.0, 1.0), values, values > 0.65)
+    >>> round(found["high"], 4), found["low"]
+    (0.0081, 1.0)
+    """
+    place = dimension.unit(values)
+    chances = {}
+    for edge, distance in (("low", place), ("high", 1 - place)):
+        far = float(distance[leads].max())
+        if isinstance(dimension, Integer):  # the share of its values that are no further
+            steps = dimension.high - dimension.low
+            far = (far * steps + 1) / (steps + 1)
+        outermost = leads[np.argsort(distance)[:_OUTERMOST]].any()
+        chances[edge] = min(far, 1.0) ** int(leads.sum()) if outermost else 1.0
+    return chances
 
 
 def spread(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> float:

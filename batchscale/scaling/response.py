@@ -1,4 +1,4 @@
-"""A tuning curve: log steps to target over one hyperparameter, and how sharp its optimum is."""
+"""A response curve: log steps to target over one hyperparameter, and how sharp its optimum is."""
 
 from __future__ import annotations
 
