@@ -147,6 +147,8 @@ def main() -> None:
     rules = bs.scaling.rules(rates)
     write(rules.table, "rules")
     write(result.frontier(), "frontier")
+    times = some.seconds_per_step()
+    write(result.frontier(seconds_per_step=times), "frontier_seconds")
     steps_budget, epochs_budget = preset.budgets
     shares = {
         "sensitivity": {},
@@ -155,7 +157,7 @@ def main() -> None:
     }
     for name, budget in shares.items():
         write(result.sensitivity(**budget), name)
-    words = [str(bs.scaling.recommend(tuned))]
+    words = [str(found.recommend()), str(found.recommend(seconds_per_step=times))]
     low, high = rules.exponent_interval
     words.append(
         f"The best learning rate grows as the batch size to the power {rules.exponent:.2f} "
@@ -168,7 +170,7 @@ def main() -> None:
         for name, table in (("best of N", best), ("tuned", tuned))
         for form in ("hyperbolic", "generalised")
     }
-    (output / "recommendation.txt").write_text("\n".join(words) + "\n")
+    (output / "recommendation.txt").write_text("\n\n".join(words) + "\n")
     print("\n".join(words), *fits.items(), sep="\n")
 
     winner = int(tuned.set_index("batch_size")["trial"][preset.noise_at])
@@ -197,6 +199,7 @@ def main() -> None:
         "variants": bs.plots.variants(result),
         "learning_rates": bs.plots.learning_rates(result),
         "frontier": bs.plots.frontier(result),
+        "frontier_seconds": bs.plots.frontier(result, seconds_per_step=times),
         **{name: bs.plots.sensitivity(result, **budget) for name, budget in shares.items()},
         "noise_scale": bs.plots.noise_scale(noise, fit=found.scaling()),
         "sharpness": bs.plots.sharpness(sharp),

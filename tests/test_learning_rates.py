@@ -305,3 +305,30 @@ def test_the_figure_shows_centres_with_bars_between_the_two_rules():
     with pytest.raises(ValueError, match="reaches its goal at no batch size"):
         plots.learning_rates(result(table.assign(centre=np.nan)))
     plt.close("all")
+
+
+def test_the_rate_of_a_winner_that_was_past_the_goal_before_it_counted_is_its_own():
+    index = pd.MultiIndex.from_tuples([(8, t, 0) for t in range(3)], names=TRIAL_INDEX)
+    trials = pd.DataFrame(
+        {
+            "learning_rate": [0.1, 0.2, 0.4],
+            "origin": ["plan", "plan", "topup"],
+            "status": ["infeasible", "complete", "complete"],
+            "steps_trained": [40, 90, 90],
+            "stop_reason": ["diverged", "budget", "budget"],
+        },
+        index,
+    )
+    grid = [20, 30, 40, 90]
+    curves = {0: [0.9, 0.9, 0.9], 1: [0.9] * 4, 2: [0.9, 0.1, 0.1, 0.1]}
+    rows = [(8, t, 0, s) for t, values in curves.items() for s in grid[: len(values)]]
+    measurements = pd.DataFrame(
+        {GOAL.metric: [value * GOAL.value * 5 for values in curves.values() for value in values]},
+        pd.MultiIndex.from_tuples(rows, names=MEASUREMENT_INDEX),
+    )
+    row = scaling.learning_rates(measurements, GOAL, trials=trials, feasible_trials=2).iloc[0]
+    assert (row["steps"], row["trial"]) == (40, 2)
+    assert row["effective_learning_rate"] == pytest.approx(0.4)
+    none = scaling.learning_rates(measurements.iloc[:0], GOAL, trials=trials.iloc[:0])
+    assert len(none) == 0
+    assert "centre" in none

@@ -1,5 +1,7 @@
 """Searching on: boxes around the leading trials, and beyond the edges that they crowd."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -173,3 +175,13 @@ def test_an_optimum_beyond_the_edge_is_found(tmp_path):
     assert (result.refined()["origin"] == Origin.EXPAND).any()
     best = result.refined()["first_crossing"].groupby(level="batch_size").min()
     assert (best.to_numpy() < 0.7 * result.steps_to_target()["steps"].to_numpy()).all()
+
+
+def test_batch_sizes_of_an_extension_get_the_rounds_that_others_had(tmp_path):
+    some = study()
+    few = dataclasses.replace(some, batch_sizes=[8])
+    few.run(tmp_path, progress=False)
+    few.refine(tmp_path, rounds=2, trials=3, until=0.0, progress=False)
+    few.extend(tmp_path, batch_sizes=some.batch_sizes, progress=False)
+    result = some.refine(tmp_path, rounds=2, trials=3, until=0.0, progress=False)
+    assert result.refined().groupby("batch_size").size().tolist() == [6, 6]

@@ -92,6 +92,8 @@ def test_the_optimum_beats_every_learning_rate_of_a_fine_grid():
     assert best.steps <= min(steps) * 1.001
     assert grid[0] < best.learning_rate < grid[-1]
     assert MODEL.optimum(1e-9, batch_size=8, max_steps=1000).steps == np.inf
+    with pytest.raises(ValueError, match="below it before the first step"):
+        MODEL.optimum(100.0, batch_size=8)
 
 
 def test_batch_sizes_follow_the_papers_findings():
