@@ -179,10 +179,13 @@ def head(ax: Axes, title: str, handles: Sequence[Artist], *, above: float = 0) -
 
 def legend_columns(handles: Sequence[Artist]) -> int:
     """How many columns of entries fit beside each other, at the width of a README."""
-    widths = np.array([5 * FONT_SIZE + 0.55 * FONT_SIZE * len(str(h.get_label())) for h in handles])
+    # In font sizes: a marker, and letters as wide as they are on average.
+    widths = np.array([2.8 + 0.53 * len(str(handle.get_label())) for handle in handles])
+    room = 72 * FIGURE_SIZE[0] / FONT_SIZE
     for columns in range(min(len(handles), 4), 1, -1):
-        # The first columns are the longer ones, as matplotlib fills them.
-        if sum(part.max() for part in np.array_split(widths, columns)) < 72 * FIGURE_SIZE[0]:
+        # The first columns are the longer ones, as matplotlib fills them; between them are 2.
+        parts = np.array_split(widths, columns)
+        if sum(part.max() for part in parts) + 2 * (columns - 1) < room:
             return columns
     return 1
 
@@ -255,6 +258,14 @@ def log2_axis(ax: Axes, name: Literal["x", "y"]) -> None:
     axis = log_axis(ax, name, base=2)
     axis.set_major_locator(_PowersOfTwo(base=2, numticks=64))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _power_label(axis, value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def seconds_axis(ax: Axes, name: Literal["x", "y"]) -> None:
+    """Gives an axis a logarithmic scale with plain decimal numbers as labels."""
+    axis = log_axis(ax, name)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 

@@ -18,6 +18,7 @@ from batchscale.plots.common import (
     head,
     log2_axis,
     new_axes,
+    seconds_axis,
 )
 from batchscale.scaling import Fit, StepTimes
 
@@ -87,7 +88,10 @@ def frontier(
     time = "steps" if seconds_per_step is None else "seconds"
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
-    log2_axis(ax, "y")
+    if time == "steps":
+        log2_axis(ax, "y")
+    else:
+        seconds_axis(ax, "y")
     handles = []
     for kind, chosen in zip(
         _POINTS, (table[table["pareto"]], table[~table["pareto"]]), strict=True
