@@ -45,8 +45,13 @@ def confirmation(result: _Confirmed, ax: Axes | None = None) -> Axes:
     median = table["steps"].where(np.isfinite(table["steps"]))
     handles: list[Artist] = []
 
+    columns = ["steps", "low", "high", "quantile_10", "quantile_90", "best_of_n"]
+    values = table[columns].to_numpy(float)
+    # A band that has no upper end goes to the edge, and does not move it.
+    edge = 1.3 * float(values[np.isfinite(values)].max())
+
     def band(low: str, high: str, alpha: float, label: str) -> None:
-        top = table[high].where(np.isfinite(table[high]), 4 * median.max())
+        top = table[high].where(np.isfinite(table[high]), 2 * edge)
         style = {"color": common.BLUE, "alpha": alpha, "label": label}
         bottom = table[low].clip(lower=1).where(median.notna())
         if len(table) == 1:  # has no width to fill
@@ -67,6 +72,7 @@ def confirmation(result: _Confirmed, ax: Axes | None = None) -> Axes:
         handles.append(Line2D([], [], color=common.BLUE, marker="o", **common.MISS))
     common.log2_axis(ax, "x")
     common.log2_axis(ax, "y")
+    ax.set_ylim(top=edge)
     common.mark_full_batches(ax, {result.train_examples} & set(found.table["batch_size"]))
     ax.set_xlabel("Batch size (examples)")
     ax.set_ylabel(f"Steps to {common.goal_words(result.goal)}")
