@@ -192,6 +192,9 @@ def main() -> None:
             some, result, train_loss=preset.matched_loss, trials=3, examples=preset.examples
         )
     write(sharp, "sharpness")
+    columns = ["sharpness", "gap", "error_gap"]
+    medians = sharp.groupby("batch_size")[columns].median().reset_index()
+    write(medians, "sharpness_medians")
 
     plots = {
         "confirmation": bs.plots.confirmation(result),

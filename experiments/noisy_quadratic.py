@@ -32,6 +32,7 @@ from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
 
 DIMENSION, TARGET = 200, 0.05
+LOW_NOISE = 128  # batch sizes above it have little noise to be lucky with
 MODEL = NoisyQuadratic.power_law(DIMENSION)
 GOAL = bs.Goal("validation/risk", TARGET)
 
@@ -170,6 +171,21 @@ def main() -> None:
     table = confirmation.table.merge(truth, on="batch_size")
     table = table.merge(optima.rename(columns=names), on="batch_size")
     table.to_csv(arguments.output / "search.csv", index=False)
+    curves = {
+        "least median": truth.rename(columns={"least_median": "steps"}),
+        "best of N": result.steps_to_target(),
+        "tuned setting's median": confirmation.steps_to_target(),
+        "expected risk": optima,
+    }
+    moved = bs.scaling.transitions(
+        pd.concat([t.assign(variant=name) for name, t in curves.items()]), reference="least median"
+    )
+    moved.to_csv(arguments.output / "transitions.csv", index=False, float_format="%.6g")
+    print(moved.to_string(index=False))
+    to_truth = table[["best_of_n", "steps"]].div(table["least_median"], axis=0).map(np.log)
+    where = np.where(table["batch_size"] <= LOW_NOISE, f"up to {LOW_NOISE}", "above")
+    ratios = np.exp(to_truth.groupby(where).mean()).round(4)
+    print(f"over the least median, geometric means\n{ratios.to_string()}")
     fits = {
         "expected risk": bs.scaling.fit(optima[["batch_size", "steps"]]),
         "least median": bs.scaling.fit(truth.rename(columns={"least_median": "steps"})),
@@ -182,6 +198,7 @@ def main() -> None:
                    "refused": fit.refused}
             for name, fit in fits.items()
         },
+        "over the least median": ratios.to_dict("index"),
         "seconds": round(time.monotonic() - began),
         "made by": records.provenance(),
     }  # fmt: skip
