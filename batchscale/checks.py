@@ -156,7 +156,8 @@ def names(
 def metric(goal: Goal, workload: Workload) -> None:
     """Checks that the goal's metric is one that the workload has; loads its data."""
     splits = workload.splits()
-    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), splits["train"])
+    # Two examples, so that what is of one shape by chance with one is told apart.
+    some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"])
 
     def measured(key: PyTree, batch: PyTree) -> PyTree:
         params, model_state = workload.init(key)

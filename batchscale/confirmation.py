@@ -23,9 +23,10 @@ class Confirmation:
         `trial`, the number of the chosen setting, and its hyperparameters; `seeds`, under which it
         was run after it had been chosen; `steps`, their median, inf if half of them missed, NaN if
         they were not all run yet (`previous_evaluation`: the crossing of the median lies after it);
-        `low` and `high`, of the median at `confidence`; `quantile_10` and `quantile_90`, of single
-        runs; `missed`, the share of seeds that did not get there in the time they were given; and
-        `luck`, the median over best-of-N.
+        `low` and `high`, of the median at `confidence`: order statistics of the seeds, `low` the
+        evaluation before, for a crossing lies after that; 0 and inf where the seeds are too few;
+        `quantile_10` and `quantile_90`, of single runs; `missed`, the share of seeds that did not
+        get there in the time they were given; and `luck`, the median over best-of-N.
       runs: one row a run of a setting that was chosen, after it had been chosen: `batch_size`,
         `trial`, `replicate`, `steps`, `previous_evaluation`.
       settings: one row a setting that was compared: `batch_size`, `trial`, `seeds`, `median`,

@@ -138,10 +138,13 @@ def refine(
         # Of an older round those that an extension has brought since.
         sizes = [size for size in best if math.isfinite(best[size]) and str(size) not in planned]
         known = pd.concat([trials, side.tables()[1]]) if sizes else trials
-        boxes = {
-            size: _box(plan.definition.spaces[size], _candidates(known, size), stored, size)
-            for size in sizes
-        }
+        boxes = {}
+        for size in sizes:
+            try:
+                space = plan.definition.spaces[size]
+                boxes[size] = _box(space, _candidates(known, size), stored, size)
+            except ValueError as error:
+                raise ValueError(f"batch size {size}: {error}") from None
         if is_new and number and all(box.is_done(until) for box in boxes.values()):
             break
         if is_new:

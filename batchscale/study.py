@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import pandas as pd
-from jax.sharding import Mesh
 
 from batchscale import (
     checks,
     compilation,
     devices,
     followup,
-    layout,
     optimizers,
     parallel,
     records,
     rehearsal,
     schedules,
+    session,
     sweep,
     trial_run,
     tuner,
 )
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
-from batchscale.engine import Engine
-from batchscale.fingerprint import changes, fingerprint
 from batchscale.metrics import Goal
 from batchscale.optimizers import Factory, Optimizer
 from batchscale.packs import TrialId
 from batchscale.plan import Definition, Plan
-from batchscale.progress import ProgressBar
-from batchscale.records import Origin, Records, Status
+from batchscale.records import Records, Status
 from batchscale.result import Result, load
 from batchscale.runner import Progress
 from batchscale.schedules import Schedule
@@ -154,7 +147,7 @@ class Study:
         StopRule.of(self.stop)
         if self.curves not in ("bounds", "exact"):
             raise ValueError(f"curves: got {self.curves!r}, wanted 'bounds' or 'exact'.")
-        checks.names(self.space, self._optimizer(), self.schedule, self.workload)
+        checks.names(self.space, optimizers.get(self.optimizer), self.schedule, self.workload)
         if self.workload.train_examples is not None:
             self._definition()
 
@@ -171,17 +164,7 @@ class Study:
           of that (evaluation not counted). With `stop="first"` most studies cost far less.
         """
         devices.ask_for_cores()  # for counting operations starts JAX
-        return self._cost(self._definition())
-
-    def _cost(self, definition: Definition) -> pd.DataFrame:
-        each = self.workload.flops(names=self.space.names)
-        rows = []
-        for batch_size in definition.batch_sizes:
-            steps = definition.max_steps[batch_size]
-            examples = steps * batch_size * definition.trials
-            rows.append((batch_size, steps, definition.trials, examples, examples * each))
-        columns = ["batch_size", "max_steps", "trials", "examples", "flops"]
-        return pd.DataFrame(rows, columns=columns)
+        return session.cost(self, self._definition())
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
@@ -196,14 +179,14 @@ class Study:
         Returns:
           One row a batch size: `batch_size` and `seconds_per_step`.
         """
-        mesh = parallel.mesh(list(_mesh(devices).devices.flat[:1]))
+        mesh = parallel.mesh(list(session.mesh(devices).devices.flat[:1]))
         rows = []
-        with compilation.cached(), self._engine(mesh) as engine:
+        with compilation.cached(), session.engine(self, mesh) as engine:
             for batch_size in self.resolved_batch_sizes():
                 space = self.space.at(batch_size)
                 plan = tuner.plan(space, batch_size=batch_size, trials=1, seed=self.seed)
                 values = {name: float(plan[name].iloc[0]) for name in self.space.names}
-                alone = self._layout(batch_size, mesh).with_lanes(1)
+                alone = session.choose_layout(self, batch_size, mesh).with_lanes(1)
                 seconds = rehearsal.seconds_per_step(
                     engine,
                     batch_size,
@@ -320,9 +303,11 @@ class Study:
         checks.integer("seeds", seeds, 1)
         checks.patience(patience)
         result = _finished(folder)
-        with self._after(folder, records.CONFIRMED, progress, devices) as session:
+        with session.opened(
+            self, self._definition(), folder, progress, devices, beside=records.CONFIRMED
+        ) as opened:
             followup.confirm(
-                *session,
+                *opened,
                 trials=pd.concat([result.trials, result.refined()]),
                 best=_best(result),
                 settings=settings,
@@ -372,9 +357,11 @@ class Study:
         checks.integer("trials", trials, 1)
         checks.patience(patience)
         result = _finished(folder)
-        with self._after(folder, records.REFINED, progress, devices) as session:
+        with session.opened(
+            self, self._definition(), folder, progress, devices, beside=records.REFINED
+        ) as opened:
             followup.refine(
-                *session,
+                *opened,
                 trials=result.trials,
                 best=_best(result),
                 rounds=rounds,
@@ -422,15 +409,15 @@ class Study:
             steps = checks.increasing("steps", steps)
         elif steps is not None:
             checks.integer("steps", steps, 1)
-        mesh = _mesh(devices)
+        mesh = session.mesh(devices)
         checks.metric(self.goal, self.workload)
         if until is not None:
             checks.metric(until, self.workload)
-        packing = self._layout(batch_size, mesh)
+        packing = session.choose_layout(self, batch_size, mesh)
         if folder is not None:
             with Records.open(folder, write=False) as stored:
                 packing = Plan.from_json(stored.read_plan() or {}).layouts[batch_size]
-        with compilation.cached(), self._engine(mesh) as engine:
+        with compilation.cached(), session.engine(self, mesh) as engine:
             return trial_run.run_trial(
                 engine,
                 definition,
@@ -450,101 +437,15 @@ class Study:
         *,
         extend: bool,
     ) -> Result:
-        with self._session(folder, progress, devices, extend=extend) as session:
-            plan, engine, stored, report = session
-            sweep.run(plan, engine, stored, report, probe=self.lanes == "probe")
+        with session.opened(
+            self, self._definition(), folder, progress, devices, extend=extend
+        ) as opened:
+            sweep.run(*opened, probe=self.lanes == "probe")
         result = load(folder)
         sweep.warn_of_misses(
             result.steps_to_target(), result.measurements, result.trials, result.goal
         )
         return result
-
-    @contextlib.contextmanager
-    def _session(
-        self,
-        folder: str | os.PathLike[str],
-        progress: bool | Callable[[Progress], None],
-        devices: Sequence[Any] | None,
-        *,
-        extend: bool,
-    ) -> Iterator[tuple[Plan, Engine, Records, Callable[[Progress], None]]]:
-        """What runs have in common: the plan and the folder, held; the engine; who is told."""
-        began = time.monotonic()
-        definition = self._definition()
-        with ExitStack() as stack:
-            mesh = _mesh(devices)
-            checks.metric(self.goal, self.workload)
-            stored = stack.enter_context(Records.open(folder))
-            plan = self._plan(definition, stored, mesh, extend=extend)
-            stack.enter_context(compilation.cached())
-            engine = stack.enter_context(self._engine(mesh))
-            stored.write_provenance(records.provenance())
-            definition = plan.definition
-            report: Callable[[Progress], None] = lambda _: None  # noqa: E731
-            if callable(progress):
-                report = progress
-            elif progress:
-                title = f"{definition.workload}, {definition.optimizer}"
-                bar = ProgressBar(len(definition.batch_sizes), definition.goal, title)
-                report = stack.enter_context(bar)
-                bar.say(self._opening(definition))
-            try:
-                yield plan, engine, stored, report
-            finally:
-                total = {"total": time.monotonic() - began}
-                with contextlib.suppress(OSError):  # what ended the run is to be told
-                    stored.write_seconds(total | engine.seconds)
-
-    @contextlib.contextmanager
-    def _after(
-        self,
-        folder: str | os.PathLike[str],
-        name: str,
-        progress: bool | Callable[[Progress], None],
-        devices: Sequence[Any] | None,
-    ) -> Iterator[tuple[Plan, Engine, Records, Callable[[Progress], None]]]:
-        """A session whose trials are written into a folder beside the study's tables."""
-        with self._session(folder, progress, devices, extend=False) as session:
-            plan, engine, stored, report = session
-            with Records.open(stored.folder / name) as side:
-                yield plan, engine, side, report
-
-    def _plan(self, definition: Definition, folder: Records, mesh: Mesh, *, extend: bool) -> Plan:
-        """The plan on disk, after what is new in it has been written there."""
-        schedule, _ = schedules.get(self.schedule)
-        marks = fingerprint(self.workload, self._optimizer(), schedule, self.space.names)
-        stored = folder.read_plan()
-        if stored is None:
-            plan = Plan(definition, marks)
-        else:
-            plan = Plan.from_json(stored)
-            differ = plan.definition.differences(definition)
-            differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
-            lacks = plan.definition.lacks(definition)
-            if differ:
-                raise ValueError(
-                    f"{folder.folder}: holds another study ({'; '.join(differ)}). "
-                    "Give this one a folder of its own."
-                )
-            if lacks and not extend:
-                raise ValueError(
-                    f"{folder.folder}: holds a smaller study ({'; '.join(lacks)}). Call "
-                    "study.extend(folder, ...) to go on with it, or give another folder."
-                )
-            if extend:
-                plan.definition = plan.definition.extended(definition)
-        _, statistics = jax.eval_shape(self.workload.init, jax.ShapeDtypeStruct((2,), "uint32"))
-        plan.examples = {
-            split: len(jax.tree.leaves(fields)[0])
-            for split, fields in self.workload.splits().items()
-        }
-        plan.keeps_statistics = bool(jax.tree.leaves(statistics))
-        for batch_size in plan.definition.batch_sizes:
-            plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
-            if batch_size not in plan.layouts:
-                plan.layouts[batch_size] = self._layout(batch_size, mesh)
-        folder.write_plan(plan.to_json())
-        return plan
 
     def _definition(self) -> Definition:
         """The study in plain values, checked against the size of the training set."""
@@ -552,7 +453,7 @@ class Study:
         infeasible = 10 * self.trials if self.max_infeasible is None else self.max_infeasible
         return Definition(
             workload=self.workload.name,
-            optimizer=self._optimizer().name,
+            optimizer=optimizers.get(self.optimizer).name,
             schedule=schedules.name(self.schedule),
             goal=self.goal,
             spaces={size: self.space.at(size) for size in sizes},
@@ -583,35 +484,6 @@ class Study:
     def _optimizer(self) -> Optimizer:
         return optimizers.get(self.optimizer)
 
-    def _engine(self, mesh: Mesh) -> Engine:
-        return Engine(
-            self.workload,
-            self._optimizer(),
-            schedules.get(self.schedule)[0],
-            names=self.space.names,
-            seed=self.seed,
-            mesh=mesh,
-            goal=self.goal,
-        )
-
-    def _layout(self, batch_size: int, mesh: Mesh) -> layout.Layout:
-        return layout.choose(
-            self.workload,
-            cpu=mesh.devices.flat[0].platform == "cpu",
-            batch_size=batch_size,
-            trials=self.trials,
-            lanes=None if isinstance(self.lanes, str) else self.lanes,
-            microbatch=None if self.microbatch == "auto" else self.microbatch,
-        )
-
-    def _opening(self, definition: Definition) -> str:
-        table = self._cost(definition)
-        return (
-            f"{len(table)} batch sizes, {definition.trials} trials each, on {devices.describe()}; "
-            f"at most {table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} "
-            "operations of training, if no trial stops before its budget"
-        )
-
 
 def _finished(folder: str | os.PathLike[str]) -> Result:
     result = load(folder)
@@ -625,9 +497,3 @@ def _finished(folder: str | os.PathLike[str]) -> Result:
 def _best(result: Result) -> dict[int, float]:
     steps = result.steps_to_target()
     return dict(zip(steps["batch_size"].tolist(), steps["steps"].tolist(), strict=True))
-
-
-def _mesh(chosen: Sequence[Any] | None) -> Mesh:
-    if chosen is None:
-        devices.ask_for_cores()
-    return parallel.mesh(chosen)

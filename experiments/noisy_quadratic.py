@@ -184,7 +184,7 @@ def main() -> None:
     print(moved.to_string(index=False))
     to_truth = table[["best_of_n", "steps"]].div(table["least_median"], axis=0).map(np.log)
     where = np.where(table["batch_size"] <= LOW_NOISE, f"up to {LOW_NOISE}", "above")
-    ratios = np.exp(to_truth.groupby(where).mean()).round(4)
+    ratios = to_truth.groupby(where).mean().map(np.exp).round(4)
     print(f"over the least median, geometric means\n{ratios.to_string()}")
     fits = {
         "expected risk": bs.scaling.fit(optima[["batch_size", "steps"]]),

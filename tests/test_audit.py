@@ -244,3 +244,25 @@ def test_a_loss_is_not_counted():
         spaces=tables.spaces,
     )
     assert "is not a share" in found.of("goal above the noise of evaluation").evidence
+
+
+def test_a_confirmed_setting_beyond_the_range_and_a_median_below_the_best_are_found():
+    space = bs.SearchSpace(learning_rate=bs.LogUniform(1e-4, 1e2))
+    inside = confirmed(1.2).table.assign(learning_rate=0.5)
+    outside = inside.assign(learning_rate=[200.0, *[0.5] * 11, 1e-5])
+
+    def edges(table):
+        confirmation = Confirmation(table, table.iloc[:0], table.iloc[:0], 0.9)
+        return checked(space=space, confirmation=confirmation)
+
+    name = "optimum inside the search space"
+    assert edges(inside).of(name).verdict == Verdict.PASS
+    found = edges(outside).of(name)
+    assert found.verdict == Verdict.FAIL
+    assert "the high edge of learning_rate at batch size 1;" in found.evidence
+    assert "the low edge of learning_rate at batch size 4096" in found.evidence
+    lucky = checked(confirmation=confirmed(0.4)).of("optimum reproducible under new seeds")
+    assert lucky.verdict == Verdict.WARN
+    assert "1.5 times faster than the best of N" in lucky.evidence
+    hard = checked(max_steps=lambda _: 10)
+    assert "Choose an easier goal" in hard.of(name).remedy

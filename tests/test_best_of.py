@@ -211,7 +211,7 @@ def test_trials_that_were_cut_within_the_interval_are_refused():
     message = (
         "the best of 8 to validation/error < 0.3: the curves are too short to tell: at batch size "
         "8, trial 16 was trained for 104 steps (factor) of 108. To know, train on with "
-        'study.extend(folder, stop=3.0), a larger factor, or "all".'
+        'study.extend(folder, stop="all"), or a larger factor than before, such as stop=3.0.'
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         metrics.best_of(measurements, GOAL, trials=early, n=8)

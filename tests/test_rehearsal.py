@@ -115,13 +115,19 @@ def test_a_cpu_device_has_its_share_of_the_memory():
     assert limit is None or 1e7 < limit < 1e14
 
 
-def test_a_step_is_timed_at_every_batch_size(square, tmp_path, monkeypatch):
-    monkeypatch.setattr(rehearsal, "_SECONDS", 1e-4)
-    some = small(square)
-    times = some.seconds_per_step()
+def test_a_step_of_one_trial_is_timed_at_every_batch_size(square, tmp_path, monkeypatch):
+    clock = {"now": 0.0}
+
+    def advance(self, packs, *, batch_size, layout, step, to):
+        assert layout.lanes == self.mesh.size == 1
+        clock["now"] += (to - step) * batch_size * 1e-3
+
+    monkeypatch.setattr(Engine, "advance", advance)
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: clock["now"])
+    times = small(square).seconds_per_step()
     assert times["batch_size"].tolist() == [32, 64]
-    assert (times["seconds_per_step"] > 0).all()
-    result = some.run(tmp_path, progress=False)
+    assert times["seconds_per_step"].tolist() == pytest.approx([0.032, 0.064])
+    monkeypatch.undo()
+    result = small(square).run(tmp_path, progress=False)
     table = result.frontier(seconds_per_step=times)
-    expected = table["steps"] * times["seconds_per_step"]
-    assert table["seconds"].tolist() == pytest.approx(expected.tolist())
+    assert table["seconds"].tolist() == pytest.approx((table["steps"] * [0.032, 0.064]).tolist())

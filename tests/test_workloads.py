@@ -176,3 +176,40 @@ def test_a_loss_that_is_a_mean_is_the_loss_of_every_example():
     ]
     np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
     assert results[0][1] == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "shape"),
+    [
+        (lambda p, b: (p["w"] * b["input"] - b["label"][:, None]) ** 2, r"\(2, 2\)"),
+        (lambda p, b: ((p["w"] * b["input"]) ** 2)[:, None], r"\(2, 1\)"),
+        (lambda p, b: jnp.ones(3) * p["w"], r"\(3,\)"),
+    ],
+)
+@pytest.mark.parametrize("what", ["loss", "metric 'error'"])
+def test_what_is_not_one_value_an_example_is_refused_before_anything_compiles(
+    values, shape, what, tmp_path
+):
+    x = np.linspace(-1, 1, 64, dtype=np.float32)
+
+    def right(params, batch):
+        return (params["w"] * batch["input"] - batch["label"]) ** 2
+
+    workload = bs.Workload.from_functions(
+        lambda key: {"w": jnp.zeros(())},
+        loss=values if what == "loss" else right,
+        metrics={"error": right if what == "loss" else values},
+        data={"train": (x, x), "validation": (x, x)},
+    )
+    study = bs.Study(
+        workload=workload,
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=0.1),
+        batch_sizes=[4],
+        goal=bs.Goal("validation/error", 0.1),
+        trials=1,
+        max_steps=10,
+    )
+    message = f"^{what}: got an array of shape {shape} for a batch of 2, wanted "
+    with pytest.raises(ValueError, match=message):
+        study.run(tmp_path, progress=False)

@@ -18,6 +18,7 @@ _SAME_EPOCHS = 0.15
 _MISTAKES = 15  # of the goal on its evaluation set: fewer are known to no better than a quarter
 _RESOLUTION = 0.12
 _LUCK = 2.0
+_FARTHER = 1.5  # times faster than the best of N: more than luck
 _MISSED = 0.2
 
 
@@ -210,6 +211,16 @@ def reproducible(evidence: Evidence) -> Check:
     if len(unknown):
         return Check(
             name, Verdict.UNKNOWN, f"not run again at {sizes(unknown)}", "study.confirm(folder)."
+        )
+    faster = table.loc[table["luck"] < 1 / _FARTHER, "batch_size"]
+    if len(faster):
+        return Check(
+            name,
+            Verdict.WARN,
+            f"the confirmed median is over {_FARTHER:g} times faster than the best of N at "
+            f"{sizes(faster)}: the search did not come near the optimum there",
+            "Quote the medians of the confirmation; for a best of N, search a range about the "
+            "confirmed settings, with more trials, in a new study (another folder).",
         )
     missed = table.loc[table["missed"] > _MISSED, "batch_size"]
     lucky = table.loc[table["luck"] > _LUCK, "batch_size"]

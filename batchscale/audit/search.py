@@ -12,6 +12,7 @@ from batchscale.tuner import CROWDED, Choice, Distribution, crowding
 _LEADING, _FEWEST = 5, 3  # trials that are looked at together, at the most and at the least
 _TRIALS_A_DIMENSION = 8
 _INFEASIBLE = 0.8
+_WIDEN = "A better setting may lie outside: widen the range there, in a new study (another folder)."
 _NARROW = 4.0  # a range whose ends are nearer than this factor is hardly a search
 
 
@@ -22,6 +23,9 @@ def edges(evidence: Evidence) -> Check:
     sizes.
     """
     name = "optimum inside the search space"
+    beyond = _beyond(evidence)
+    if beyond:
+        return Check(name, Verdict.FAIL, f"the confirmed setting is beyond {beyond}", _WIDEN)
     feasible = evidence.feasible()
     crowded: dict[tuple[str, str], list[int]] = {}
     cases, unseen = [], []
@@ -53,20 +57,48 @@ def edges(evidence: Evidence) -> Check:
             name,
             Verdict.FAIL,
             where,
-            "A better setting may lie outside: widen the range there, in a new study (another "
-            "folder). study.refine(folder) tells whether it is worth it.",
+            f"{_WIDEN} study.refine(folder) tells whether it is worth it.",
         )
     if 2 * len(unseen) > feasible["batch_size"].nunique():
         return Check(
             name,
             Verdict.UNKNOWN,
             f"fewer than {_FEWEST} trials reached the goal at {sizes(unseen)}",
-            "Train past the first crossing: study.extend(folder, stop=3.0).",
+            _reach(evidence, unseen),
         )
     if not cases:
         return Check(name, Verdict.UNKNOWN, "no hyperparameter was searched over a range")
     rest = f"; not known at {sizes(unseen)}" if unseen else ""
     return Check(name, Verdict.PASS, f"no edge is crowded by the leading trials{rest}")
+
+
+def _beyond(evidence: Evidence) -> str:
+    """Which edges a confirmed setting lies beyond, in words; empty if none."""
+    if evidence.confirmation is None:
+        return ""
+    found: dict[str, list[int]] = {}
+    for row in evidence.confirmation.table.to_dict("records"):
+        size = int(row["batch_size"])
+        for name, dimension in evidence.spaces.get(size, {}).items():
+            if not isinstance(dimension, Distribution) or isinstance(dimension, Choice):
+                continue
+            low, high = dimension.value(np.array([0.0, 1.0])).tolist()
+            value = float(row.get(name, np.nan))
+            edge = "low" if value < low else "high" if value > high else ""
+            if edge:
+                found.setdefault(f"the {edge} edge of {name}", []).append(size)
+    return "; ".join(f"{edge} at {sizes(where)}" for edge, where in found.items())
+
+
+def _reach(evidence: Evidence, unseen: list[int]) -> str:
+    """What makes more trials reach the goal."""
+    steps = evidence.steps.set_index("batch_size")["steps"].reindex(unseen)
+    if np.isinf(steps).all():
+        return "Choose an easier goal, or a longer budget: study.extend(folder, max_steps=...)."
+    return (
+        "Train on past the first crossing: study.extend(folder, stop=3.0), or a larger factor than "
+        "before."
+    )
 
 
 def tuned(evidence: Evidence) -> Check:

@@ -247,7 +247,7 @@ class _Search:
         _tables.check_long_enough(
             f"the best of {n} to {self.goal}",
             self.cut.assign(needed=self.needed(n, confidence)),
-            'study.extend(folder, stop=3.0), a larger factor, or "all"',
+            'study.extend(folder, stop="all"), or a larger factor than before, such as stop=3.0',
         )
 
     def row(self, n: int, confidence: float) -> dict[str, float]:

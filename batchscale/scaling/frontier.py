@@ -171,8 +171,9 @@ def recommend(
     words = [_time(seconds_per_step), *_misses(table)]
     if len(reached):
         words += [_perfect(table, found), *_knee(reached, knee, fit)]
-        words.append(_gain(reached, found))
-        if seconds_per_step is not None:
+        if seconds_per_step is None:
+            words.append(_gain(reached, found))
+        else:
             words.append(_fastest(reached, fastest, tolerance))
     return Recommendation(table, found, fit, knee, fastest, tuple(words))
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from batchscale.stopping import evaluation_grid
+from batchscale.theory._moments import Leap, parts
 
 if TYPE_CHECKING:
     from batchscale.workloads import Workload
@@ -121,7 +122,7 @@ class NoisyQuadratic:
         order = np.unique(wanted)
         found: dict[int, float] = {}
         # Second moments of (theta, v, theta'), or of what of them there is, for every coordinate.
-        size = len(_parts(momentum, averaging))
+        size = len(parts(momentum, averaging))
         moments = np.zeros((len(self.start), size, size))
         positions = [0, -1] if averaging else [0]
         for i in positions:
@@ -132,7 +133,7 @@ class NoisyQuadratic:
         ends = [first for first, _ in pieces[1:]] + [math.inf]
         with np.errstate(over="ignore", invalid="ignore"):
             for (_, alpha), end in zip(pieces, ends, strict=True):
-                leap = _Leap(self, alpha, batch_size, momentum, averaging, preconditioning)
+                leap = Leap(self, alpha, batch_size, momentum, averaging, preconditioning)
                 for step in [int(s) for s in order if at <= s < end]:
                     moments = leap.take(moments, step - at)
                     at = step
@@ -204,7 +205,7 @@ class NoisyQuadratic:
         >>> best.steps <= model.steps_to_target(0.2, learning_rate=0.2, batch_size=16)
         True
         """
-        if 0.5 * float(self.start @ self.curvature) < target:
+        if self._risk_of(self.start) < target:
             raise ValueError(
                 f"target: got {target!r}, and the risk is below it before the first step. Give a "
                 "harder one."
@@ -326,56 +327,6 @@ class NoisyQuadratic:
             hyperparameters=(),
             train_examples=_LARGEST_BATCH,
         )
-
-
-class _Leap:
-    """Any number of steps with one learning rate, taken at once, by doubling."""
-
-    def __init__(
-        self,
-        model: NoisyQuadratic,
-        alpha: float,
-        batch_size: float,
-        momentum: float,
-        averaging: float,
-        preconditioning: float,
-    ) -> None:
-        scale = model.curvature**-preconditioning
-        h = model.curvature * scale
-        one, zero = np.ones_like(h), np.zeros_like(h)
-        g, m = averaging, momentum
-        # Of (theta, v, theta'): v' = m v + h theta + n, theta' = theta - alpha v', and the average.
-        rows = [
-            [one - alpha * h, -alpha * m * one, zero],
-            [h, m * one, zero],
-            [(1 - g) * (one - alpha * h), -(1 - g) * alpha * m * one, g * one],
-        ]
-        parts = _parts(momentum, averaging)
-        forward = np.moveaxis(np.array(rows), 2, 0)[:, parts][:, :, parts]
-        kick = np.stack([-alpha * one, one, -(1 - g) * alpha * one], 1)[:, parts]
-        variance = model.noise * scale**2 / batch_size
-        added = variance[:, None, None] * kick[:, :, None] * kick[:, None, :]
-        self._doublings = [(forward, added)]
-
-    def take(self, moments: np.ndarray, steps: int) -> np.ndarray:
-        """The second moments so many steps later."""
-        power = 0
-        while steps >> power:
-            if len(self._doublings) <= power:
-                forward, added = self._doublings[-1]
-                self._doublings.append(
-                    (forward @ forward, added + forward @ added @ forward.swapaxes(1, 2))
-                )
-            if steps >> power & 1:
-                forward, added = self._doublings[power]
-                moments = forward @ moments @ forward.swapaxes(1, 2) + added
-            power += 1
-        return moments
-
-
-def _parts(momentum: float, averaging: float) -> list[int]:
-    """Which of theta, velocity and average make up the state."""
-    return [0, *([1] if momentum else []), *([2] if averaging else [])]
 
 
 def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:

@@ -82,7 +82,8 @@ class Workload:
 
         Args:
           init: `init(key) -> params`.
-          loss: `loss(params, batch)`, one loss an example, or their mean.
+          loss: `loss(params, batch)`, one loss an example, or their mean; any other shape is
+            refused before anything compiles.
           data: splits by name: mappings of arrays, or pairs `(inputs, labels)`, which become the
             fields `input` and `label`.
           metrics: functions like `loss`, by name. One boolean an example (wrong or not) is counted
@@ -102,19 +103,32 @@ class Workload:
         """
         measured = {"loss": loss, **(metrics or {})}
 
-        def sums(values: Array, batch: PyTree) -> tuple[Array, Array]:
+        def sums(values: Array, batch: PyTree, what: str) -> tuple[Array, Array]:
             count = examples_in(batch)
+            if values.shape not in ((), (count,)):
+                raise ValueError(
+                    f"{what}: got an array of shape {values.shape} for a batch of {count}, wanted "
+                    f"({count},), one value an example, or their mean. Labels of shape (N, 1) "
+                    "beside predictions of shape (N,) give every pair of both: make the shapes the "
+                    "same. Of several values an example take the mean, or use the full contract of "
+                    "Workload, which counts them."
+                )
             if values.ndim == 0:
                 return values * count, jnp.asarray(count)
             return total(values), jnp.asarray(values.size)
 
         def total_loss(params, model_state, batch, key, hyperparameters):
             del key, hyperparameters
-            return sums(loss(params, batch), batch), model_state
+            return sums(loss(params, batch), batch, "loss"), model_state
 
         def all_metrics(params, model_state, batch):
             del model_state
-            return {name: sums(value(params, batch), batch) for name, value in measured.items()}
+            return {
+                name: sums(
+                    value(params, batch), batch, name if name == "loss" else f"metric {name!r}"
+                )
+                for name, value in measured.items()
+            }
 
         return cls(
             name=name,

@@ -1,0 +1,197 @@
+"""What all runs of a study share: its folder, held; the plan and the engine; who is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import pandas as pd
+from jax.sharding import Mesh
+
+from batchscale import (
+    checks,
+    compilation,
+    devices,
+    layout,
+    optimizers,
+    parallel,
+    records,
+    schedules,
+)
+from batchscale.engine import Engine
+from batchscale.fingerprint import changes, fingerprint
+from batchscale.plan import Definition, Plan
+from batchscale.progress import ProgressBar
+from batchscale.records import Origin, Records
+from batchscale.runner import Progress
+
+if TYPE_CHECKING:
+    from batchscale.study import Study
+
+
+class Session(NamedTuple):
+    """What trains and where it is written.
+
+    Attributes:
+      plan: of the study, as it is on disk.
+      engine: trains and measures.
+      records: the folder that trials are written into.
+      report: told of every evaluation.
+    """
+
+    plan: Plan
+    engine: Engine
+    records: Records
+    report: Callable[[Progress], None]
+
+
+@contextlib.contextmanager
+def opened(
+    study: Study,
+    definition: Definition,
+    folder: str | os.PathLike[str],
+    progress: bool | Callable[[Progress], None],
+    chosen: Sequence[Any] | None,
+    *,
+    extend: bool = False,
+    beside: str | None = None,
+) -> Iterator[Session]:
+    """Holds the folder of a study, with its plan written, for as long as trials are trained.
+
+    Args:
+      study: what is run.
+      definition: of the study.
+      folder: the study's.
+      progress: a bar, silence, or a function.
+      chosen: devices; all if None.
+      extend: whether the plan may grow.
+      beside: the name of a folder in the study's, where its trials are written instead.
+
+    Raises:
+      ValueError: the folder holds another study, or a smaller one that may not grow.
+    """
+    began = time.monotonic()
+    with ExitStack() as stack:
+        on = mesh(chosen)
+        checks.metric(study.goal, study.workload)
+        stored = stack.enter_context(Records.open(folder))
+        plan = _planned(study, definition, stored, on, extend=extend)
+        stack.enter_context(compilation.cached())
+        trains = stack.enter_context(engine(study, on))
+        stored.write_provenance(records.provenance())
+        report: Callable[[Progress], None] = lambda _: None  # noqa: E731
+        if callable(progress):
+            report = progress
+        elif progress:
+            title = f"{plan.definition.workload}, {plan.definition.optimizer}"
+            bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
+            report = stack.enter_context(bar)
+            bar.say(_opening(study, plan.definition))
+        written = stored
+        if beside is not None:
+            written = stack.enter_context(Records.open(stored.folder / beside))
+        try:
+            yield Session(plan, trains, written, report)
+        finally:
+            total = {"total": time.monotonic() - began}
+            with contextlib.suppress(OSError):  # what ended the run is to be told
+                stored.write_seconds(total | trains.seconds)
+
+
+def mesh(chosen: Sequence[Any] | None) -> Mesh:
+    """A mesh over the chosen devices; over all, one for each core of a CPU, if None."""
+    if chosen is None:
+        devices.ask_for_cores()
+    return parallel.mesh(chosen)
+
+
+def engine(study: Study, on: Mesh) -> Engine:
+    """What trains the study's trials on a mesh."""
+    return Engine(
+        study.workload,
+        optimizers.get(study.optimizer),
+        schedules.get(study.schedule)[0],
+        names=study.space.names,
+        seed=study.seed,
+        mesh=on,
+        goal=study.goal,
+    )
+
+
+def choose_layout(study: Study, batch_size: int, on: Mesh) -> layout.Layout:
+    """How the trials of a batch size are packed, unless its plan says otherwise."""
+    return layout.choose(
+        study.workload,
+        cpu=on.devices.flat[0].platform == "cpu",
+        batch_size=batch_size,
+        trials=study.trials,
+        lanes=None if isinstance(study.lanes, str) else study.lanes,
+        microbatch=None if study.microbatch == "auto" else study.microbatch,
+    )
+
+
+def cost(study: Study, definition: Definition) -> pd.DataFrame:
+    """The table of `Study.estimate`."""
+    each = study.workload.flops(names=study.space.names)
+    rows = []
+    for batch_size in definition.batch_sizes:
+        steps = definition.max_steps[batch_size]
+        examples = steps * batch_size * definition.trials
+        rows.append((batch_size, steps, definition.trials, examples, examples * each))
+    columns = ["batch_size", "max_steps", "trials", "examples", "flops"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _planned(
+    study: Study, definition: Definition, folder: Records, on: Mesh, *, extend: bool
+) -> Plan:
+    """The plan on disk, after what is new in it has been written there."""
+    schedule, _ = schedules.get(study.schedule)
+    marks = fingerprint(
+        study.workload, optimizers.get(study.optimizer), schedule, study.space.names
+    )
+    stored = folder.read_plan()
+    if stored is None:
+        plan = Plan(definition, marks)
+    else:
+        plan = Plan.from_json(stored)
+        differ = plan.definition.differences(definition)
+        differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
+        lacks = plan.definition.lacks(definition)
+        if differ:
+            raise ValueError(
+                f"{folder.folder}: holds another study ({'; '.join(differ)}). "
+                "Give this one a folder of its own."
+            )
+        if lacks and not extend:
+            raise ValueError(
+                f"{folder.folder}: holds a smaller study ({'; '.join(lacks)}). Call "
+                "study.extend(folder, ...) to go on with it, or give another folder."
+            )
+        if extend:
+            plan.definition = plan.definition.extended(definition)
+    _, statistics = jax.eval_shape(study.workload.init, jax.ShapeDtypeStruct((2,), "uint32"))
+    plan.examples = {
+        split: len(jax.tree.leaves(fields)[0]) for split, fields in study.workload.splits().items()
+    }
+    plan.keeps_statistics = bool(jax.tree.leaves(statistics))
+    for batch_size in plan.definition.batch_sizes:
+        plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
+        if batch_size not in plan.layouts:
+            plan.layouts[batch_size] = choose_layout(study, batch_size, on)
+    folder.write_plan(plan.to_json())
+    return plan
+
+
+def _opening(study: Study, definition: Definition) -> str:
+    table = cost(study, definition)
+    return (
+        f"{len(table)} batch sizes, {definition.trials} trials each, on {devices.describe()}; "
+        f"at most {table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} "
+        "operations of training, if no trial stops before its budget"
+    )

@@ -1,0 +1,60 @@
+"""Second moments of the noisy quadratic model, any number of steps later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from batchscale.theory.noisy_quadratic import NoisyQuadratic
+
+
+class Leap:
+    """Any number of steps with one learning rate, taken at once, by doubling."""
+
+    def __init__(
+        self,
+        model: NoisyQuadratic,
+        alpha: float,
+        batch_size: float,
+        momentum: float,
+        averaging: float,
+        preconditioning: float,
+    ) -> None:
+        scale = model.curvature**-preconditioning
+        h = model.curvature * scale
+        one, zero = np.ones_like(h), np.zeros_like(h)
+        g, m = averaging, momentum
+        # Of (theta, v, theta'): v' = m v + h theta + n, theta' = theta - alpha v', and the average.
+        rows = [
+            [one - alpha * h, -alpha * m * one, zero],
+            [h, m * one, zero],
+            [(1 - g) * (one - alpha * h), -(1 - g) * alpha * m * one, g * one],
+        ]
+        state = parts(momentum, averaging)
+        forward = np.moveaxis(np.array(rows), 2, 0)[:, state][:, :, state]
+        kick = np.stack([-alpha * one, one, -(1 - g) * alpha * one], 1)[:, state]
+        variance = model.noise * scale**2 / batch_size
+        added = variance[:, None, None] * kick[:, :, None] * kick[:, None, :]
+        self._doublings = [(forward, added)]
+
+    def take(self, moments: np.ndarray, steps: int) -> np.ndarray:
+        """The second moments so many steps later."""
+        power = 0
+        while steps >> power:
+            if len(self._doublings) <= power:
+                forward, added = self._doublings[-1]
+                self._doublings.append(
+                    (forward @ forward, added + forward @ added @ forward.swapaxes(1, 2))
+                )
+            if steps >> power & 1:
+                forward, added = self._doublings[power]
+                moments = forward @ moments @ forward.swapaxes(1, 2) + added
+            power += 1
+        return moments
+
+
+def parts(momentum: float, averaging: float) -> list[int]:
+    """Which of theta, velocity and average make up the state."""
+    return [0, *([1] if momentum else []), *([2] if averaging else [])]
