@@ -216,7 +216,7 @@ class Study:
             for first, if JAX has not started yet.
 
         Returns:
-          The tables.
+          The tables; of all that the folder holds, if that is a larger study of the same kind.
 
         Raises:
           ValueError: the folder holds another study, or the data or the model have changed.
