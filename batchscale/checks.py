@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -153,17 +153,45 @@ def names(
         )
 
 
-def metric(goal: Goal, workload: Workload) -> None:
-    """Checks that the goal's metric is one that the workload has; loads its data."""
+def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
+    """Checks that a workload's functions fit its data and the goal; loads its data.
+
+    Args:
+      goal: whose metric it should have.
+      workload: whose loss and metrics are traced, and not compiled.
+      names: the hyperparameters that the loss is given.
+    """
     splits = workload.splits()
     # Two examples, so that what is of one shape by chance with one is told apart.
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"])
+    values = dict.fromkeys(names, jax.ShapeDtypeStruct((), np.float32))
 
-    def measured(key: PyTree, batch: PyTree) -> PyTree:
+    def measured(key: PyTree, batch: PyTree, values: PyTree) -> tuple[PyTree, PyTree]:
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
         params, model_state = workload.init(key)
-        return workload.metrics(params, model_state, workload.prepare(batch, None))
+        metrics = workload.metrics(params, model_state, workload.prepare(batch, None))
+        batch = workload.prepare(batch, key)
+        return workload.loss(params, model_state, batch, key, values), metrics
 
-    metrics = jax.eval_shape(measured, jax.ShapeDtypeStruct((2,), np.uint32), some)
+    try:
+        loss, metrics = jax.eval_shape(
+            measured, jax.ShapeDtypeStruct((2,), np.uint32), some, values
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"workload {workload.name!r}: a function of it looks up {error}. The fields of its "
+            f"examples are {', '.join(splits['train'])}, and the hyperparameters "
+            f"{', '.join(values)}."
+        ) from error
+    match loss:
+        case ((total, count), _) if all(getattr(x, "shape", None) == () for x in (total, count)):
+            pass
+        case _:
+            raise ValueError(
+                f"workload {workload.name!r}: its loss returns {loss}, wanted "
+                "((sum, count), model_state), where the sum over the batch and the count are "
+                "scalars. Workload.from_functions takes a loss that returns one value an example."
+            )
     known = [f"{split}/{name}" for split in splits for name in metrics]
     if goal.metric not in known:
         raise ValueError(

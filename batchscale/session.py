@@ -78,16 +78,15 @@ def opened(
     began = time.monotonic()
     with ExitStack() as stack:
         on = mesh(chosen)
-        checks.metric(study.goal, study.workload)
+        checks.metric(study.goal, study.workload, study.space.names)
         stored = stack.enter_context(Records.open(folder))
         plan = _planned(study, definition, stored, on, extend=extend)
         stack.enter_context(compilation.cached())
         trains = stack.enter_context(engine(study, on))
         stored.write_provenance(records.provenance())
-        report: Callable[[Progress], None] = lambda _: None  # noqa: E731
-        if callable(progress):
-            report = progress
-        elif progress:
+        report: Callable[[Progress], None] = progress if callable(progress) else lambda _: None
+        bar = None
+        if progress and not callable(progress):
             title = f"{plan.definition.workload}, {plan.definition.optimizer}"
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
@@ -97,6 +96,10 @@ def opened(
             written = stack.enter_context(Records.open(stored.folder / beside))
         try:
             yield Session(plan, trains, written, report)
+        except KeyboardInterrupt:
+            if bar is not None:
+                bar.say(f"Interrupted. The same call goes on from what is in {stored.folder}.")
+            raise
         finally:
             total = {"total": time.monotonic() - began}
             with contextlib.suppress(OSError):  # what ended the run is to be told

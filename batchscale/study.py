@@ -28,7 +28,7 @@ from batchscale import (
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.metrics import Goal
-from batchscale.optimizers import Factory, Optimizer
+from batchscale.optimizers import Factory
 from batchscale.packs import TrialId
 from batchscale.plan import Definition, Plan
 from batchscale.records import Records, Status
@@ -410,9 +410,9 @@ class Study:
         elif steps is not None:
             checks.integer("steps", steps, 1)
         mesh = session.mesh(devices)
-        checks.metric(self.goal, self.workload)
-        if until is not None:
-            checks.metric(until, self.workload)
+        for goal in (self.goal, until):
+            if goal is not None:
+                checks.metric(goal, self.workload, self.space.names)
         packing = session.choose_layout(self, batch_size, mesh)
         if folder is not None:
             with Records.open(folder, write=False) as stored:
@@ -480,9 +480,6 @@ class Study:
         if self.workload.train_examples is not None:
             return self.workload.train_examples
         return len(jax.tree.leaves(self.workload.splits()["train"])[0])
-
-    def _optimizer(self) -> Optimizer:
-        return optimizers.get(self.optimizer)
 
 
 def _finished(folder: str | os.PathLike[str]) -> Result:

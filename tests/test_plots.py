@@ -372,6 +372,25 @@ def test_any_hyperparameter_or_derived_quantity_can_be_an_axis():
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
 
 
+def test_refined_trials_are_drawn_beside_those_of_the_search():
+    rows = [
+        (32, 9000, 0, {"learning_rate": 0.7}, "complete", 650.0),
+        (32, 9001, 0, {"learning_rate": 0.9}, "complete", MISS),
+        (32, 9002, 0, {"learning_rate": 20.0}, "infeasible", MISS),
+        (128, 9000, 0, {"learning_rate": 0.6}, "complete", 10.0),
+    ]
+    refined = scatter_study(space=sgd_study().space, rows=rows).trials
+    ax = plots.hyperparameters(sgd_study(), batch_size=32, refined=refined)
+    assert points(*lines(ax, "refined, goal reached")) == [(0.7, 650)]
+    (missed,) = lines(ax, "refined, not reached or diverged")
+    assert missed.get_xdata().tolist() == [0.9, 20.0]
+    assert at_top_edge(missed)
+    assert points(*lines(ax, "best")) == [(1.0, 700)]  # of the search alone
+    panels = plots.hyperparameters(sgd_study(), refined=refined)
+    drawn = [[points(line) for line in lines(p, "refined, goal reached")] for p in panels]
+    assert drawn == [[], [], [[(0.7, 650)]], [[(0.6, 10)]], []]
+
+
 def test_linear_axes_have_no_lines_of_equal_rate():
     values = {"learning_rate": 0.3, "momentum": 0.9}
     study = scatter_study(

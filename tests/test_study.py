@@ -304,6 +304,17 @@ def test_an_interrupted_run_goes_on_where_it_was(square, budget, tmp_path, evalu
     assert len(evaluated) <= total + 1  # nothing was evaluated twice
 
 
+def test_an_interrupted_run_says_how_it_goes_on(square, tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study(square).run(tmp_path, progress=True)
+    told = f"Interrupted. The same call goes on from what is in {tmp_path}."
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stop", ["first", "all", "budget"])
 def test_an_interruption_inside_an_evaluation_loses_no_evaluation(
     square, tmp_path, monkeypatch, stop

@@ -213,3 +213,71 @@ def test_what_is_not_one_value_an_example_is_refused_before_anything_compiles(
     message = f"^{what}: got an array of shape {shape} for a batch of 2, wanted "
     with pytest.raises(ValueError, match=message):
         study.run(tmp_path, progress=False)
+
+
+def misspelt(**functions):
+    """A study of a slope, with some of its functions replaced."""
+    x = np.linspace(-1, 1, 16, dtype=np.float32)
+
+    def loss(params, model_state, batch, key, hyperparameters):
+        errors = (params["w"] * batch["input"] - batch["label"]) ** 2
+        return (jnp.sum(errors), jnp.asarray(len(errors))), model_state
+
+    def metrics(params, model_state, batch):
+        return {"loss": loss(params, model_state, batch, None, {})[0]}
+
+    workload = bs.Workload(
+        name="slope",
+        init=lambda key: ({"w": jnp.zeros(())}, {}),
+        **{"loss": loss, "metrics": metrics, **functions},
+        data={"train": {"input": x, "label": x}, "validation": {"input": x, "label": x}},
+    )
+    return bs.Study(
+        workload=workload,
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=0.1),
+        batch_sizes=[4],
+        goal=bs.Goal("validation/loss", 0.1),
+        trials=1,
+        max_steps=10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("functions", "message"),
+    [
+        (
+            {"loss": lambda params, state, batch, key, h: batch["lable"]},
+            "workload 'slope': a function of it looks up 'lable'. The fields of its examples are "
+            "input, label, and the hyperparameters learning_rate.",
+        ),
+        (
+            {"loss": lambda params, state, batch, key, h: h["dropout"]},
+            "workload 'slope': a function of it looks up 'dropout'.",
+        ),
+        (
+            {"metrics": lambda params, state, batch: {"loss": params["weight"]}},
+            "workload 'slope': a function of it looks up 'weight'.",
+        ),
+        (
+            {"loss": lambda params, state, batch, key, h: params["w"]},
+            "workload 'slope': its loss returns ShapeDtypeStruct(shape=(), dtype=float32), wanted "
+            "((sum, count), model_state)",
+        ),
+        (
+            {
+                "loss": lambda params, state, batch, key, h: (
+                    (params["w"] * batch["input"], jnp.ones(())), state
+                )
+            },
+            "workload 'slope': its loss returns ((ShapeDtypeStruct(shape=(2,), dtype=float32)",
+        ),
+    ],
+)  # fmt: skip
+def test_functions_that_do_not_fit_are_refused_before_anything_is_written(
+    tmp_path, functions, message
+):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        misspelt(**functions).run(tmp_path / "study", progress=False)
+    assert not (tmp_path / "study").exists()
+    misspelt().run(tmp_path / "study", progress=False)  # and nothing else is wrong with them

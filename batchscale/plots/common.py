@@ -28,7 +28,8 @@ from batchscale.tuner import SearchSpace
 
 # Okabe and Ito's colour-blind safe colours, without the yellow, which is too pale for lines.
 BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
-COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", ORANGE, "#56B4E9")
+GREEN = "#009E73"
+COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", ORANGE, "#56B4E9")
 GREY = "#707070"
 MISS: dict[str, Any] = {
     "label": "goal not reached",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
@@ -15,6 +16,7 @@ from batchscale.plots.common import (
     BLUE,
     FIGURE_SIZE,
     FONT_SIZE,
+    GREEN,
     GREY,
     ORANGE,
     VERMILION,
@@ -42,8 +44,16 @@ _POINTS: dict[str, dict[str, Any]] = {
         "markerfacecolor": "white",
     },
     "goal reached": {"color": BLUE, "marker": "o", "markersize": 5},
+    "refined, goal reached": {"color": GREEN, "marker": "D", "markersize": 4},
+    "refined, not reached or diverged": {
+        "color": GREEN,
+        "marker": "D",
+        "markersize": 4,
+        "markerfacecolor": "white",
+    },
     "best": {"color": ORANGE, "marker": "*", "markersize": 12, "markeredgecolor": "black"},
 }
+_UNREACHED = ("diverged", "not reached when stopped", "refined, not reached or diverged")
 _EQUAL = "equal effective learning rate"
 _EQUAL_STYLE: dict[str, Any] = {"color": "0.7", "linewidth": 0.8}
 
@@ -54,6 +64,7 @@ def hyperparameters(
     batch_size: int | None = None,
     x: str = "learning_rate",
     y: str | None = None,
+    refined: pd.DataFrame | None = None,
     ax: Axes | None = None,
 ) -> Axes | np.ndarray:
     """The trials of a batch size by their hyperparameters, and which of them reached the goal.
@@ -69,6 +80,7 @@ def hyperparameters(
       y: the same, or `first_crossing`: the steps that a trial took to the goal, with trials that
         did not reach it at the top edge. If not given, `one_minus_momentum` where momentum is
         searched, else `first_crossing`.
+      refined: the table of `Result.refined`, whose trials are drawn beside those of the search.
       ax: where to draw; a new figure if not given.
 
     Returns:
@@ -104,19 +116,21 @@ def hyperparameters(
     if batch_size is None:
         if ax is not None:
             raise ValueError("hyperparameters: ax holds one batch size; give batch_size with it.")
-        return _grid(result, x, y)
+        return _grid(result, x, y, refined)
     check_batch_size(result, batch_size, caller="hyperparameters")
     y = _default_y(result, [batch_size]) if y is None else y
     ax = new_axes() if ax is None else ax
     best = winners(result).get(batch_size)
-    drawn = _draw(ax, result, batch_size, best, x, y) | _equal_rates(ax, x, y, labelled=True)
+    drawn = _draw(ax, result, batch_size, best, x, y, refined) | _equal_rates(
+        ax, x, y, labelled=True
+    )
     ax.set(xlabel=_label(result, x), ylabel=_label(result, y))
     title = f"{result.name}, batch size {batch_size:,}"
     head(ax, title, _handles(drawn), above=FONT_SIZE + 2 if _EQUAL in drawn else 0)
     return ax
 
 
-def _grid(result: Result, x: str, y: str | None) -> np.ndarray:
+def _grid(result: Result, x: str, y: str | None, refined: pd.DataFrame | None) -> np.ndarray:
     batch_sizes = result.trials.index.unique("batch_size").sort_values().tolist()
     y = _default_y(result, batch_sizes) if y is None else y
     columns = min(len(batch_sizes), 4)
@@ -134,7 +148,7 @@ def _grid(result: Result, x: str, y: str | None) -> np.ndarray:
     best = winners(result)
     used = axes.flat[: len(batch_sizes)]
     for panel, batch_size in zip(used, batch_sizes, strict=True):
-        drawn |= _draw(panel, result, batch_size, best.get(batch_size), x, y)
+        drawn |= _draw(panel, result, batch_size, best.get(batch_size), x, y, refined)
         panel.set_title(f"B = {batch_size:,}", fontsize=FONT_SIZE)
     for panel in used:
         drawn |= _equal_rates(panel, x, y, labelled=False)
@@ -170,25 +184,38 @@ def _check_axes(result: Result, x: str, y: str | None) -> None:
             )
 
 
-def _draw(ax: Axes, result: Result, batch_size: int, best: int | None, x: str, y: str) -> set[str]:
+def _draw(
+    ax: Axes,
+    result: Result,
+    batch_size: int,
+    best: int | None,
+    x: str,
+    y: str,
+    refined: pd.DataFrame | None,
+) -> set[str]:
     """Draws the trials, and returns which kinds of points there are."""
-    trials = plain_rows(result.trials, batch_size)
+    trials = plain_rows(result.trials, batch_size).assign(refined=False)
+    if refined is not None and len(refined):
+        trials = pd.concat([trials, plain_rows(refined, batch_size).assign(refined=True)])
     table = trials.join(derived(trials))
+    later = table["refined"].to_numpy(bool)
     space = result.space.at(batch_size)
     _scale(ax, "x", x, space)
     _scale(ax, "y", y, space)
     infeasible = table["status"] == "infeasible"
     reached = ~infeasible & np.isfinite(table["first_crossing"])
     kinds = {
-        "diverged": infeasible,
-        "not reached when stopped": ~infeasible & ~reached,
-        "goal reached": reached,
+        "diverged": infeasible & ~later,
+        "not reached when stopped": ~infeasible & ~reached & ~later,
+        "goal reached": reached & ~later,
+        "refined, goal reached": reached & later,
+        "refined, not reached or diverged": ~reached & later,
         "best": table.index == best,
     }
     kinds = {kind: chosen for kind, chosen in kinds.items() if np.any(chosen)}
     for kind, chosen in kinds.items():
         points = table[chosen]
-        top = y == "first_crossing" and kind in ("diverged", "not reached when stopped")
+        top = y == "first_crossing" and kind in _UNREACHED
         ax.plot(
             points[x],
             np.ones(len(points)) if top else points[y],

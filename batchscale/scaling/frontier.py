@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 
 import numpy as np
@@ -85,7 +86,8 @@ def _step_times(given: StepTimes, batch_sizes: list[int]) -> np.ndarray:
             f"got those of {', '.join(map(str, given)) or 'none'}."
         )
     for size in batch_sizes:
-        if not 0 < given[size] < math.inf:
+        number = isinstance(given[size], numbers.Real)
+        if not (number and 0 < given[size] < math.inf):
             raise ValueError(
                 f"seconds_per_step: got {given[size]!r} at batch size {size}, wanted seconds "
                 "above 0."

@@ -192,7 +192,7 @@ def generalisation(
             "and so the losses and the sharpness would be of different ones."
         )
     until = Goal("train/loss", train_loss)
-    checks.metric(Goal(f"{split}/loss", 0.0), study.workload)
+    checks.metric(Goal(f"{split}/loss", 0.0), study.workload, study.space.names)
     rows = []
     for batch_size, trial in _leading(result, checks.integer("trials", trials, 1)):
         row: dict[str, Any] = {"batch_size": batch_size, "trial": trial, "step": math.inf}
