@@ -136,21 +136,22 @@ class Plan:
       fingerprint: what the data and the program hash to.
       rows: by batch size, a mapping for every trial: its hyperparameters, and why it is there.
       examples: of every split.
-      keeps_statistics: whether the model keeps statistics of its batches; None if it is not known.
+      mixes_examples: whether the loss of an example depends on the others of its batch; None if it
+        is not known.
     """
 
     definition: Definition
     fingerprint: Mapping[str, str]
     layouts: dict[int, Layout] = dataclasses.field(default_factory=dict)
     rows: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    keeps_statistics: bool | None = None
+    mixes_examples: bool | None = None
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_dependent(self) -> bool | None:
-        """Whether batch sizes have other objectives: statistics of more or fewer examples."""
-        if not self.keeps_statistics:
-            return self.keeps_statistics
+        """Whether batch sizes have other objectives: examples seen with more or fewer others."""
+        if not self.mixes_examples:
+            return self.mixes_examples
         return len({min(size, layout.microbatch) for size, layout in self.layouts.items()}) > 1
 
     def extend(self, batch_size: int, count: int, origin: Origin) -> bool:
@@ -184,7 +185,7 @@ class Plan:
                 },
             },
             "fingerprint": dict(self.fingerprint),
-            "keeps_statistics": self.keeps_statistics,
+            "mixes_examples": self.mixes_examples,
             "examples": self.examples,
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
@@ -218,7 +219,7 @@ class Plan:
             plan["fingerprint"],
             layouts,
             _by_size(plan["trials"], list),
-            plan.get("keeps_statistics"),
+            plan.get("mixes_examples"),
             plan.get("examples", {}),
         )
 

@@ -187,6 +187,7 @@ class Result:
             batch_dependent=plan.batch_dependent,
             confirmation=self.confirmation() if confirmed else None,
             evaluation_examples=plan.examples.get(self.goal.metric.partition("/")[0]),
+            refined=self.refined(),
         )
 
     def _plan(self) -> Plan:

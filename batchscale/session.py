@@ -25,6 +25,7 @@ from batchscale import (
 )
 from batchscale.engine import Engine
 from batchscale.fingerprint import changes, fingerprint
+from batchscale.mixing import mixes_examples
 from batchscale.plan import Definition, Plan
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
@@ -178,11 +179,13 @@ def _planned(
             )
         if extend:
             plan.definition = plan.definition.extended(definition)
-    _, statistics = jax.eval_shape(study.workload.init, jax.ShapeDtypeStruct((2,), "uint32"))
     plan.examples = {
         split: len(jax.tree.leaves(fields)[0]) for split, fields in study.workload.splits().items()
     }
-    plan.keeps_statistics = bool(jax.tree.leaves(statistics))
+    if plan.mixes_examples is None:
+        plan.mixes_examples = mixes_examples(
+            study.workload, plan.definition.spaces[plan.definition.batch_sizes[0]]
+        )
     for batch_size in plan.definition.batch_sizes:
         plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
         if batch_size not in plan.layouts:

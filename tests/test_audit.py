@@ -192,7 +192,7 @@ def test_a_careful_study_raises_no_alarm(seed):
         (
             "model independent of the batch size",
             Verdict.WARN,
-            "statistics of its batches",
+            "depends on the others of its batch",
             {"batch_dependent": True},
         ),
         (
@@ -266,3 +266,32 @@ def test_a_confirmed_setting_beyond_the_range_and_a_median_below_the_best_are_fo
     assert "1.5 times faster than the best of N" in lucky.evidence
     hard = checked(max_steps=lambda _: 10)
     assert "Choose an easier goal" in hard.of(name).remedy
+
+
+def test_unequal_refinement_is_unequal_effort():
+    tables = simulate(Careful(), 0)
+    some = tables.trials.loc[tables.trials.index.get_level_values("trial") < 5]
+    name = "equal tuning effort"
+
+    def effort(refined):
+        options = {"spaces": tables.spaces, "refined": refined.assign(origin="refine")}
+        return audit(
+            tables.measurements, tables.trials, tables.steps, tables.goal, **options
+        ).of(name)  # fmt: skip
+
+    same = effort(some)
+    assert same.verdict == Verdict.PASS
+    assert same.evidence.endswith("at every batch size, and 5 refined ones")
+    most = effort(some.drop(64, level="batch_size"))
+    assert (most.verdict, most.remedy[:20]) == (Verdict.WARN, "study.refine(folder)")
+    assert "between 0 (batch size 64) and 5 refined trials" in most.evidence
+    assert effort(some.iloc[:0]).verdict == Verdict.PASS
+
+
+def test_tables_of_others_need_neither_origins_nor_crossings():
+    tables = simulate(Careful(), 0)
+    options = {"spaces": tables.spaces, "max_steps": tables.max_steps}
+    ours = audit(tables.measurements, tables.trials, tables.steps, tables.goal, **options)
+    plain = tables.trials.drop(columns=["origin", "first_crossing"])
+    theirs = audit(tables.measurements, plain, tables.steps, tables.goal, **options)
+    pd.testing.assert_frame_equal(ours.table(), theirs.table())

@@ -202,23 +202,39 @@ def test_trials_that_were_cut_beyond_the_interval_do_not_matter():
     assert whole["mean"].tolist() == [MISS]
     assert found["mean"].isna().all()
     curve = metrics.tuning_curve(measurements, GOAL, trials=trials)
-    assert curve["n"].tolist() == [4, 6, 8]  # fewer may need a crossing of the cut trials
+    assert curve["n"].tolist() == [1, 2, 3, 4, 6, 8]
+    trials = cut(trials, range(16, 24), at=108)
+    curve = metrics.tuning_curve(measurements, GOAL, trials=trials)
+    assert curve["n"].tolist() == [2, 3, 4, 6, 8]  # of one the median may be of a cut trial
 
 
-def test_trials_that_were_cut_within_the_interval_are_refused():
+def test_trials_that_were_cut_only_widen_the_interval_upwards():
+    measurements, trials = tables(range(100, 124))
+    whole = metrics.best_of(measurements, GOAL, trials=trials, n=2)
+    # The slower half was cut where it could have been faster than the upper end.
+    late = measurements.index.get_level_values("trial") >= 10
+    far = measurements.index.get_level_values("step") > 109
+    found = metrics.best_of(
+        measurements[~(late & far)], GOAL, trials=cut(trials, range(10, 24), at=109), n=2
+    )
+    assert found[["median", "low"]].equals(whole[["median", "low"]])
+    assert whole["high"].item() < found["high"].item() == MISS
+
+
+def test_trials_that_were_cut_before_the_median_are_refused():
     measurements, trials = tables([*range(100, 116), *[MISS] * 8])
-    early = cut(trials, range(16, 24), at=104)
+    early = cut(trials, range(16, 24), at=102)
     message = (
         "the best of 8 to validation/error < 0.3: the curves are too short to tell: at batch size "
-        "8, trial 16 was trained for 104 steps (factor) of 108. To know, train on with "
+        "8, trial 16 was trained for 102 steps (factor) of 103. To know, train on with "
         'study.extend(folder, stop="all"), or a larger factor than before, such as stop=3.0.'
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         metrics.best_of(measurements, GOAL, trials=early, n=8)
     with pytest.raises(ValueError, match=re.escape(message)):
         metrics.tuning_curve(measurements, GOAL, trials=early)
-    late = cut(trials, range(16, 24), at=300, reason="first crossing")
-    with pytest.raises(ValueError, match=r"\(first crossing\) of a whole budget"):
+    late = cut(trials, range(16, 24), at=105, reason="first crossing")
+    with pytest.raises(ValueError, match=r"105 steps \(first crossing\) of 111"):
         metrics.best_of(measurements, GOAL, trials=late, n=1)
     unfinished = cut(trials, [3], at=4, reason="interrupted").assign(status="complete")
     unfinished.loc[(8, 3, 0), "status"] = "incomplete"

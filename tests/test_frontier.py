@@ -212,6 +212,20 @@ def test_what_is_not_known_is_said(steps, expected):
     assert math.isnan(found.knee) == math.isnan(found.fastest) == (min(steps) == MISS)
 
 
+def test_with_seconds_the_knee_is_one_of_seconds_and_nothing_beats_it():
+    steps = pd.DataFrame({"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]})
+    slow = {1: 1.0, 4: 1.0, 16: 1.0, 64: 4.0, 256: 16.0}
+    assert scaling.recommend(steps).knee == 256
+    found = scaling.recommend(steps, seconds_per_step=slow)
+    assert found.knee == found.fastest == 16
+    assert found.table.set_index("batch_size")["pareto"][16]
+    assert found.sentences[2:4] == (
+        "16 is the knee among the batch sizes: 1.0 times the fewest seconds and 1.1 times the "
+        "fewest examples.",
+        "In steps the critical batch size is 181 (90% interval 168 to 194).",
+    )
+
+
 def test_a_batch_size_nearly_as_fast_for_less_is_named():
     found = scaling.recommend(table([400, 200, 110, 100]), seconds_per_step=1.0)
     assert found.sentences[-1] == (

@@ -39,7 +39,7 @@ def exact(rows):
 
 
 def of_rows(rows):
-    return _Moments(rows.mean(0), (rows**2).sum(1))
+    return _Moments((rows.mean(0) ** 2).sum(), (rows**2).sum(1))
 
 
 # At the optimum of the loss the gradient is 0.
@@ -58,6 +58,7 @@ def test_all_examples_give_the_training_sets_own_noise_scale(weights):
     np.testing.assert_allclose(found.b_simple, trace / squared, rtol=2e-3)
     np.testing.assert_allclose(found.interval, found.b_simple, rtol=1e-12)
     np.testing.assert_allclose(found.b_noise, b_noise, rtol=2e-3)
+    np.testing.assert_allclose(found.b_noise_interval, found.b_noise, rtol=1e-12)
     np.testing.assert_allclose(found.loss, 0.5 * np.mean((X @ weights - Y) ** 2), rtol=1e-5)
     assert found.examples == EXAMPLES
 
@@ -95,7 +96,7 @@ def test_the_interval_covers_as_often_as_it_says_however_weak_the_gradient(stren
     for _ in range(500):
         some = rows[random.choice(1000, 100, replace=False)]
         moments = of_rows(some)
-        covariance = moments.covariance(some @ moments.mean, 1000)
+        covariance = moments.covariance(some @ some.mean(0), 1000)
         estimates = moments.trace, moments.squared_gradient(1000)
         interval = _fieller(*estimates, covariance, freedom=99)
         truth = trace / squared if strength else np.inf
@@ -114,6 +115,21 @@ def test_the_jackknife_is_that_of_leaving_out_each_example():
     wanted = 8 / 9 * apart.T @ apart * (1 - 9 / 20)
     found = of_rows(rows).covariance(rows @ rows.mean(0), 20)
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
+def test_the_interval_of_b_noise_is_that_of_b_simple_in_the_inner_product_of_the_hessian():
+    found = noise_scale(REGRESSION, WEIGHTS.astype(np.float32), examples=40, with_hessian=True)
+    chosen = np.sort(np.random.default_rng(0).choice(EXAMPLES, 40, replace=False))
+    hessian = X[chosen].T @ X[chosen] / 40
+    root = np.linalg.cholesky(hessian)
+    rows = gradients()[chosen] @ root  # plain products of these are those with the Hessian
+    moments = of_rows(rows)
+    covariance = moments.covariance(rows @ rows.mean(0), EXAMPLES)
+    wanted = _fieller(moments.trace, moments.squared_gradient(EXAMPLES), covariance, freedom=39)
+    np.testing.assert_allclose(found.b_noise_interval, wanted, rtol=1e-3)
+    assert wanted.low < found.b_noise < wanted.high
+    missing = noise_scale(REGRESSION, WEIGHTS.astype(np.float32), examples=40).b_noise_interval
+    assert np.isnan(missing).all()
 
 
 def test_pairs_of_batches_find_the_same_noise_scale():

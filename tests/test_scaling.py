@@ -136,6 +136,18 @@ def test_misses_say_that_steps_are_more_than_were_evaluated():
     assert scaling.fit(unknown).s_min == pytest.approx(without.s_min)
 
 
+def power_law(exponent, *, sizes=SIZES[:9], scatter=0.0):
+    noise = scatter * np.random.default_rng(0).normal(size=len(sizes))
+    steps = 1e5 * np.array(sizes, float) ** -exponent * np.exp(noise)
+    return pd.DataFrame({"batch_size": sizes, "steps": np.ceil(steps)})
+
+
+def test_a_sharper_bend_is_none_where_there_is_none():
+    found = scaling.fit(power_law(0.5), form="generalised")
+    assert "along a power law" in found.refused
+    assert found.b_crit_interval == (0, math.inf)
+
+
 @pytest.mark.parametrize(
     ("some", "why", "interval"),
     [
@@ -143,6 +155,10 @@ def test_misses_say_that_steps_are_more_than_were_evaluated():
         (table(b_crit=1e6, scatter=0.02), "no plateau within the batch sizes", (1e3, math.inf)),
         (table(b_crit=0.01, scatter=0.02), "no perfect scaling within the batch sizes", (0.0, 1)),
         (table(scatter=1.5), "scatter by a factor of", None),
+        (power_law(0.5), "along a power law of the batch size", None),
+        (power_law(0.3, sizes=SIZES[:9]), "along a power law of the batch size", None),
+        (power_law(0.7, sizes=SIZES[3:12]), "along a power law of the batch size", None),
+        (power_law(0.5, sizes=SIZES[:9], scatter=0.1), "along a power law", None),
     ],
 )
 def test_a_critical_batch_size_that_was_not_seen_is_refused(some, why, interval):

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 
 import batchscale as bs
+from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
 
 MODEL = NoisyQuadratic.power_law(60)
@@ -74,6 +75,24 @@ def test_a_piecewise_schedule_goes_on_where_the_piece_before_ended():
     assert found[-1] < 0.5 * first[-1]
     same = MODEL.risk(steps, learning_rate=[(0, 0.5), (10, 0.5)], batch_size=2)
     np.testing.assert_allclose(same, first, rtol=1e-12)
+
+
+def test_momentum_is_carried_from_one_piece_of_a_schedule_into_the_next():
+    random = np.random.default_rng(0)
+    model, options = NoisyQuadratic.power_law(3), {"batch_size": 2, "momentum": 0.8}
+    theta, velocity = random.normal(size=(40_000, 3)), np.zeros((40_000, 3))
+    seen = {}
+    for step in range(1, 16):
+        noise = np.sqrt(model.noise / 2) * random.normal(size=theta.shape)
+        velocity = 0.8 * velocity + model.curvature * theta + noise
+        theta = theta - (0.4 if step <= 6 else 0.1) * velocity
+        seen[step] = 0.5 * theta**2 @ model.curvature
+    steps = [6, 7, 8, 11, 15]
+    expected = model.risk(steps, learning_rate=[(0, 0.4), (6, 0.1)], **options)
+    for step, risk in zip(steps, expected, strict=True):
+        assert abs(seen[step].mean() - risk) < 4 * scipy.stats.sem(seen[step])
+    # Without the velocity that was reached the steps after the change would be others.
+    assert abs(expected[1] - model.risk([7], learning_rate=0.1, **options)[0]) > 0.05
 
 
 def test_the_steps_to_a_target_are_the_first_below_it():
@@ -174,3 +193,31 @@ def test_the_engine_measures_the_expected_risk(batch_size, microbatch, optimizer
     for place in (0, -1):
         found = scipy.stats.ks_2samp(table.iloc[:, place], simulated[:, place])
         assert found.pvalue > 1e-3
+
+
+@pytest.mark.parametrize("batch_size", [4, 256])
+def test_first_crossings_of_the_engine_have_the_distribution_of_numpys(batch_size, tmp_path):
+    best = MODEL.optimum(0.1, batch_size=batch_size)
+    study = bs.Study(
+        workload=MODEL.workload(),
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=best.learning_rate),
+        batch_sizes=[batch_size],
+        goal=bs.Goal("validation/risk", 0.1),
+        trials=400,
+        max_steps=2 * int(best.steps),
+        stop="all",
+    )
+    result = study.run(tmp_path, progress=False)
+    ours = result.trials["first_crossing"].to_numpy()
+    grid = evaluation_grid(2 * int(best.steps), 0.05)
+    risks = MODEL.simulate(
+        grid, learning_rate=best.learning_rate, batch_size=batch_size, runs=400, seed=1
+    )
+    past = risks < 0.1
+    theirs = np.array([*grid, np.inf])[np.where(past.any(1), past.argmax(1), len(grid))]
+    assert len(np.unique(ours)) > 5
+    assert scipy.stats.ks_2samp(ours, theirs).pvalue > 1e-3
+    assert scipy.stats.ks_2samp(ours, 1.15 * theirs).pvalue < 1e-3  # a shift would be seen
+    # Half of the runs are past the goal before the expected risk is.
+    assert np.median(ours) <= best.steps

@@ -105,6 +105,7 @@ class Evidence:
       batch_dependent: whether the model has layers that see the whole batch; None if not known.
       confirmation: of the tuned settings, if there is one.
       evaluation_examples: of the goal's split; guessed from the values if None.
+      refined: the trials of `Study.refine`, if there are any.
     """
 
     measurements: pd.DataFrame
@@ -116,6 +117,7 @@ class Evidence:
     batch_dependent: bool | None
     confirmation: Confirmation | None
     evaluation_examples: int | None = None
+    refined: pd.DataFrame | None = None
 
     def plain(self) -> pd.DataFrame:
         """The trials that count, diverged or not, with `batch_size` and `trial` as columns."""

@@ -192,12 +192,12 @@ def batch_dependent(evidence: Evidence) -> Check:
         return Check(
             name,
             Verdict.WARN,
-            "the model keeps statistics of its batches, so that another batch size is another "
-            "objective",
+            "the loss of an example depends on the others of its batch (statistics of batches, "
+            "or a loss of pairs), so that another batch size is another objective",
             "Use ghost batch norm of one size at every batch size (a fixed microbatch), or a "
             "norm that does not see the batch.",
         )
-    return Check(name, Verdict.PASS, "no layer sees more than its example")
+    return Check(name, Verdict.PASS, "the loss of an example does not depend on the others")
 
 
 def reproducible(evidence: Evidence) -> Check:

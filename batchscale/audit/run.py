@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
+from batchscale import metrics
 from batchscale.audit import measurement, search
 from batchscale.audit.checks import Audit, Evidence
 from batchscale.confirmation import Confirmation
 from batchscale.metrics import Goal
+from batchscale.records import Origin
 from batchscale.tuner import SearchSpace
 
 _CHECKS = (
@@ -41,12 +44,14 @@ def audit(
     batch_dependent: bool | None = None,
     confirmation: Confirmation | None = None,
     evaluation_examples: int | None = None,
+    refined: pd.DataFrame | None = None,
 ) -> Audit:
     """Checks whether a study is careful enough to be believed, whoever made its tables.
 
     Args:
       measurements: one row an evaluation, as `Result.measurements`.
-      trials: one row a trial, as `Result.trials`.
+      trials: one row a trial, as `Result.trials`: its hyperparameters and its `status`. Without
+        `origin` all are those of a plan; without `first_crossing` it is read off the measurements.
       steps: the table of `metrics.steps_to_target`.
       goal: of the study.
       spaces: what hyperparameters were drawn from, by batch size.
@@ -54,10 +59,16 @@ def audit(
       batch_dependent: whether the model has layers that see the whole batch, if it is known.
       confirmation: of the tuned settings, if there is one.
       evaluation_examples: of the goal's split; guessed from the values of the metric if None.
+      refined: the trials of `Study.refine`, as `Result.refined`.
 
     Returns:
       The checks, each with its verdict, the evidence and the remedy.
     """
+    if "origin" not in trials:
+        trials = trials.assign(origin=str(Origin.PLAN))
+    if "first_crossing" not in trials:
+        crossings = metrics.first_crossings(measurements, goal)["first_crossing"]
+        trials = trials.assign(first_crossing=crossings.reindex(trials.index).fillna(np.inf))
     evidence = Evidence(
         measurements,
         trials,
@@ -68,5 +79,6 @@ def audit(
         batch_dependent,
         confirmation,
         evaluation_examples,
+        refined,
     )
     return Audit(tuple(check(evidence) for check in _CHECKS))

@@ -193,4 +193,28 @@ def effort(evidence: Evidence) -> Check:
             "a minimum over more of them is lower",
             f"study.extend(folder, trials={most}), or compare the first {least} of each.",
         )
-    return Check(name, Verdict.PASS, f"{int(counts.iloc[0])} feasible trials at every batch size")
+    refined = _refined(evidence, counts.index)
+    if refined.min() < refined.max():
+        least, most = int(refined.min()), int(refined.max())
+        return Check(
+            name,
+            Verdict.WARN,
+            f"between {least} ({sizes(refined.index[refined == least])}) and {most} refined trials "
+            "beside them: confirmed settings are those of unequal searches",
+            "study.refine(folder) gives all of them as many rounds; then study.confirm(folder).",
+        )
+    more = f", and {int(refined.iloc[0])} refined ones" if refined.iloc[0] else ""
+    return Check(
+        name, Verdict.PASS, f"{int(counts.iloc[0])} feasible trials at every batch size{more}"
+    )
+
+
+def _refined(evidence: Evidence, batch_sizes: pd.Index) -> pd.Series:
+    """How many refined trials each batch size has, of those that reached the goal at all."""
+    steps = evidence.steps.set_index("batch_size")["steps"]
+    reached = batch_sizes[np.isin(batch_sizes, steps.index[np.isfinite(steps)])]
+    wanted = reached if len(reached) else batch_sizes
+    if evidence.refined is None:
+        return pd.Series(0, wanted)
+    counts = evidence.refined.groupby(level="batch_size").size()
+    return counts.reindex(wanted, fill_value=0)

@@ -55,7 +55,8 @@ def best_of(
     2003, chapter 7). But it is below all N with probability n / (N + n), and where that is more
     than may be left out, `low` is below what was seen. It is then extrapolated as if the steps of
     the fastest trials followed a power law (Weissman 1978): the heaviest tail to be expected, so
-    that the interval is rather too wide than too narrow. Last, `low` is an evaluation before, as
+    that the interval is rather too wide than too narrow. `high` takes trials that were cut for
+    slower than all others, and is inf where that decides. Last, `low` is an evaluation before, as
     crossings are known to lie between two: more than `low`, at most `high` steps are predicted.
     In simulations (`benchmarks/coverage.py`) intervals at 90% hold 88% to 98% of new searches, and
     up to 99% where `high` is inf, so that only `low` can be passed.
@@ -82,7 +83,7 @@ def best_of(
     Raises:
       KeyError: the metric is not a column of `measurements`.
       ValueError: an argument is not as above; an evaluation that matters was cut short; or a trial
-        was cut that may have crossed within the interval.
+        was cut that may have crossed before the median.
 
     >>> index = pd.MultiIndex.from_product([[8], range(24), [0]], names=TRIAL_INDEX)
     >>> trials = pd.DataFrame(
@@ -127,7 +128,7 @@ def tuning_curve(
 
     Returns:
       The rows of `best_of` for each batch size and n up to a third of its trials. An n is left
-      out where trials were cut that may have crossed within its interval.
+      out where trials were cut that may have crossed before its median.
 
     Raises:
       KeyError: the metric is not a column of `measurements`.
@@ -233,10 +234,12 @@ class _Search:
         return len(self.crossings)
 
     def needed(self, n: int, confidence: float) -> float:
-        """The last crossing of which it must be known that it is the k-th."""
-        low, median, high = _ranks(self.size, n, confidence)
-        low = low or min(_FASTEST, self.size)
-        return self.crossings[max(low, median, high if high <= self.size else 0) - 1]
+        """The last crossing of which it must be known that it is the k-th.
+
+        Not that of `high`: were a trial that was cut faster, the true one would be earlier.
+        """
+        low, median, _ = _ranks(self.size, n, confidence)
+        return self.crossings[max(low or min(_FASTEST, self.size), median) - 1]
 
     def known(self, crossing: float) -> bool:
         """Whether no trial that was cut can have crossed before."""

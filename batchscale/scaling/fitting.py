@@ -24,6 +24,7 @@ _DECADES = 2.0  # beyond the batch sizes in which B_crit is looked for
 _MOST_SHARP = 3.0  # the log of the sharpest bend, and minus that of the dullest
 _LARGEST_LOG_SPREAD = 3.0
 _BEGINNINGS = 5
+_PLATEAU = 0.1  # slopes of log steps so near to 0 and -1 are those of a plateau, of scaling
 _CLOSE = 3e-3  # in the log of a parameter
 _LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
 
@@ -111,9 +112,11 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
     wide.
 
     B_crit is refused (NaN, with the reason) where fewer than 4 batch sizes reach the goal (5 for
-    the generalised form), where steps scatter by more than half about the curve, and where the
+    the generalised form), where steps scatter by more than half about the curve, where a straight
+    line in logs (a power law, which has no bend to speak of) describes them as well, and where the
     interval leaves the batch sizes that were measured: then the bend has not been seen, and the
-    interval is the one-sided bound that is left.
+    interval is the one-sided bound that is left. As well is by the Bayesian information criterion
+    (Schwarz 1978); of the hyperbola, which has as many parameters as a line, by the squares left.
 
     Args:
       steps: the table of `metrics.steps_to_target`; `previous_evaluation` may be missing.
@@ -169,6 +172,12 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
     elif b_crit.low < smallest:
         b_crit = Interval(0.0, b_crit.high)
         refused = f"no perfect scaling within the batch sizes: it is at most {b_crit.high:.3g}"
+    elif likelihood.is_line(best):
+        refused = (
+            "steps fall along a power law of the batch size, without the bend from perfect "
+            "scaling to a plateau"
+        )
+        b_crit = Interval(0.0, math.inf)
     return Fit(
         form=form,
         s_min=math.exp(best[0]),
@@ -212,6 +221,18 @@ class _Likelihood:
     def spread(self, parameters: np.ndarray) -> float:
         """The standard deviation of log steps, which is never quite nothing."""
         return math.hypot(math.exp(min(parameters[2], _LARGEST_LOG_SPREAD)), _SMALLEST_SPREAD)
+
+    def is_line(self, parameters: np.ndarray) -> bool:
+        """Whether log steps are as well described by a line, whose slope is neither end's."""
+        logs, batch = self._high[self._reached], self._batch[self._reached]
+        mean = log_steps(batch, parameters[0], parameters[1], self.sharpness(parameters))
+        slope, height = np.polyfit(batch, logs, 1)
+        least = len(logs) * _SMALLEST_SPREAD**2
+        curve = max(float(((logs - mean) ** 2).sum()), least)
+        line = max(float(((logs - height - slope * batch) ** 2).sum()), least)
+        more = 1 if self._form == "generalised" else 0  # parameters of the curve
+        bent = len(logs) * math.log(line / curve) - more * math.log(len(logs))
+        return bent <= 0 and _PLATEAU < -slope < 1 - _PLATEAU
 
     def minus_log(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """Minus the log likelihood, and its gradient."""

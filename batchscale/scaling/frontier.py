@@ -112,7 +112,8 @@ class Recommendation:
       fit: the fitted curve, or why no critical batch size is quoted.
       knee: the batch size nearest to B_crit, where the hyperbola needs twice the fewest steps and
         twice the fewest examples. Where B_crit is refused, that with the least product of steps and
-        examples, which of the hyperbola is B_crit too. NaN if none reaches the goal.
+        examples, which of the hyperbola is B_crit too; with measured step times, that with the
+        least product of seconds and examples. NaN if none reaches the goal.
       fastest: the batch size that takes the least time: in seconds with measured step times, else
         in steps; the smallest of several; NaN if none reaches the goal.
       sentences: the words.
@@ -165,14 +166,14 @@ def recommend(
     knee = fastest = math.nan
     if len(reached):
         sizes, time = reached["batch_size"].to_numpy(float), reached[unit].to_numpy(float)
-        if fit.refused:
-            far = (reached["steps"] * reached["examples"]).to_numpy(float)
+        if fit.refused or unit == "seconds":
+            far = (reached[unit] * reached["examples"]).to_numpy(float)
         else:
             far = np.abs(np.log(sizes / fit.b_crit))
         knee, fastest = float(sizes[np.argmin(far)]), float(sizes[np.argmin(time)])
     words = [_time(seconds_per_step), *_misses(table)]
     if len(reached):
-        words += [_perfect(table, found), *_knee(reached, knee, fit)]
+        words += [_perfect(table, found), *_knee(reached, knee, fit, unit)]
         if seconds_per_step is None:
             words.append(_gain(reached, found))
         else:
@@ -227,9 +228,9 @@ def _perfect(table: pd.DataFrame, found: Regimes) -> str:
     return words
 
 
-def _knee(reached: pd.DataFrame, knee: float, fit: Fit) -> list[str]:
-    if not fit.refused:
-        low, high = fit.b_crit_interval
+def _knee(reached: pd.DataFrame, knee: float, fit: Fit, unit: str) -> list[str]:
+    low, high = fit.b_crit_interval
+    if not fit.refused and unit == "steps":
         steps = float(fit.steps([knee])[0]) / fit.s_min
         examples = steps * knee / fit.b_crit
         return [
@@ -238,17 +239,23 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit) -> list[str]:
             f"{fit.b_crit:.3g} ({fit.confidence:.0%} interval {low:.3g} to {high:.3g})."
         ]
     row = reached[reached["batch_size"] == knee].iloc[0]
-    steps = row["steps"] / reached["steps"].min()
+    time = row[unit] / reached[unit].min()
     examples = row["examples"] / reached["examples"].min()
     words = (
-        f"{knee:,.0f} is the knee among the batch sizes: {steps:.1f} times the fewest steps and "
+        f"{knee:,.0f} is the knee among the batch sizes: {time:.1f} times the fewest {unit} and "
         f"{examples:.1f} times the fewest examples."
     )
     sizes = reached["batch_size"].tolist()
     if knee in (sizes[0], sizes[-1]):
         which, beyond = ("smallest", "below") if knee == sizes[0] else ("largest", "above")
         words += f" It is the {which} that reached the goal: the true one may lie {beyond}."
-    return [words, f"No critical batch size is quoted: {fit.refused}."]
+    if fit.refused:
+        return [words, f"No critical batch size is quoted: {fit.refused}."]
+    return [
+        words,
+        f"In steps the critical batch size is {fit.b_crit:.3g} ({fit.confidence:.0%} interval "
+        f"{low:.3g} to {high:.3g}).",
+    ]
 
 
 def _gain(reached: pd.DataFrame, found: Regimes) -> str:

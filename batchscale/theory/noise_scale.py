@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from batchscale.study import Study
 
 _CONFIDENCE = 0.9
+_NOTHING = Interval(math.nan, math.nan)
 _AT_ONCE = 64  # a choice: directions in which the curvature is taken together
 
 
@@ -51,6 +52,8 @@ class NoiseScale:
       trace: the unbiased estimate of tr(Sigma).
       b_noise: tr(H Sigma) / (G^T H G), in examples; NaN unless it was asked for, and where the loss
         does not curve upwards along G.
+      b_noise_interval: of B_noise, as `interval`; NaN where `b_noise` is. The Hessian is taken for
+        known: its own error, that of a mean over the same examples, is not in it.
       loss: the mean training loss of the examples.
       examples: of which gradients were taken.
     """
@@ -61,6 +64,7 @@ class NoiseScale:
     squared_gradient: float
     trace: float
     b_noise: float
+    b_noise_interval: Interval
     loss: float
     examples: int
 
@@ -122,24 +126,25 @@ def noise_scale(
         total += gradient
         squares.append(of_each[0])
         losses.append(of_each[1])
-    moments = _Moments(total / count, np.concatenate(squares))
+    mean = total / count
+    moments = _Moments(float(mean @ mean), np.concatenate(squares))
     # Of a loss that is not random the first examples tell so.
     redrawn = loss.redrawn(parts[0])
     if redrawn.any():
         redrawn = np.concatenate([redrawn, *map(loss.redrawn, parts[1:])])
     population = _population(loss.size, redrawn.mean(), moments.trace)
     trace, squared = moments.trace, moments.squared_gradient(population)
-    covariance = np.zeros((2, 2))
-    if count < population:
-        along = np.concatenate([loss.along(part, moments.mean) for part in parts])
-        covariance = moments.covariance(along, population)
+    b_noise, b_noise_interval = math.nan, _NOTHING
+    if with_hessian:
+        b_noise, b_noise_interval = _b_noise(loss, parts, mean, population)
     return NoiseScale(
         b_simple=_ratio(max(trace, 0.0), squared),
-        interval=_fieller(trace, squared, covariance, freedom=count - 1),
+        interval=moments.interval(loss, parts, mean, population),
         confidence=_CONFIDENCE,
         squared_gradient=squared,
         trace=trace,
-        b_noise=_b_noise(loss, parts, moments, population) if with_hessian else math.nan,
+        b_noise=b_noise,
+        b_noise_interval=b_noise_interval,
         loss=float(np.concatenate(losses).mean()),
         examples=count,
     )
@@ -234,6 +239,7 @@ def noise_scale_of_batches(
         squared_gradient=squared,
         trace=trace,
         b_noise=math.nan,
+        b_noise_interval=_NOTHING,
         loss=value,
         examples=big * batches,
     )
@@ -260,7 +266,8 @@ def noise_scales(
 
     Returns:
       One row a step: `step`, `loss` (of training), `b_simple`, `low` and `high` (its interval),
-      `b_noise`. Steps after the parameters stopped being finite are missing.
+      `b_noise`, `b_noise_low` and `b_noise_high`. Steps after the parameters stopped being finite
+      are missing.
 
     >>> import batchscale as bs
     >>> study = bs.Study(
@@ -286,24 +293,22 @@ def noise_scales(
             hyperparameters=run.hyperparameters,
             **options,
         )
-        rows.append((point.step, found.loss, found.b_simple, *found.interval, found.b_noise))
-    columns = ["step", "loss", "b_simple", "low", "high", "b_noise"]
+        curved = (found.b_noise, *found.b_noise_interval)
+        rows.append((point.step, found.loss, found.b_simple, *found.interval, *curved))
+    columns = ["step", "loss", "b_simple", "low", "high", "b_noise", "b_noise_low", "b_noise_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
 class _Moments:
-    """What the gradients of single examples add up to.
+    """What the gradients of single examples add up to, by some inner product.
 
     Args:
-      mean: of the gradients.
-      squares: the squared norm of each.
+      norm: the square of their mean.
+      squares: that of each.
     """
 
-    def __init__(
-        self, mean: Float[np.ndarray, " parameters"], squares: Float[np.ndarray, " examples"]
-    ) -> None:
-        self.mean, self._squares = mean, squares
-        self._norm, self._count = float(mean @ mean), len(squares)
+    def __init__(self, norm: float, squares: Float[np.ndarray, " examples"]) -> None:
+        self._squares, self._norm, self._count = squares, norm, len(squares)
 
     @property
     def trace(self) -> float:
@@ -313,6 +318,28 @@ class _Moments:
     def squared_gradient(self, population: float) -> float:
         """|G|^2 of the population, unbiased: the mean's norm, less what is the sample's noise."""
         return self._norm - self.trace * (1 / self._count - 1 / population)
+
+    def interval(
+        self,
+        loss: TrainingLoss,
+        parts: Sequence[np.ndarray],
+        direction: Float[np.ndarray, " parameters"],
+        population: float,
+    ) -> Interval:
+        """Of tr(Sigma) / |G|^2.
+
+        Args:
+          loss: whose gradients they are.
+          parts: the examples.
+          direction: the vector whose plain product with a gradient is that with the mean.
+          population: as in `covariance`.
+        """
+        covariance = np.zeros((2, 2))
+        if self._count < population:
+            along = np.concatenate([loss.along(part, direction) for part in parts])
+            covariance = self.covariance(along, population)
+        squared = self.squared_gradient(population)
+        return _fieller(self.trace, squared, covariance, freedom=self._count - 1)
 
     def covariance(
         self, along: Float[np.ndarray, " examples"], population: float
@@ -340,23 +367,30 @@ def _population(examples: int, redrawn: float, trace: float) -> float:
 
 
 def _b_noise(
-    loss: TrainingLoss, parts: Sequence[np.ndarray], moments: _Moments, population: float
-) -> float:
+    loss: TrainingLoss,
+    parts: Sequence[np.ndarray],
+    mean: Float[np.ndarray, " parameters"],
+    population: float,
+) -> tuple[float, Interval]:
+    """B_noise: as B_simple, but that the Hessian makes the inner product."""
     chosen = np.concatenate(parts)
-    count = len(chosen)
-    batches = list(microbatches(chosen, loss.microbatch("auto", count)))
+    batches = list(microbatches(chosen, loss.microbatch("auto", len(chosen))))
+    curved, weight = np.zeros(len(mean)), 0.0
+    for batch in batches:
+        product, counted = loss.curvature(batch, mean[None])
+        curved, weight = curved + product[0], weight + counted
+    curved /= weight
 
-    def curvatures(directions: Any) -> Float[np.ndarray, " directions"]:
-        found = [loss.squares_of_curvature(batch, directions) for batch in batches]
-        weight = sum(weight for _, weight in found)
-        return np.sum([squares for squares, _ in found], 0) / weight
+    def squares(directions: Any) -> Float[np.ndarray, " directions"]:
+        return np.sum([loss.squares_of_curvature(batch, directions)[0] for batch in batches], 0)
 
-    along = float(curvatures(moments.mean[None].astype(loss.dtype))[0])
     size = min(len(parts[0]), _AT_ONCE)
-    sums = sum(float(curvatures(loss.single(part)).sum()) for part in microbatches(chosen, size))
-    trace = (sums - count * along) / (count - 1)
-    squared = along - trace * (1 / count - 1 / population)
-    return _ratio(trace, squared, otherwise=math.nan)
+    each = [squares(loss.single(part)) / weight for part in microbatches(chosen, size)]
+    moments = _Moments(float(mean @ curved), np.concatenate(each))
+    b_noise = _ratio(moments.trace, moments.squared_gradient(population), otherwise=math.nan)
+    if math.isnan(b_noise):
+        return b_noise, _NOTHING
+    return b_noise, moments.interval(loss, parts, curved, population)
 
 
 def _ratio(value: float, by: float, *, otherwise: float = math.inf) -> float:

@@ -1,0 +1,102 @@
+"""Which losses are found to depend on more than their own example."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import batchscale as bs
+from batchscale.mixing import mixes_examples
+from batchscale.models import layers
+
+SPACE = bs.SearchSpace(learning_rate=bs.LogUniform(0.01, 1.0))
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.integers(0, 255, (16, 6, 6, 1)).astype(np.uint8), np.arange(16) % 4
+
+
+class Net(nn.Module):
+    """A perceptron with some norm."""
+
+    norm: str = ""
+
+    @nn.compact
+    def __call__(self, x, train=False, dropout_rate=0.0):
+        x = nn.Dense(8)(x.reshape(len(x), -1))
+        if self.norm == "batch":
+            x = nn.BatchNorm(use_running_average=not train)(x)
+        if self.norm == "batch, nothing kept":
+            x = (x - x.mean(0)) / (x.std(0) + 1e-3)
+        if self.norm == "layer":
+            x = nn.LayerNorm()(x)
+        if train:
+            x = layers.dropout(x, dropout_rate, self.make_rng("dropout"))
+        return nn.Dense(4, kernel_init=nn.initializers.zeros)(nn.relu(x))
+
+
+@pytest.mark.parametrize(
+    ("norm", "mixes"),
+    [("", False), ("layer", False), ("batch", True), ("batch, nothing kept", True)],
+)
+def test_norms_of_batches_are_found_with_running_statistics_and_without(norm, mixes):
+    workload = bs.Workload.from_flax(Net(norm), {"train": IMAGES})
+    dropout = bs.SearchSpace(learning_rate=0.1, dropout_rate=bs.Uniform(0.2, 0.6))
+    assert mixes_examples(workload, dropout) is mixes
+
+
+def own(loss, *, examples=16, state=None):
+    x = RANDOM.normal(size=(examples, 3)).astype(np.float32)
+    return bs.Workload(
+        name="own",
+        init=lambda key: (jnp.zeros((3, 2)), {} if state is None else state),
+        loss=loss,
+        metrics=lambda params, state, batch: {"loss": (jnp.sum(params), jnp.ones(()))},
+        data={"train": {"input": x}},
+    )
+
+
+def test_a_loss_of_pairs_is_found():
+    def contrastive(params, state, batch, key, hyperparameters):
+        seen = batch["input"] @ params
+        scores = jax.nn.log_softmax(seen @ seen.T)
+        return (-jnp.trace(scores), jnp.asarray(len(seen))), state
+
+    assert mixes_examples(own(contrastive), SPACE)
+
+
+def test_a_state_that_is_not_of_the_batch_is_none():
+    def counting(params, state, batch, key, hyperparameters):
+        noise = jax.random.normal(key, (len(batch["input"]), 2))
+        losses = (batch["input"] @ params + noise) ** 2
+        return (losses.sum(), jnp.asarray(len(losses))), {"steps": state["steps"] + 1}
+
+    assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}), SPACE) is False
+    assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}, examples=3), SPACE) is None
+
+
+def test_a_loss_that_is_no_number_tells_nothing():
+    def lost(params, state, batch, key, hyperparameters):
+        return (jnp.sum(params) * jnp.nan, jnp.ones(())), state
+
+    assert mixes_examples(own(lost), SPACE) is None
+
+
+def test_the_audit_of_a_study_says_so(tmp_path):
+    def audited(norm, folder, microbatch="auto"):
+        study = bs.Study(
+            workload=bs.Workload.from_flax(Net(norm), {"train": IMAGES, "validation": IMAGES}),
+            optimizer="sgd",
+            space=SPACE,
+            batch_sizes=[4, 16],
+            goal=bs.Goal("validation/error", 2.0),
+            trials=2,
+            max_steps=3,
+            microbatch=microbatch,
+        )
+        with pytest.warns(UserWarning, match="before the first step"):
+            found = study.run(tmp_path / folder, progress=False).audit()
+        return found.of("model independent of the batch size").verdict
+
+    assert audited("", "plain") == "pass"
+    assert audited("batch", "norm") == "warn"
+    assert audited("batch", "ghost", microbatch=4) == "pass"
