@@ -1,7 +1,9 @@
 """Everything a sceptical referee would ask of a study, on digits, on MNIST, and on a known model.
 
     python -m experiments.analysis --study digits
+    python -m experiments.analysis --study digits_nesterov
     python -m experiments.analysis --study mnist
+    python -m experiments.analysis --study noisy_quadratic
 
 Trains a study past its first crossings with whole curves, confirms the tuned settings under fresh
 seeds, and writes every analysis of the library as a table, with its figures: best of N
@@ -15,12 +17,15 @@ import argparse
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 import batchscale as bs
 from batchscale import records, theory
+from experiments import digits, noisy_quadratic
+from experiments.publish import CONFIRMED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,29 +33,33 @@ class Preset:
     """A study, and at which points theory is asked.
 
     Attributes:
-      workload: from the registry.
-      goal: validation error.
-      space: of SGD.
+      workload: makes it.
+      goal: of the study.
+      optimizer: by name.
+      space: of its hyperparameters.
       batch_sizes: measured.
       trials: a batch size.
       max_steps: the budget.
-      noise_at: the batch size whose winner is followed.
-      matched_loss: the training loss at which batch sizes are compared.
+      noise_at: the batch size whose winner is followed by the noise scale.
+      matched_loss: the training loss at which the sharpness of batch sizes is compared, if it is.
+      sharp_examples: of which the sharpness is taken; all if None.
       budgets: in steps and in epochs, under which the share of the space that works is compared.
       stop: how many times the first crossing trials are trained.
-      examples: of noise scale and sharpness; all if None.
+      examples: of the noise scale; all if None.
       hessian: whether B_noise is computed too.
     """
 
-    workload: str
-    goal: float
+    workload: Callable[[], bs.Workload]
+    goal: bs.Goal
     space: bs.SearchSpace
     batch_sizes: list
     trials: int
     max_steps: int
     noise_at: int
-    matched_loss: float
-    budgets: tuple[int, int]
+    budgets: tuple[int, float]
+    matched_loss: float | None = None
+    sharp_examples: int | None = None
+    optimizer: str = "sgd"
     stop: float = 3.0
     examples: int | None = None
     hessian: bool = False
@@ -58,8 +67,8 @@ class Preset:
 
 PRESETS = {
     "digits": Preset(
-        workload="digits/fc_64",
-        goal=0.05,
+        workload=lambda: bs.workloads.get("digits/fc_64"),
+        goal=bs.Goal("validation/error", 0.05),
         space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 10)),
         batch_sizes=[*bs.powers_of_two(1, 1024), "full"],
         trials=48,
@@ -70,9 +79,34 @@ PRESETS = {
         stop=8.0,
         hessian=True,
     ),
+    "digits_nesterov": Preset(
+        workload=lambda: bs.workloads.get("digits/fc_64"),
+        goal=bs.Goal("validation/error", 0.05),
+        optimizer="nesterov",
+        space=digits.SPACES["nesterov"],
+        batch_sizes=[*bs.powers_of_two(1, 1024), "full"],
+        trials=48,
+        max_steps=20_000,
+        noise_at=16,
+        budgets=(400, 7),
+        stop=8.0,
+    ),
+    "noisy_quadratic": Preset(
+        workload=noisy_quadratic.MODEL.workload,
+        goal=noisy_quadratic.GOAL,
+        space=noisy_quadratic.study().space,
+        batch_sizes=noisy_quadratic.SIZES,
+        trials=32,
+        max_steps=100_000,
+        noise_at=16,
+        budgets=(200, 0.5),
+        stop=8.0,
+        examples=1000,
+        hessian=True,
+    ),
     "mnist": Preset(
-        workload="mnist/fc_128_128_128",
-        goal=0.03,
+        workload=lambda: bs.workloads.get("mnist/fc_128_128_128"),
+        goal=bs.Goal("validation/error", 0.03),
         space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
         batch_sizes=bs.powers_of_two(8, 2048),
         trials=24,
@@ -80,7 +114,9 @@ PRESETS = {
         noise_at=64,
         matched_loss=0.05,
         budgets=(1300, 4),
-        examples=2000,
+        sharp_examples=2000,
+        examples=1000,
+        hessian=True,
     ),
 }
 
@@ -93,11 +129,11 @@ def study(name: str, *, seed: int = 0) -> bs.Study:
     """
     preset = PRESETS[name]
     return bs.Study(
-        workload=bs.workloads.get(preset.workload),
-        optimizer="sgd",
+        workload=preset.workload(),
+        optimizer=preset.optimizer,
         space=preset.space,
         batch_sizes=preset.batch_sizes,
-        goal=bs.Goal("validation/error", preset.goal),
+        goal=preset.goal,
         trials=preset.trials,
         max_steps=preset.max_steps,
         stop=preset.stop,
@@ -117,9 +153,10 @@ def main() -> None:
     preset = PRESETS[arguments.study]
     folder, output = arguments.runs / arguments.study, arguments.output / arguments.study
     output.mkdir(parents=True, exist_ok=True)
+    made_by = records.provenance()
     some = study(arguments.study, seed=arguments.seed)
     result = some.run(folder)
-    found = some.confirm(folder, settings=5, selection_seeds=7, seeds=21)
+    found = some.confirm(folder, **CONFIRMED)
     sessions = json.loads((folder / "provenance.json").read_text())["runs"]
 
     def write(table: pd.DataFrame, name: str) -> None:
@@ -146,9 +183,9 @@ def main() -> None:
     write(rates, "learning_rates")
     rules = bs.scaling.rules(rates)
     write(rules.table, "rules")
-    write(result.frontier(), "frontier")
+    write(bs.scaling.frontier(tuned), "frontier")
     times = some.seconds_per_step()
-    write(result.frontier(seconds_per_step=times), "frontier_seconds")
+    write(bs.scaling.frontier(tuned, seconds_per_step=times), "frontier_seconds")
     steps_budget, epochs_budget = preset.budgets
     shares = {
         "sensitivity": {},
@@ -165,13 +202,27 @@ def main() -> None:
     )
     audit = result.audit()
     write(audit.table(), "audit")
-    fits = {
-        f"{name}, {form}": bs.scaling.fit(table, form=form)
-        for name, table in (("best of N", best), ("tuned", tuned))
-        for form in ("hyperbolic", "generalised")
-    }
+    rows = []
+    for name, steps in (("best of N", best), ("tuned", tuned)):
+        for form in ("hyperbolic", "generalised"):
+            fit = bs.scaling.fit(steps, form=form)
+            rows.append(
+                {
+                    "of": name,
+                    "form": form,
+                    "b_crit": fit.b_crit,
+                    "low": fit.b_crit_interval.low,
+                    "high": fit.b_crit_interval.high,
+                    "at_20%_overhead": fit.batch_size_at_overhead(0.2),
+                    "s_min": fit.s_min,
+                    "sharpness": fit.sharpness,
+                    "spread": fit.spread,
+                    "refused": fit.refused,
+                }
+            )
+    write(pd.DataFrame(rows), "fits")
     (output / "recommendation.txt").write_text("\n\n".join(words) + "\n")
-    print("\n".join(words), *fits.items(), sep="\n")
+    print("\n".join(words))
 
     winner = int(tuned.set_index("batch_size")["trial"][preset.noise_at])
     steps = int(best.set_index("batch_size")["steps"][preset.noise_at])
@@ -186,44 +237,39 @@ def main() -> None:
         with_hessian=preset.hessian,
     )
     write(noise, "noise_scale")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        sharp = theory.generalisation(
-            some, result, train_loss=preset.matched_loss, trials=3, examples=preset.examples
-        )
-    write(sharp, "sharpness")
-    columns = ["sharpness", "gap", "error_gap"]
-    medians = sharp.groupby("batch_size")[columns].median().reset_index()
-    write(medians, "sharpness_medians")
-
     plots = {
         "confirmation": bs.plots.confirmation(result),
         **({"tuning_curve": tuning} if tuning is not None else {}),
         "variants": bs.plots.variants(result),
         "learning_rates": bs.plots.learning_rates(result),
-        "frontier": bs.plots.frontier(result),
-        "frontier_seconds": bs.plots.frontier(result, seconds_per_step=times),
+        "trials": bs.plots.hyperparameters(result),
+        "frontier": bs.plots.frontier(result, steps=tuned),
+        "frontier_seconds": bs.plots.frontier(result, steps=tuned, seconds_per_step=times),
         **{name: bs.plots.sensitivity(result, **budget) for name, budget in shares.items()},
         "noise_scale": bs.plots.noise_scale(noise, fit=found.scaling()),
-        "sharpness": bs.plots.sharpness(sharp),
     }
+    if preset.matched_loss is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            sharp = theory.generalisation(
+                some,
+                result,
+                train_loss=preset.matched_loss,
+                trials=3,
+                examples=preset.sharp_examples,
+            )
+        write(sharp, "sharpness")
+        columns = ["sharpness", "gap", "error_gap"]
+        medians = sharp.groupby("batch_size")[columns].median().reset_index()
+        write(medians, "sharpness_medians")
+        plots["sharpness"] = bs.plots.sharpness(sharp)
     for name, figure in plots.items():
         bs.plots.save(figure, output / name)
     about = {
         "seed": arguments.seed,
         # Of all sessions, if it was interrupted: none measures again what another has measured.
         "seconds of training": round(sum(s.get("seconds", {}).get("total", 0) for s in sessions)),
-        "fits": {
-            name: {
-                "b_crit": fit.b_crit,
-                "interval": list(fit.b_crit_interval),
-                "sharpness": fit.sharpness,
-                "spread": fit.spread,
-                "refused": fit.refused,
-            }
-            for name, fit in fits.items()
-        },
-        "made by": records.provenance(),
+        "made by": made_by,
     }
     (output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
 

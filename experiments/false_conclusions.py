@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/false_conclusions"))
     parser.add_argument("--output", type=Path, default=Path("results/false_conclusions"))
     arguments = parser.parse_args()
+    made_by = records.provenance()
     warnings.simplefilter("ignore", UserWarning)  # misses are what this is about
     wide = bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 10))
     common = {"trials": arguments.trials, "seed": arguments.seed}
@@ -86,7 +87,7 @@ def main() -> None:
     )
     bs.plots.save(ax, arguments.output / "rules")
     about = {"seed": arguments.seed, "epochs": arguments.epochs, "trials": arguments.trials}
-    about |= {"reference learning rate": float(np.round(best, 6)), "made by": records.provenance()}
+    about |= {"reference learning rate": float(np.round(best, 6)), "made by": made_by}
     (arguments.output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -30,9 +30,12 @@ from batchscale import records
 from batchscale.plots.common import head
 from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
+from experiments.publish import CONFIRMED
 
 DIMENSION, TARGET = 200, 0.05
 LOW_NOISE = 128  # batch sizes above it have little noise to be lucky with
+SIZES = bs.powers_of_two(1, 2**16)
+STABLE = 1.99  # learning rates above 2, over the largest curvature, diverge
 MODEL = NoisyQuadratic.power_law(DIMENSION)
 GOAL = bs.Goal("validation/risk", TARGET)
 
@@ -57,7 +60,7 @@ def risk(optima: pd.DataFrame, folder: Path, *, seeds: int, seed: int) -> pd.Dat
     for batch_size, steps, rate in optima[["batch_size", "steps", "learning_rate"]].itertuples(
         index=False
     ):
-        study = bs.Study(
+        one = bs.Study(
             workload=MODEL.workload(),
             optimizer="sgd",
             space=bs.SearchSpace(learning_rate=float(rate)),
@@ -69,7 +72,7 @@ def risk(optima: pd.DataFrame, folder: Path, *, seeds: int, seed: int) -> pd.Dat
             curves="exact",
             seed=seed,
         )
-        result = study.run(folder / str(batch_size), progress=False)
+        result = one.run(folder / str(batch_size), progress=False)
         table = result.measurements.pivot_table("validation/risk", index="trial", columns="step")
         expected = MODEL.risk(table.columns, learning_rate=rate, batch_size=batch_size)
         error = np.abs(table.mean() - expected) / table.sem()
@@ -102,22 +105,24 @@ def risk(optima: pd.DataFrame, folder: Path, *, seeds: int, seed: int) -> pd.Dat
     return pd.DataFrame(rows)
 
 
-def search(batch_sizes: list[int], folder: Path, *, trials: int, seed: int) -> bs.Result:
-    """A study as a user makes it, confirmed."""
-    study = bs.Study(
+def study(*, trials: int = 32, seed: int = 0) -> bs.Study:
+    """A study as a user makes it; learning rates from 2 on, 2 over the largest curvature, diverge.
+
+    >>> study().resolved_batch_sizes()[-1]
+    65536
+    """
+    return bs.Study(
         workload=MODEL.workload(),
         optimizer="sgd",
-        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-3, 1.9)),
-        batch_sizes=batch_sizes,
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-3, STABLE)),
+        batch_sizes=SIZES,
         goal=GOAL,
         trials=trials,
         max_steps=100_000,
-        stop=3.0,
+        stop=8.0,
+        curves="exact",
         seed=seed,
     )
-    result = study.run(folder)
-    study.confirm(folder)
-    return result
 
 
 def least_medians(optima: pd.DataFrame, *, runs: int, seed: int) -> pd.DataFrame:
@@ -142,7 +147,7 @@ def least_medians(optima: pd.DataFrame, *, runs: int, seed: int) -> pd.DataFrame
             return float(np.median(np.array([*grid, np.inf])[at]))
 
         rates = rate * np.geomspace(0.6, 2.5, 10)
-        rates = rates[rates < 1.95]
+        rates = rates[rates < STABLE]
         best = min(rates, key=lambda rate: median(rate, seed))
         rows.append((int(batch_size), median(best, seed + 1), best))
         print(rows[-1], flush=True)
@@ -160,13 +165,14 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.monotonic()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    sizes = bs.powers_of_two(1, 2**16)
-    optima = exact(sizes)
+    made_by = records.provenance()
+    optima = exact(SIZES)
     checked = risk(optima, arguments.runs / "risk", seeds=arguments.seeds, seed=arguments.seed)
     checked.round(4).to_csv(arguments.output / "risk.csv", index=False)
     truth = least_medians(optima, runs=128, seed=arguments.seed + 1)
-    result = search(sizes, arguments.runs / "search", trials=arguments.trials, seed=arguments.seed)
-    confirmation = result.confirmation()
+    searched = study(trials=arguments.trials, seed=arguments.seed)
+    result = searched.run(arguments.runs / "search")
+    confirmation = searched.confirm(arguments.runs / "search", **CONFIRMED)
     names = {"steps": "expected_risk_steps", "learning_rate": "expected_risk_rate"}
     table = confirmation.table.merge(truth, on="batch_size")
     table = table.merge(optima.rename(columns=names), on="batch_size")
@@ -200,7 +206,7 @@ def main() -> None:
         },
         "over the least median": ratios.to_dict("index"),
         "seconds": round(time.monotonic() - began),
-        "made by": records.provenance(),
+        "made by": made_by,
     }  # fmt: skip
     (arguments.output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     ax = bs.plots.confirmation(result)

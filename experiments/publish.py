@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
 
 import batchscale as bs
+
+CONFIRMED: dict[str, Any] = {"settings": 5, "selection_seeds": 7, "seeds": 21}
+"""How the recorded studies are confirmed."""
 
 
 def publish(results: Mapping[str, bs.Result], folder: Path, *, stem: str, seconds: float) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
+from batchscale import scaling
 from batchscale.plots.common import (
     BLUE,
     FONT_SIZE,
@@ -45,7 +46,11 @@ class _Measured(Result, Protocol):
 
 
 def frontier(
-    result: _Measured, *, seconds_per_step: StepTimes | None = None, ax: Axes | None = None
+    result: _Measured,
+    *,
+    steps: pd.DataFrame | None = None,
+    seconds_per_step: StepTimes | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Steps, or seconds, against examples to the goal, one point a batch size.
 
@@ -57,6 +62,7 @@ def frontier(
 
     Args:
       result: of a study.
+      steps: to target, if not those of the best of N: `Confirmation.steps_to_target()`.
       seconds_per_step: as for `scaling.frontier`.
       ax: where to draw; a new figure if not given.
 
@@ -67,7 +73,6 @@ def frontier(
       ValueError: no batch size reaches the goal, or a batch size has no step time.
 
     >>> from types import SimpleNamespace
-    >>> from batchscale import scaling
     >>> steps = pd.DataFrame({"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]})
     >>> result = SimpleNamespace(
     ...     name="digits/fc_64, sgd",
@@ -81,7 +86,11 @@ def frontier(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
-    table = result.frontier(seconds_per_step=seconds_per_step)
+    if steps is None:
+        table, fit = result.frontier(seconds_per_step=seconds_per_step), result.scaling()
+    else:
+        table = scaling.frontier(steps, seconds_per_step=seconds_per_step)
+        fit = scaling.fit(steps)
     table = table.take(np.flatnonzero(np.isfinite(table["steps"])))
     if table.empty:
         raise ValueError(f"frontier: {result.name!r} reaches its goal at no batch size.")
@@ -101,7 +110,6 @@ def frontier(
                 chosen["examples"], chosen[time], linestyle="none", label=kind, zorder=3,
                 **_POINTS[kind],
             )  # fmt: skip
-    fit = result.scaling()
     if seconds_per_step is None and not fit.refused:
         sizes = np.geomspace(table["batch_size"].min(), table["batch_size"].max(), 200)
         label = f"fitted curve, critical batch size {fit.b_crit:.3g}"
