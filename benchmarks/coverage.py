@@ -2,6 +2,9 @@
 
     python -m benchmarks.coverage --what fit
     python -m benchmarks.coverage --what best_of
+    python -m benchmarks.coverage --what learning_rates
+    python -m benchmarks.coverage --what median
+    python -m benchmarks.coverage --what noise_scale
 
 `fit`: steps to target are drawn about a known curve, with a scatter like that of minima over
 trials, and rounded up to the grid of evaluations, as a study reports them. Printed are the share of
@@ -12,6 +15,19 @@ one-sided bounds of refusals count as intervals), the share refused, and the med
 Printed are the share of the prediction intervals at 90% that hold what the new search reports, the
 shares below and above, and the median width. For contrast: the quantiles of the minima of subsets,
 which take the N trials for the whole distribution; and, at n = N, those of a bootstrap.
+
+`learning_rates`: careful studies (`benchmarks.simulation`) whose optimal learning rates are known:
+the share of the intervals that hold them, the share that hold all rates as good within 20% (which
+is what they are said to hold), and how wide both are. The curve that is fitted has the form of one
+of the kinds, "a wall above the optimum", and another than the others.
+
+`median`: the leading settings of the same studies under fresh seeds: the share of the intervals
+that hold the median of the setting that was chosen. Beside it the shares of the best of N that are
+below the median of their own setting, which is luck.
+
+`noise_scale`: a linear model whose gradients' covariance is known exactly: the share of the
+intervals of B_simple and B_noise from some of its examples, and of those from pairs of batches,
+that hold the training set's own.
 """
 
 from __future__ import annotations
@@ -32,6 +48,9 @@ from batchscale import metrics, scaling
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
 from batchscale.scaling.curve import log_steps
 from batchscale.stopping import evaluation_grid
+from batchscale.theory import noise_scale, noise_scale_of_batches
+from batchscale.workloads import Workload
+from benchmarks.simulation import KINDS, confirm, simulate
 
 CASES = (  # B_crit, sharpness, scatter, batch sizes as powers of two, budget in steps
     (32.0, 1.0, 0.1, range(13), 10**7),
@@ -176,6 +195,107 @@ def best_of_rows(studies: int, seed: int) -> Iterable[dict[str, Any]]:
             }
 
 
+def learning_rate_rows(studies: int, seed: int) -> Iterable[dict[str, Any]]:
+    """The coverage of the intervals of the optimal learning rate, kind by kind."""
+    for kind, study in KINDS.items():
+        found = []
+        for number in range(seed, seed + studies):
+            tables = simulate(study, number)
+            rates = scaling.learning_rates(tables.measurements, tables.goal, trials=tables.trials)
+            found.append(rates[["batch_size", "centre", "low", "high", "interval"]])
+        table = pd.concat(found)
+        table["true"] = table["batch_size"].map(study.optimal_rate)
+        # Rates with up to 20% more steps.
+        below, above = np.exp(study.shape.reach(math.log(1.2), study.curvature))
+        for interval, some in table.groupby("interval"):
+            off = np.abs(np.log(some["centre"] / some["true"])).median()
+            whole = some["low"] <= some["true"] * below
+            whole &= some["true"] * above <= some["high"]
+            yield {
+                "kind": kind,
+                "interval": interval,
+                "intervals": len(some),
+                "covered": float(some["true"].between(some["low"], some["high"]).mean()),
+                "all_as_good_covered": float(whole.mean()),
+                "centre_off": round(math.exp(off), 3),
+                "median_width": round(float((some["high"] / some["low"]).median()), 3),
+                "true_width": round(above / below, 3),
+            }
+
+
+def median_rows(studies: int, seed: int) -> Iterable[dict[str, Any]]:
+    """The coverage of the intervals of the median of the setting that is chosen."""
+    for kind, study in KINDS.items():
+        found = []
+        for number in range(seed, seed + studies):
+            tables = simulate(study, number)
+            found.append(confirm(study, tables, number).table)
+        table = pd.concat(found)
+        quiet = dataclasses.replace(study, scatter=0.0)
+        random = np.random.default_rng(0)  # of which nothing is left
+        true = np.array(
+            [
+                quiet.steps(size, np.array([rate]), random)[0]
+                for size, rate in table[["batch_size", "learning_rate"]].to_numpy()
+            ]
+        )
+        yield {
+            "kind": kind,
+            "intervals": len(table),
+            "covered": float(np.mean((table["low"] < true) & (true <= table["high"]))),
+            "median_width": round(float((table["high"] / table["low"]).median()), 3),
+            "median_of_luck": round(float(table["luck"].median()), 3),
+        }
+
+
+def noise_scale_rows(studies: int, seed: int) -> Iterable[dict[str, Any]]:
+    """The coverage of the intervals of the noise scale, where the gradient is strong and weak."""
+    size, dimension = 2000, 8
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(size, dimension)) * np.geomspace(2, 0.2, dimension)
+    y = x @ random.normal(size=dimension) + 0.5 * random.normal(size=size)
+    workload = Workload.from_functions(
+        init=lambda key: np.zeros(dimension, np.float32),
+        loss=lambda params, batch: 0.5 * (batch["input"] @ params - batch["label"]) ** 2,
+        data={"train": (x.astype(np.float32), y.astype(np.float32))},
+    )
+    best = np.linalg.lstsq(x, y, rcond=None)[0]
+    hessian = x.T @ x / size
+    for away in (1.0, 0.3, 0.1):
+        params = best + away * np.ones(dimension) / dimension**0.5
+        rows = (x @ params - y)[:, None] * x
+        gradient, sigma = rows.mean(0), np.cov(rows.T)
+        simple = np.trace(sigma) / (gradient @ gradient)
+        noise = np.trace(hessian @ sigma) / (gradient @ hessian @ gradient)
+        point = params.astype(np.float32)
+        for examples in (50, 400):
+            single = [
+                noise_scale(workload, point, examples=examples, with_hessian=True, seed=number)
+                for number in range(studies)
+            ]
+            pairs = [
+                noise_scale_of_batches(
+                    workload, point, small=1, big=examples // 10, batches=20, seed=number
+                )
+                for number in range(studies)
+            ]
+            yield {
+                "b_simple": round(float(simple), 2),
+                "b_noise": round(float(noise), 2),
+                "examples": examples,
+                "covered": _held([one.interval for one in single], simple),
+                "b_noise_covered": _held([one.b_noise_interval for one in single], noise),
+                "pairs_covered": _held([one.interval for one in pairs], simple),
+                "open": float(np.mean([math.isinf(one.interval.high) for one in single])),
+            }
+
+
+def _held(intervals: list[scaling.Interval], true: float) -> float:
+    """The share of the intervals that hold a number; of those that say anything."""
+    said = [interval for interval in intervals if not math.isnan(interval.low)]
+    return float(np.mean([low <= true <= high for low, high in said]))
+
+
 def _reported(steps: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """The first evaluation after the crossing, inf beyond the budget."""
     return np.append(grid, np.inf)[np.searchsorted(grid, steps)]
@@ -237,17 +357,25 @@ def _tables(crossings: np.ndarray, grid: np.ndarray) -> tuple[pd.DataFrame, pd.D
     return frame.set_index(list(MEASUREMENT_INDEX)), trials
 
 
+ROWS = {
+    "fit": fit_rows,
+    "best_of": best_of_rows,
+    "learning_rates": learning_rate_rows,
+    "median": median_rows,
+    "noise_scale": noise_scale_rows,
+}
+
+
 def main() -> None:
     """Simulates every case and writes what was found as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--what", choices=["fit", "best_of"], default="fit")
+    parser.add_argument("--what", choices=ROWS, default="fit")
     parser.add_argument("--studies", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="benchmarks/results/coverage_<what>.json")
     arguments = parser.parse_args()
-    simulate = fit_rows if arguments.what == "fit" else best_of_rows
     rows = []
-    for row in simulate(arguments.studies, arguments.seed):
+    for row in ROWS[arguments.what](arguments.studies, arguments.seed):
         rows.append(row)
         print(row, flush=True)
     output = arguments.output or Path(f"benchmarks/results/coverage_{arguments.what}.json")

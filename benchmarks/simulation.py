@@ -16,12 +16,15 @@ import numpy as np
 import pandas as pd
 
 from batchscale import tuner
+from batchscale.confirmation import Confirmation, confirmation
 from batchscale.metrics import Goal, steps_to_target
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, measurement_table, trial_table
 from batchscale.scaling.curve import log_steps
+from batchscale.scaling.response import Parabola, Shape, Wall
 from batchscale.stopping import evaluation_grid
 from batchscale.tuner import LogUniform, SearchSpace
 
+SETTINGS, SELECTION_SEEDS, SEEDS, PATIENCE = 6, 7, 21, 4.0  # of `Study.confirm`
 SIZES = tuple(2**k for k in range(13))
 
 
@@ -40,7 +43,8 @@ class Careful:
       examples: of the evaluation set.
       s_min, b_crit: of the curve of the optimum.
       rate: the optimal learning rate at batch size 1.
-      curvature: of log steps in the log of the learning rate.
+      curvature: of log steps in the log of the learning rate, or the sharpness of another shape.
+      shape: of log steps against the log of the learning rate.
       scatter: of log steps, standard deviation.
       diverges: at so many times the optimal learning rate.
     """
@@ -57,6 +61,7 @@ class Careful:
     b_crit: float = 32.0
     rate: float = 0.02
     curvature: float = 0.25
+    shape: type[Shape] = Parabola
     scatter: float = 0.2
     diverges: float = 20.0
 
@@ -73,9 +78,8 @@ class Careful:
         """When trials cross; inf for those that diverge."""
         away = np.log(rates / self.optimal_rate(batch_size))
         mean = log_steps(math.log(batch_size), math.log(self.s_min), math.log(self.b_crit), 1.0)
-        found = np.exp(
-            mean + self.curvature * away**2 + self.scatter * random.normal(size=len(away))
-        )
+        mean = mean + self.shape.height(away, self.curvature)
+        found = np.exp(np.minimum(mean + self.scatter * random.normal(size=len(away)), 100.0))
         return np.where(away < math.log(self.diverges), found, math.inf)
 
 
@@ -154,3 +158,59 @@ def simulate(study: Careful, seed: int) -> Tables:
 def _at(value: Any, batch_size: int) -> Any:
     """A number, or that of a batch size."""
     return value[batch_size] if isinstance(value, Mapping) else value
+
+
+def confirm(study: Careful, tables: Tables, seed: int) -> Confirmation:
+    """The leading settings of a simulated study under fresh seeds, as `Study.confirm` runs them."""
+    best = dict(zip(tables.steps["batch_size"].tolist(), tables.steps["steps"], strict=True))
+    rows = []
+    for setting in tuner.leading(tables.trials, SETTINGS).reset_index().to_dict("records"):
+        batch_size, trial = int(setting["batch_size"]), int(setting["trial"])
+        if not math.isfinite(best[batch_size]):
+            continue
+        random = np.random.default_rng([seed, batch_size, trial])
+        grid = np.array(
+            evaluation_grid(study.max_steps(batch_size), _at(study.spacing, batch_size))
+        )
+        runs = SELECTION_SEEDS + SEEDS
+        exact = study.steps(batch_size, np.full(runs, setting["learning_rate"]), random)
+        places = np.searchsorted(grid, exact)
+        rows += [
+            {
+                "batch_size": batch_size,
+                "trial": trial,
+                "replicate": replicate,
+                "learning_rate": setting["learning_rate"],
+                "origin": "confirm",
+                "status": "infeasible" if math.isinf(steps) else "complete",
+                "steps_trained": grid[-1],
+                "stop_reason": "crossing",
+                "first_crossing": np.append(grid, math.inf)[place],
+                "previous_evaluation": grid[place - 1],
+            }
+            for replicate, (place, steps) in enumerate(zip(places, exact, strict=True), 1)
+        ]
+    runs = pd.DataFrame(rows).set_index(list(TRIAL_INDEX))
+    return confirmation(
+        runs.drop(columns="previous_evaluation"),
+        runs[["first_crossing", "previous_evaluation"]],
+        tables.steps,
+        selection_seeds=SELECTION_SEEDS,
+        seeds=SEEDS,
+        limits={size: PATIENCE * steps for size, steps in best.items() if math.isfinite(steps)},
+    )
+
+
+KINDS = {
+    "as it is": Careful(),
+    "more scatter": Careful(scatter=0.35),
+    "16 trials": Careful(trials=16),
+    "64 trials": Careful(trials=64),
+    "a flat optimum": Careful(curvature=0.08),
+    "a sharp optimum": Careful(curvature=0.8),
+    "every second batch size": Careful(batch_sizes=tuple(4**k for k in range(7))),
+    "a wall above the optimum": Careful(shape=Wall, curvature=1.0),
+    "a narrow range": Careful(
+        space=SearchSpace(learning_rate=lambda b: LogUniform(2e-3 * min(b, 32), 2e-1 * min(b, 32)))
+    ),
+}

@@ -208,6 +208,12 @@ def test_a_careful_study_raises_no_alarm(seed):
             {"confirmation": confirmed(1.2, missed=0.5)},
         ),
         (
+            "optimum reproducible under new seeds",
+            Verdict.WARN,
+            "more than 3 times the best at batch size 64",
+            {"confirmation": confirmed([1.2] * 6 + [3.5] + [2.5] * 2 + [1.1] * 4)},
+        ),
+        (
             "critical batch size within the data",
             Verdict.WARN,
             "no plateau within the batch sizes",
