@@ -202,8 +202,9 @@ def _planned(stored: Mapping[str, Any], batch_size: int) -> list[tuple[dict[str,
 
 
 def _candidates(trials: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    """The trials of a batch size; those that diverged, without a crossing, say what is beyond."""
     here = trials.loc[trials.index.get_level_values("batch_size") == batch_size]
-    return here.loc[(here["status"] != Status.INFEASIBLE).to_numpy()]
+    return here.assign(first_crossing=tuner.steps_of(here))
 
 
 def _box(

@@ -210,6 +210,9 @@ KINDS = {
     "a sharp optimum": Careful(curvature=0.8),
     "every second batch size": Careful(batch_sizes=tuple(4**k for k in range(7))),
     "a wall above the optimum": Careful(shape=Wall, curvature=1.0),
+    "an optimum near what diverges": Careful(
+        space=SearchSpace(learning_rate=LogUniform(1e-4, 3.0)), curvature=0.8, diverges=2.0
+    ),
     "a narrow range": Careful(
         space=SearchSpace(learning_rate=lambda b: LogUniform(2e-3 * min(b, 32), 2e-1 * min(b, 32)))
     ),

@@ -301,3 +301,13 @@ def test_tables_of_others_need_neither_origins_nor_crossings():
     plain = tables.trials.drop(columns=["origin", "first_crossing"])
     theirs = audit(tables.measurements, plain, tables.steps, tables.goal, **options)
     pd.testing.assert_frame_equal(ours.table(), theirs.table())
+
+
+def test_an_edge_beyond_which_trials_diverged_is_not_crowded():
+    # The optimum of large batches is 0.64, and what is above twice that diverges.
+    changes = {"rate": 0.02, "curvature": 0.8, "diverges": 2.0, "scatter": 0.05}
+    space = bs.SearchSpace(learning_rate=bs.LogUniform(1e-4, 3.0))
+    name = "optimum inside the search space"
+    assert checked(space=space, **changes).of(name).verdict == Verdict.PASS
+    tight = bs.SearchSpace(learning_rate=bs.LogUniform(1e-4, 0.4))
+    assert checked(space=tight, **changes).of(name).verdict == Verdict.FAIL

@@ -66,6 +66,13 @@ def test_a_crowded_edge_is_gone_beyond_and_others_are_not():
     assert beyond["momentum"].low >= 0
 
 
+def test_an_edge_beyond_which_trials_diverged_is_not_crowded():
+    places, steps = [0.1, 0.3, 0.5, 0.78, 0.8, 0.82], [90, 80, 70, 30, 20, 25]
+    assert tuner.expand(SPACE, trials(places, steps), leading=3)["learning_rate"].high > 10
+    some = trials([*places, 0.9, 0.97], [*steps, np.inf, np.inf])
+    assert tuner.expand(SPACE, some, leading=3) is None
+
+
 def test_a_hyperparameter_that_hardly_matters_has_no_crowded_edge():
     space = bs.SearchSpace(
         learning_rate=bs.LogUniform(1e-3, 10), momentum=bs.ReverseLogUniform(0.5, 0.99)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale.audit.checks import Check, Evidence, Verdict, sizes
+from batchscale.records import Status
 from batchscale.tuner import CROWDED, Choice, Distribution, crowding
 
 # Choices.
@@ -26,11 +27,14 @@ def edges(evidence: Evidence) -> Check:
     beyond = _beyond(evidence)
     if beyond:
         return Check(name, Verdict.FAIL, f"the confirmed setting is beyond {beyond}", _WIDEN)
-    feasible = evidence.feasible()
+    # Diverged trials beyond the leading ones say that the edge was looked at.
+    searched = evidence.plain()
+    diverged = searched["status"] == Status.INFEASIBLE
+    searched["first_crossing"] = searched["first_crossing"].mask(diverged, np.inf)
     crowded: dict[tuple[str, str], list[int]] = {}
     cases, unseen = [], []
     for batch_size, space in evidence.spaces.items():
-        here = feasible.loc[feasible["batch_size"] == batch_size]
+        here = searched.loc[searched["batch_size"] == batch_size]
         if here.empty:
             continue
         lead = here.loc[np.isfinite(here["first_crossing"])]
@@ -59,7 +63,7 @@ def edges(evidence: Evidence) -> Check:
             where,
             f"{_WIDEN} study.refine(folder) tells whether it is worth it.",
         )
-    if 2 * len(unseen) > feasible["batch_size"].nunique():
+    if 2 * len(unseen) > searched["batch_size"].nunique():
         return Check(
             name,
             Verdict.UNKNOWN,

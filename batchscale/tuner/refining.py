@@ -31,7 +31,7 @@ def refine(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
 
     Args:
       space: what they were drawn from, without functions of batch size.
-      trials: those that did not diverge: their hyperparameters, and `first_crossing`.
+      trials: their hyperparameters, and `first_crossing`, inf for those that diverged.
       leading: how many of them span the box; those that crossed first.
 
     Returns:
@@ -117,7 +117,7 @@ def crowding(
 
     Args:
       dimension: what the values were drawn from; no `Choice`.
-      values: of all trials that did not diverge.
+      values: of all trials, also those that diverged.
       leads: which of them lead; at least one.
 
     Returns:
