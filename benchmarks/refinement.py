@@ -5,7 +5,8 @@
 A study is made with few trials and refined; others of the same kind search with more trials and
 are not. All are confirmed alike. Printed is, for each, how many trials a batch size it has, and the
 median of the tuned setting under fresh seeds, over that of the longest search, as a geometric mean
-over batch sizes, and at the worst of them.
+over batch sizes, and at the worst of them. The kinds: one learning rate of a known model; a
+learning rate and a momentum; a range that ends far below the optimum; one learning rate of MNIST.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import batchscale as bs
 from batchscale.records import provenance
 from batchscale.theory import NoisyQuadratic
+from experiments import digits
 
 WAYS = {
     "noisy_quadratic": {"search": (8, 16, 32, 64), "refined": (8, 16)},
+    "digits_nesterov": {"search": (8, 16, 32, 64), "refined": (8, 16)},
+    "beyond_the_edge": {"search": (16, 32), "refined": (8, 16)},
     "mnist": {"search": (8, 16, 32), "refined": (8,)},
 }
 ROUNDS, EACH = 2, 4
@@ -29,7 +34,19 @@ ROUNDS, EACH = 2, 4
 
 def study(kind: str, trials: int, seed: int) -> bs.Study:
     """A study of a kind."""
-    common = {"optimizer": "sgd", "trials": trials, "stop": 3.0, "seed": seed}
+    common: dict[str, Any] = {"optimizer": "sgd", "trials": trials, "stop": 3.0, "seed": seed}
+    if kind in ("digits_nesterov", "beyond_the_edge"):
+        space = bs.SearchSpace(learning_rate=bs.LogUniform(3e-3, 0.1))  # the optima are 0.5 to 1.1
+        if kind == "digits_nesterov":
+            common["optimizer"], space = "nesterov", digits.SPACES["nesterov"]
+        return bs.Study(
+            workload=bs.workloads.get("digits/fc_64"),
+            space=space,
+            batch_sizes=[16, 64, 256],
+            goal=bs.Goal("validation/error", 0.05),
+            max_steps=20_000,
+            **common,
+        )
     if kind == "noisy_quadratic":
         return bs.Study(
             workload=NoisyQuadratic.power_law(200).workload(),
@@ -52,7 +69,7 @@ def study(kind: str, trials: int, seed: int) -> bs.Study:
 def main() -> None:
     """Runs all ways and writes what was found as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kinds", nargs="+", default=["noisy_quadratic", "mnist"])
+    parser.add_argument("--kinds", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", type=int, default=3, help="of whole studies")
     parser.add_argument("--runs", type=Path, default=Path("runs/refinement"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/refinement.json"))
