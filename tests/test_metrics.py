@@ -503,6 +503,26 @@ def test_more_trials_never_worsen_and_the_order_of_rows_does_not_matter(studies,
     )
 
 
+@settings(deadline=None, max_examples=20)
+@given(STUDIES, st.randoms())
+def test_relabelling_trials_changes_no_step(studies, random):
+    measurements, _ = tables(dict(enumerate(studies)))
+    rows = measurements.index.to_frame(index=False)
+    known = sorted(set(rows["trial"]))
+    names = dict(zip(known, random.sample(range(100), len(known)), strict=True))
+    renamed = measurements.set_axis(
+        pd.MultiIndex.from_frame(rows.assign(trial=rows["trial"].map(names)))
+    )
+    columns = ["batch_size", "steps"]
+    result, other = (steps_to_target(table, GOAL) for table in (measurements, renamed))
+    # Of trials that cross together the one with the lowest number is named.
+    pd.testing.assert_frame_equal(result[columns], other[columns])
+    crossings = first_crossings(measurements, GOAL)["first_crossing"]
+    again = first_crossings(renamed, GOAL)["first_crossing"]
+    for (size, trial, replicate), step in crossings.items():
+        assert again[(size, names[trial], replicate)] == step
+
+
 def test_a_step_budget_keeps_the_rows_up_to_it():
     measurements = example_measurements()
     assert step_budget(measurements, 19.5).index.tolist() == [
