@@ -166,12 +166,19 @@ def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"])
     values = dict.fromkeys(names, jax.ShapeDtypeStruct((), np.float32))
 
+    traced = ["init"]
+    fields: list[Any] = []
+
     def measured(key: PyTree, batch: PyTree, values: PyTree) -> tuple[PyTree, PyTree]:
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
         params, model_state = workload.init(key)
-        metrics = workload.metrics(params, model_state, workload.prepare(batch, None))
-        batch = workload.prepare(batch, key)
-        return workload.loss(params, model_state, batch, key, values), metrics
+        fields.extend(params if isinstance(params, Mapping) else ())
+        traced.append("preprocess")
+        prepared = workload.prepare(batch, key)
+        traced.append("loss")
+        loss = workload.loss(params, model_state, prepared, key, values)
+        traced.append("metrics")
+        return loss, workload.metrics(params, model_state, workload.prepare(batch, None))
 
     try:
         loss, metrics = jax.eval_shape(
@@ -179,8 +186,9 @@ def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
         )
     except KeyError as error:
         raise ValueError(
-            f"workload {workload.name!r}: a function of it looks up {error}. The fields of its "
-            f"examples are {', '.join(splits['train'])}, and the hyperparameters "
+            f"workload {workload.name!r}: its {traced[-1]} looks up {error}. The fields of its "
+            f"examples are {', '.join(splits['train'])}; of its parameters "
+            f"{', '.join(map(str, fields)) or 'none'}; and the hyperparameters are "
             f"{', '.join(values)}."
         ) from error
     match loss:

@@ -13,6 +13,7 @@ from batchscale.tuner import Distribution, SearchSpace
 from batchscale.workloads import Workload
 
 # Choices.
+_SAME = 2e-3  # of a ratio
 _APART = 1e-3  # of the loss: far above rounding, far below what a norm of batches does
 
 
@@ -29,6 +30,9 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
 
     Returns:
       Whether it does; None where the loss is not finite, or there are fewer than four examples.
+
+    Raises:
+      ValueError: the loss of a batch grows otherwise than with its examples.
 
     >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
     >>> def workload(loss):
@@ -54,19 +58,38 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     params, model_state = jax.tree.map(_some, jax.eval_shape(workload.init, key))
 
     @jax.jit
-    def losses_of(params: PyTree, model_state: PyTree) -> Float[Array, " pairs"]:
-        def loss(batch: PyTree) -> Float[Array, ""]:
+    def sums(params: PyTree, model_state: PyTree) -> Float[Array, "2 2 pairs"]:
+        def of(batch: PyTree) -> tuple[Array, Array]:
             prepare_key, key = jax.random.split(jax.random.key(0))
             prepared = workload.prepare(batch, prepare_key)
-            return workload.loss(params, model_state, prepared, key, values)[0][0]
+            return workload.loss(params, model_state, prepared, key, values)[0]
 
-        return jax.lax.map(loss, batches)
+        twice = jax.tree.map(lambda x: np.concatenate([x, x], 1), batches)
+        return jnp.array([jax.lax.map(of, batches), jax.lax.map(of, twice)], float)
 
-    losses = np.asarray(losses_of(params, model_state), np.float64)
-    if not np.isfinite(losses).all():
+    found = np.asarray(sums(params, model_state), np.float64)
+    losses = found[0, 0]
+    if not np.isfinite(found).all() or not found[:, 1].all():
         return None
+    _check_scale(workload, *(total / count for total, count in found))
     apart = losses[0] - losses[1] - losses[2] + losses[3]
     return bool(abs(apart) > _APART * np.abs(losses).max())
+
+
+def _check_scale(
+    workload: Workload, once: Float[np.ndarray, " pairs"], twice: Float[np.ndarray, " pairs"]
+) -> None:
+    """Refuses a loss whose mean over a batch is not that over the batch and a copy of it."""
+    for factor, words in (
+        (2.0, "a sum over the batch where its mean, or one value an example, is wanted"),
+        (0.5, "a mean over the batch where its sum is wanted, with what it counts"),
+    ):
+        if once.all() and (np.abs(twice / once / factor - 1) < _SAME).all():
+            raise ValueError(
+                f"loss: of workload {workload.name!r} it is {factor:g} times as large for a batch "
+                f"that holds every example twice: it looks like {words}. The learning rate would "
+                "grow or shrink with the batch size."
+            )
 
 
 def _some(x: jax.ShapeDtypeStruct) -> np.ndarray:

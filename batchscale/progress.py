@@ -77,7 +77,9 @@ def sentence(progress: Progress, goal: Goal) -> str:
     if math.isfinite(progress.steps):
         found = f"{int(progress.steps):7,} steps to {goal}"
     else:
-        found = f"{goal} not reached in {progress.max_steps:,} steps, best {progress.best:.4g}"
+        found = (
+            f"{goal} not reached in {progress.max_steps:,} steps, {progress.best:.4g} at the end"
+        )
     infeasible = f", {progress.infeasible} diverged" if progress.infeasible else ""
     return (
         f"batch size {progress.batch_size:6,}: {found} "

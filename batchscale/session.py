@@ -92,6 +92,11 @@ def opened(
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
             bar.say(_opening(study, plan.definition))
+            if plan.batch_dependent:
+                bar.say(
+                    "Note: the loss of an example depends on the others of its batch, so that "
+                    "every batch size has another objective; result.audit() says what to do."
+                )
         written = stored
         if beside is not None:
             written = stack.enter_context(Records.open(stored.folder / beside))

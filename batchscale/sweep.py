@@ -92,6 +92,14 @@ def warn_of_misses(
             "data and the loss are finite.",
             stacklevel=4,
         )
+    never = _never_numbers(measurements)
+    if never:
+        warnings.warn(
+            f"{', '.join(never)}: not a number in any evaluation. If it is the loss, nothing was "
+            "trained by it: labels may be out of range (the `classes` of a Workload checks them), "
+            "or it overflows.",
+            stacklevel=4,
+        )
     missed = steps.loc[np.isinf(steps["steps"]), "batch_size"]
     missed = [size for size in missed.tolist() if size not in dead]
     if not missed:
@@ -111,6 +119,17 @@ def warn_of_misses(
         "the study: more max_steps, or more trials.",
         stacklevel=4,
     )
+
+
+def _never_numbers(measurements: pd.DataFrame) -> list[str]:
+    """The metrics that are NaN wherever others of their split were measured."""
+    found = []
+    metrics = [name for name in measurements if not str(name).endswith("_at_least")]
+    for split in dict.fromkeys(str(name).partition("/")[0] for name in metrics):
+        own = measurements[[name for name in metrics if str(name).startswith(f"{split}/")]]
+        seen = own.loc[own.notna().any(axis=1)]
+        found += [str(name) for name in own if len(seen) and seen[name].isna().all()]
+    return found
 
 
 def _batch_size_run(

@@ -216,7 +216,7 @@ def test_a_careful_study_raises_no_alarm(seed):
         (
             "critical batch size within the data",
             Verdict.WARN,
-            "no plateau within the batch sizes",
+            "no plateau is certain within the batch sizes",
             {"batch_sizes": SIZES[:6], "b_crit": 10_000.0, "s_min": 5.0},
         ),
     ],

@@ -74,11 +74,65 @@ def test_a_state_that_is_not_of_the_batch_is_none():
     assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}, examples=3), SPACE) is None
 
 
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (lambda p, batch: ((batch["input"] @ p).mean(1) ** 2).sum(), "like a sum over the batch"),
+        (lambda p, batch: ((batch["input"] @ p).mean(1) ** 2).mean(), None),
+        (lambda p, batch: (batch["input"] @ p).mean(1) ** 2, None),
+    ],
+)
+def test_a_sum_over_the_batch_is_told_from_its_mean(loss, words):
+    x = RANDOM.normal(size=(16, 3)).astype(np.float32)
+    workload = bs.Workload.from_functions(
+        lambda key: jnp.zeros((3, 2)), loss, data={"train": {"input": x}}
+    )
+    if words is None:
+        assert mixes_examples(workload, SPACE) is False
+    else:
+        with pytest.raises(ValueError, match=words):
+            mixes_examples(workload, SPACE)
+
+
+def test_a_mean_that_is_given_for_a_sum_is_refused():
+    def mean(params, state, batch, key, hyperparameters):
+        losses = jnp.sum((batch["input"] @ params) ** 2, 1)
+        return (losses.mean(), jnp.asarray(len(losses))), state
+
+    with pytest.raises(ValueError, match="like a mean over the batch where its sum is wanted"):
+        mixes_examples(own(mean), SPACE)
+
+
 def test_a_loss_that_is_no_number_tells_nothing():
     def lost(params, state, batch, key, hyperparameters):
         return (jnp.sum(params) * jnp.nan, jnp.ones(())), state
 
     assert mixes_examples(own(lost), SPACE) is None
+
+
+def test_a_metric_that_is_never_a_number_is_told(tmp_path):
+    def lost(params, batch):
+        return jnp.where(batch["label"] > 2, jnp.nan, 1.0) * (params - 1) ** 2
+
+    study = bs.Study(
+        workload=bs.Workload.from_functions(
+            lambda key: jnp.zeros(()),
+            lost,
+            metrics={"error": lambda params, batch: batch["label"] > params},
+            data={"train": IMAGES, "validation": IMAGES},
+        ),
+        optimizer="sgd",
+        space=SPACE,
+        batch_sizes=[4],
+        goal=bs.Goal("validation/error", 0.1),
+        trials=1,
+        max_steps=3,
+    )
+    with (
+        pytest.warns(UserWarning, match="validation/loss: not a number in any evaluation"),
+        pytest.warns(UserWarning, match="trials diverged"),
+    ):
+        study.run(tmp_path, progress=False)
 
 
 def test_the_audit_of_a_study_says_so(tmp_path):

@@ -152,8 +152,16 @@ def test_a_sharper_bend_is_none_where_there_is_none():
     ("some", "why", "interval"),
     [
         (table(sizes=SIZES[:3]), "3 batch sizes reach the goal, at least 4 are needed", None),
-        (table(b_crit=1e6, scatter=0.02), "no plateau within the batch sizes", (1e3, math.inf)),
-        (table(b_crit=0.01, scatter=0.02), "no perfect scaling within the batch sizes", (0.0, 1)),
+        (
+            table(b_crit=1e6, scatter=0.02),
+            "no plateau is certain within the batch sizes",
+            (1e3, math.inf),
+        ),
+        (
+            table(b_crit=0.01, scatter=0.02),
+            "no perfect scaling is certain within the batch sizes",
+            (0.0, 1),
+        ),
         (table(scatter=1.5), "scatter by a factor of", None),
         (power_law(0.5), "along a power law of the batch size", None),
         (power_law(0.3, sizes=SIZES[:9]), "along a power law of the batch size", None),

@@ -239,7 +239,7 @@ def test_variants_without_an_answer_have_no_transitions_and_say_why():
     assert found.loc["first", "refused"] == ""
     assert found.loc["unknown", "refused"] == "the curves are too short"
     assert found.loc["early", "refused"] == "the goal holds before the first step"
-    assert "no plateau within the batch sizes" in found.loc["far", "refused"]
+    assert "no plateau is certain within the batch sizes" in found.loc["far", "refused"]
     assert found.loc[["unknown", "early", "far"], "b_crit_ratio"].isna().all()
     assert found.loc["far", "perfect_until"] == SIZES[-1]
 

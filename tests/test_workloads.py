@@ -248,16 +248,16 @@ def misspelt(**functions):
     [
         (
             {"loss": lambda params, state, batch, key, h: batch["lable"]},
-            "workload 'slope': a function of it looks up 'lable'. The fields of its examples are "
-            "input, label, and the hyperparameters learning_rate.",
+            "workload 'slope': its loss looks up 'lable'. The fields of its examples are input, "
+            "label; of its parameters w; and the hyperparameters are learning_rate.",
         ),
         (
             {"loss": lambda params, state, batch, key, h: h["dropout"]},
-            "workload 'slope': a function of it looks up 'dropout'.",
+            "workload 'slope': its loss looks up 'dropout'.",
         ),
         (
             {"metrics": lambda params, state, batch: {"loss": params["weight"]}},
-            "workload 'slope': a function of it looks up 'weight'.",
+            "workload 'slope': its metrics looks up 'weight'.",
         ),
         (
             {"loss": lambda params, state, batch, key, h: params["w"]},

@@ -61,7 +61,7 @@ def edges(evidence: Evidence) -> Check:
             name,
             Verdict.FAIL,
             where,
-            f"{_WIDEN} study.refine(folder) tells whether it is worth it.",
+            f"{_WIDEN} {_further(evidence)}",
         )
     if 2 * len(unseen) > searched["batch_size"].nunique():
         return Check(
@@ -74,6 +74,13 @@ def edges(evidence: Evidence) -> Check:
         return Check(name, Verdict.UNKNOWN, "no hyperparameter was searched over a range")
     rest = f"; not known at {sizes(unseen)}" if unseen else ""
     return Check(name, Verdict.PASS, f"no edge is crowded by the leading trials{rest}")
+
+
+def _further(evidence: Evidence) -> str:
+    """Which call says more."""
+    if evidence.refined is None or evidence.refined.empty:
+        return "study.refine(folder) tells whether it is worth it."
+    return "study.confirm(folder) compares what study.refine has found beyond it."
 
 
 def _beyond(evidence: Evidence) -> str:

@@ -272,4 +272,9 @@ def _label(result: Result, name: str) -> str:
 def _handles(drawn: set[str]) -> list[Line2D]:
     styles = {kind: {"linestyle": "none", **style} for kind, style in _POINTS.items()}
     styles[_EQUAL] = _EQUAL_STYLE
-    return [Line2D([], [], label=kind, **styles[kind]) for kind in styles if kind in drawn]
+    names = {"best": "best of the search"} if any("refined" in kind for kind in drawn) else {}
+    return [
+        Line2D([], [], label=names.get(kind, kind), **styles[kind])
+        for kind in styles
+        if kind in drawn
+    ]

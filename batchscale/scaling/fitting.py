@@ -168,10 +168,12 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
         refused = "neither perfect scaling nor a plateau can be told from the scatter"
     elif b_crit.high > largest:
         b_crit = Interval(b_crit.low, math.inf)
-        refused = f"no plateau within the batch sizes: it is at least {b_crit.low:.3g}"
+        refused = f"no plateau is certain within the batch sizes: it is at least {b_crit.low:.3g}"
     elif b_crit.low < smallest:
         b_crit = Interval(0.0, b_crit.high)
-        refused = f"no perfect scaling within the batch sizes: it is at most {b_crit.high:.3g}"
+        refused = (
+            f"no perfect scaling is certain within the batch sizes: it is at most {b_crit.high:.3g}"
+        )
     elif likelihood.is_line(best):
         refused = (
             "steps fall along a power law of the batch size, without the bend from perfect "

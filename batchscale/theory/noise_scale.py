@@ -102,7 +102,8 @@ def noise_scale(
       seed: of the choice of examples, and of dropout and augmentation.
 
     Raises:
-      ValueError: an argument is not as above; a single example has no gradient of its own.
+      ValueError: an argument is not as above; a single example has no gradient of its own, or none
+        that is finite.
 
     >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
     >>> workload = Workload.from_functions(
@@ -127,6 +128,12 @@ def noise_scale(
         squares.append(of_each[0])
         losses.append(of_each[1])
     mean = total / count
+    if not np.isfinite(mean).all():
+        raise ValueError(
+            f"params: gradients of single examples of {workload.name!r} are not finite there. Of a "
+            "loss that sees the whole batch (a norm of batches) an example has none of its own: "
+            "use noise_scale_of_batches."
+        )
     moments = _Moments(float(mean @ mean), np.concatenate(squares))
     # Of a loss that is not random the first examples tell so.
     redrawn = loss.redrawn(parts[0])
