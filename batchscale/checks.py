@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from batchscale import schedules
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
+from batchscale.programs import float_type
 from batchscale.schedules import Schedule
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
@@ -164,7 +165,7 @@ def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
     splits = workload.splits()
     # Two examples, so that what is of one shape by chance with one is told apart.
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"])
-    values = dict.fromkeys(names, jax.ShapeDtypeStruct((), np.float32))
+    values = dict.fromkeys(names, jax.ShapeDtypeStruct((), float_type()))
 
     traced = ["init"]
     fields: list[Any] = []

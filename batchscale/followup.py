@@ -142,7 +142,8 @@ def refine(
         for size in sizes:
             try:
                 space = plan.definition.spaces[size]
-                boxes[size] = _box(space, _candidates(known, size), stored, size)
+                candidates = tuner.looked_at(space, _of_size(known, size))
+                boxes[size] = _box(space, candidates, stored, size)
             except ValueError as error:
                 raise ValueError(f"batch size {size}: {error}") from None
         if is_new and number and all(box.is_done(until) for box in boxes.values()):
@@ -201,10 +202,8 @@ def _planned(stored: Mapping[str, Any], batch_size: int) -> list[tuple[dict[str,
     return [(values, part["origin"]) for part in parts for values in part["trials"]]
 
 
-def _candidates(trials: pd.DataFrame, batch_size: int) -> pd.DataFrame:
-    """The trials of a batch size; those that diverged, without a crossing, say what is beyond."""
-    here = trials.loc[trials.index.get_level_values("batch_size") == batch_size]
-    return here.assign(first_crossing=tuner.steps_of(here))
+def _of_size(trials: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    return trials.loc[trials.index.get_level_values("batch_size") == batch_size]
 
 
 def _box(

@@ -7,29 +7,33 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float, PyTree
 
+from batchscale.programs import float_type
 from batchscale.tuner import Distribution, SearchSpace
 from batchscale.workloads import Workload
 
 # Choices.
 _SAME = 2e-3  # of a ratio
-_APART = 1e-3  # of the loss: far above rounding, far below what a norm of batches does
+_EXAMPLES = 8
+_APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
 
 
 def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     """Whether the loss of an example depends on the others of its batch.
 
-    A loss that sees each example by itself is a sum over them: with the same randomness, what it
-    changes by when one of two examples is exchanged does not depend on the other. Norms of batches,
+    A loss that sees each example by itself is a sum over them: with the same randomness, what its
+    gradient changes by when one example is exchanged does not depend on another. Norms of batches,
     with running statistics or without, and losses of pairs do not have that property.
 
     Args:
-      workload: its loss, and its training examples, of which four are taken.
+      workload: its loss, and its training examples, of which eight are taken.
       space: of the hyperparameters that the loss is given, without functions of batch size.
 
     Returns:
-      Whether it does; None where the loss is not finite, or there are fewer than four examples.
+      Whether it does; None where the loss is not finite or flat, or there are fewer than four
+      examples.
 
     Raises:
       ValueError: the loss of a batch grows otherwise than with its examples.
@@ -49,31 +53,45 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     size = len(jax.tree.leaves(train)[0])
     if size < 4:
         return None
-    # A batch of examples of one class would say less.
-    some = np.linspace(0, size - 1, 4).astype(int)
-    pairs = np.array([(a, b) for a in some[:2] for b in some[2:]])
-    batches = jax.tree.map(lambda x: np.asarray(x)[pairs], train)
-    values = {name: np.float32(_middle(dimension)) for name, dimension in space.items()}
-    key = jax.ShapeDtypeStruct((2,), np.uint32)
-    params, model_state = jax.tree.map(_some, jax.eval_shape(workload.init, key))
+    # Some of all of it: a batch of examples of one class would say less. The others stay as they
+    # are: of two examples a norm leaves nothing but the sign.
+    a, b, c, d, *others = np.linspace(0, size - 1, min(size, _EXAMPLES)).astype(int)
+    chosen = np.array([(x, y, *others) for x in (a, b) for y in (c, d)])
+    batches = jax.tree.map(lambda x: np.asarray(x)[chosen], train)
+    values = {name: np.asarray(_middle(d), float_type()) for name, d in space.items()}
+    random = np.random.default_rng(0)
+    params, model_state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+    params = jax.tree.map(lambda x: _some(x, random), params)
+    model_state = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), model_state)
+
+    def total(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+        prepare_key, key = jax.random.split(jax.random.key(0))
+        prepared = workload.prepare(batch, prepare_key)
+        return workload.loss(params, model_state, prepared, key, values)[0]
 
     @jax.jit
-    def sums(params: PyTree, model_state: PyTree) -> Float[Array, "2 2 pairs"]:
-        def of(batch: PyTree) -> tuple[Array, Array]:
-            prepare_key, key = jax.random.split(jax.random.key(0))
-            prepared = workload.prepare(batch, prepare_key)
-            return workload.loss(params, model_state, prepared, key, values)[0]
+    def sums(params: PyTree) -> tuple[PyTree, Any, Any]:
+        def of(batch: PyTree) -> Any:
+            return jax.value_and_grad(total, has_aux=True)(params, batch)
 
         twice = jax.tree.map(lambda x: np.concatenate([x, x], 1), batches)
-        return jnp.array([jax.lax.map(of, batches), jax.lax.map(of, twice)], float)
+        once, gradients = jax.lax.map(of, batches)
+        aa, ab, ba, bb = (jax.tree.map(lambda g, k=k: g[k], gradients) for k in range(4))
+        apart = jax.tree.map(lambda w, x, y, z: w - x - y + z, aa, ab, ba, bb)
+        changes = [jax.tree.map(jnp.subtract, aa, x) for x in (ab, ba)]
+        norms = [optax.tree.norm(tree).astype(float) for tree in (apart, *changes, aa)]
+        return norms, once, jax.lax.map(lambda batch: total(params, batch), twice)
 
-    found = np.asarray(sums(params, model_state), np.float64)
-    losses = found[0, 0]
-    if not np.isfinite(found).all() or not found[:, 1].all():
+    norms, once, twice = jax.device_get(sums(params))
+    found = np.array([once, twice], np.float64)
+    apart, *changes, gradient = (float(norm) for norm in norms)
+    if not (np.isfinite(found).all() and np.isfinite(norms).all() and found[:, 1].all()):
+        return None
+    if not gradient:
         return None
     _check_scale(workload, *(total / count for total, count in found))
-    apart = losses[0] - losses[1] - losses[2] + losses[3]
-    return bool(abs(apart) > _APART * np.abs(losses).max())
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
+    return bool(apart > max(_APART * max(changes), _ROUNDING * eps * gradient))
 
 
 def _check_scale(
@@ -92,14 +110,12 @@ def _check_scale(
             )
 
 
-def _some(x: jax.ShapeDtypeStruct) -> np.ndarray:
+def _some(x: jax.ShapeDtypeStruct, random: np.random.Generator) -> np.ndarray:
     """Parameters as a usual initialisation has them: a last layer of zeros would tell nothing.
 
     Not those of the workload's init, which takes longer to compile than the loss.
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return np.zeros(x.shape, x.dtype)
-    values = np.random.default_rng(0).normal(size=x.shape) / np.sqrt(max(np.prod(x.shape[:-1]), 1))
+    values = random.normal(size=x.shape) / np.sqrt(max(np.prod(x.shape[:-1]), 1))
     return np.asarray(values, x.dtype)
 
 

@@ -81,8 +81,8 @@ def opened(
         on = mesh(chosen)
         checks.metric(study.goal, study.workload, study.space.names)
         stored = stack.enter_context(Records.open(folder))
-        plan = _planned(study, definition, stored, on, extend=extend)
         stack.enter_context(compilation.cached())
+        plan = _planned(study, definition, stored, on, extend=extend)
         trains = stack.enter_context(engine(study, on))
         stored.write_provenance(records.provenance())
         report: Callable[[Progress], None] = progress if callable(progress) else lambda _: None

@@ -22,8 +22,8 @@ is what they are said to hold), and how wide both are. The curve that is fitted 
 of the kinds, "a wall above the optimum", and another than the others.
 
 `median`: the leading settings of the same studies under fresh seeds: the share of the intervals
-that hold the median of the setting that was chosen. Beside it the shares of the best of N that are
-below the median of their own setting, which is luck.
+that hold the median of the setting that was chosen. Beside it the median of luck, the
+confirmed median over the best of N.
 
 `noise_scale`: a linear model whose gradients' covariance is known exactly: the share of the
 intervals of B_simple and B_noise from some of its examples, and of those from pairs of batches,

@@ -100,6 +100,8 @@ def test_one_step_time_for_all_changes_the_unit_alone():
         ),
         ({1: 0.1, 2: 0.1, 4: 0.0}, "seconds_per_step: got 0.0 at batch size 4, wanted seconds "),
         (-1.0, "seconds_per_step: got -1.0 at batch size 1, wanted seconds above 0."),
+        (True, "seconds_per_step: got True at batch size 1, wanted seconds above 0."),
+        ([0.1], "seconds_per_step: got [0.1] at batch size 1, wanted seconds above 0."),
         ("1 ms", "seconds_per_step: got '1 ms' at batch size 1, wanted seconds above 0."),
         (
             pd.DataFrame({"batch_size": [1, 2, 4], "seconds": 1.0}),

@@ -1,5 +1,7 @@
 """Which losses are found to depend on more than their own example."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +64,49 @@ def test_a_loss_of_pairs_is_found():
         return (-jnp.trace(scores), jnp.asarray(len(seen))), state
 
     assert mixes_examples(own(contrastive), SPACE)
+
+
+def test_what_hides_in_symmetry_constants_and_saturation_is_found():
+    def towers(params, state, batch, key, hyperparameters):
+        x = batch["input"]
+        seen = x @ params["a"] - x @ params["b"]
+        seen = (seen - seen.mean(0)) / (seen.std(0) + 1e-3)
+        return ((seen**3).sum(), jnp.asarray(len(x))), state
+
+    def shifted(params, state, batch, key, hyperparameters):
+        seen = batch["input"] @ params["a"]
+        losses = 1e4 + ((seen - seen.mean(0)) / (seen.std(0) + 1e-3)).sum(1) ** 2
+        return (losses.sum(), jnp.asarray(len(losses))), state
+
+    def saturated(params, state, batch, key, hyperparameters):
+        seen = 5 * batch["input"] @ params["a"]
+        return (-jnp.trace(jax.nn.log_softmax(seen @ seen.T)), jnp.asarray(len(seen))), state
+
+    two = {"a": jnp.zeros((3, 2)), "b": jnp.zeros((3, 2))}
+    for loss in (towers, shifted, saturated):
+        workload = dataclasses.replace(own(loss), init=lambda key: (two, {}))
+        assert mixes_examples(workload, SPACE) is True
+
+    def flat(params, state, batch, key, hyperparameters):
+        return (0.0 * params["a"].sum(), jnp.asarray(2)), state
+
+    workload = dataclasses.replace(own(flat), init=lambda key: (two, {}))
+    assert mixes_examples(workload, SPACE) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_mixes_nothing(seed):
+    x = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32)
+
+    def loss(params, state, batch, key, hyperparameters):
+        seen = jax.nn.relu(batch["input"].astype(jnp.bfloat16) @ params["a"]) @ params["b"]
+        return (jnp.sum(seen**2), jnp.asarray(len(seen))), state
+
+    init = {"a": jnp.zeros((10, 32), jnp.bfloat16), "b": jnp.zeros((32, 3), jnp.bfloat16)}
+    workload = dataclasses.replace(
+        own(loss), init=lambda key: (init, {}), data={"train": {"input": x}}
+    )
+    assert mixes_examples(workload, SPACE) is False
 
 
 def test_a_state_that_is_not_of_the_batch_is_none():

@@ -142,6 +142,24 @@ def power_law(exponent, *, sizes=SIZES[:9], scatter=0.0):
     return pd.DataFrame({"batch_size": sizes, "steps": np.ceil(steps)})
 
 
+@pytest.mark.parametrize("spacing", [0.2, 0.5])
+def test_a_coarse_grid_makes_no_power_law_of_a_bend(spacing):
+    sizes = np.array(SIZES[3:8])
+    grid = np.array(evaluation_grid(100_000, spacing))
+    for seed in range(10):
+        noise = 0.02 * np.random.default_rng(seed).normal(size=len(sizes))
+        exact = 400 * (1 + 32 / sizes) * np.exp(noise)
+        place = np.searchsorted(grid, exact)
+        some = pd.DataFrame(
+            {
+                "batch_size": sizes,
+                "steps": grid[place],
+                "previous_evaluation": grid[place - 1],
+            }
+        )
+        assert "power law" not in scaling.fit(some).refused
+
+
 def test_a_sharper_bend_is_none_where_there_is_none():
     found = scaling.fit(power_law(0.5), form="generalised")
     assert "along a power law" in found.refused

@@ -197,7 +197,11 @@ def batch_dependent(evidence: Evidence) -> Check:
             "Use ghost batch norm of one size at every batch size (a fixed microbatch), or a "
             "norm that does not see the batch.",
         )
-    return Check(name, Verdict.PASS, "the loss of an example does not depend on the others")
+    return Check(
+        name,
+        Verdict.PASS,
+        "the loss of an example depends on no others, or on as many at every batch size",
+    )
 
 
 def reproducible(evidence: Evidence) -> Check:

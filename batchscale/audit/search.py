@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale.audit.checks import Check, Evidence, Verdict, sizes
-from batchscale.records import Status
-from batchscale.tuner import CROWDED, Choice, Distribution, crowding
+from batchscale.tuner import CROWDED, Choice, Distribution, crowding, looked_at
 
 # Choices.
 _LEADING, _FEWEST = 5, 3  # trials that are looked at together, at the most and at the least
@@ -27,14 +26,11 @@ def edges(evidence: Evidence) -> Check:
     beyond = _beyond(evidence)
     if beyond:
         return Check(name, Verdict.FAIL, f"the confirmed setting is beyond {beyond}", _WIDEN)
-    # Diverged trials beyond the leading ones say that the edge was looked at.
     searched = evidence.plain()
-    diverged = searched["status"] == Status.INFEASIBLE
-    searched["first_crossing"] = searched["first_crossing"].mask(diverged, np.inf)
     crowded: dict[tuple[str, str], list[int]] = {}
     cases, unseen = [], []
     for batch_size, space in evidence.spaces.items():
-        here = searched.loc[searched["batch_size"] == batch_size]
+        here = looked_at(space, searched.loc[searched["batch_size"] == batch_size])
         if here.empty:
             continue
         lead = here.loc[np.isfinite(here["first_crossing"])]

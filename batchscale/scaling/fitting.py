@@ -226,7 +226,10 @@ class _Likelihood:
 
     def is_line(self, parameters: np.ndarray) -> bool:
         """Whether log steps are as well described by a line, whose slope is neither end's."""
-        logs, batch = self._high[self._reached], self._batch[self._reached]
+        # A crossing lies between two evaluations; so does the curve.
+        between = self._between & np.isfinite(self._low)
+        logs = np.where(between, (self._low + self._high) / 2, self._high)[self._reached]
+        batch = self._batch[self._reached]
         mean = log_steps(batch, parameters[0], parameters[1], self.sharpness(parameters))
         slope, height = np.polyfit(batch, logs, 1)
         least = len(logs) * _SMALLEST_SPREAD**2

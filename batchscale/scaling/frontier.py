@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Mapping
 
 import numpy as np
@@ -86,13 +85,16 @@ def _step_times(given: StepTimes, batch_sizes: list[int]) -> np.ndarray:
             f"got those of {', '.join(map(str, given)) or 'none'}."
         )
     for size in batch_sizes:
-        number = isinstance(given[size], numbers.Real)
-        if not (number and 0 < given[size] < math.inf):
+        try:
+            seconds = float(given[size]) if not isinstance(given[size], str | bool) else math.nan
+        except TypeError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
             raise ValueError(
                 f"seconds_per_step: got {given[size]!r} at batch size {size}, wanted seconds "
                 "above 0."
             )
-    return np.array([given[size] for size in batch_sizes], np.float64)
+    return np.array([float(given[size]) for size in batch_sizes], np.float64)
 
 
 def _pareto(time: np.ndarray, cost: np.ndarray) -> np.ndarray:

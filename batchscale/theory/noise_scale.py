@@ -51,7 +51,7 @@ class NoiseScale:
       squared_gradient: the unbiased estimate of |G|^2, which may be below 0.
       trace: the unbiased estimate of tr(Sigma).
       b_noise: tr(H Sigma) / (G^T H G), in examples; NaN unless it was asked for, and where the loss
-        does not curve upwards along G.
+        does not curve upwards along G, or over the noise.
       b_noise_interval: of B_noise, as `interval`; NaN where `b_noise` is. The Hessian is taken for
         known: its own error, that of a mean over the same examples, is not in it.
       loss: the mean training loss of the examples.
@@ -395,8 +395,8 @@ def _b_noise(
     each = [squares(loss.single(part)) / weight for part in microbatches(chosen, size)]
     moments = _Moments(float(mean @ curved), np.concatenate(each))
     b_noise = _ratio(moments.trace, moments.squared_gradient(population), otherwise=math.nan)
-    if math.isnan(b_noise):
-        return b_noise, _NOTHING
+    if not b_noise > 0:
+        return math.nan, _NOTHING
     return b_noise, moments.interval(loss, parts, curved, population)
 
 

@@ -19,6 +19,7 @@ from batchscale.tuner.planning import plan as plan
 from batchscale.tuner.refining import CROWDED as CROWDED
 from batchscale.tuner.refining import crowding as crowding
 from batchscale.tuner.refining import expand as expand
+from batchscale.tuner.refining import looked_at as looked_at
 from batchscale.tuner.refining import refine as refine
 from batchscale.tuner.refining import spread as spread
 from batchscale.tuner.refining import united as united

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from batchscale.records import Status
 from batchscale.tuner.distributions import (
     Choice,
     Distribution,
@@ -101,6 +102,27 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
             if wider.low < dimension.low or wider.high > dimension.high:
                 beyond, box[name] = True, wider
     return SearchSpace(**box) if beyond else None
+
+
+def looked_at(space: SearchSpace, trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials by which an edge is judged: with one hyperparameter also those that diverged.
+
+    Where one hyperparameter is searched, trials that diverged beyond the leading ones say that the
+    edge was looked at; they count as without a crossing. Where several are, another of them may be
+    to blame.
+
+    Args:
+      space: what they were drawn from, without functions of batch size.
+      trials: with `status` and `first_crossing`.
+
+    >>> trials = pd.DataFrame({"status": ["complete", "infeasible"], "first_crossing": [9.0, 5.0]})
+    >>> looked_at(SearchSpace(learning_rate=LogUniform(0.1, 1)), trials)["first_crossing"].tolist()
+    [9.0, inf]
+    """
+    diverged = (trials["status"] == Status.INFEASIBLE).to_numpy()
+    if sum(isinstance(dimension, Distribution) for dimension in dict(space).values()) > 1:
+        return trials.loc[~diverged]
+    return trials.assign(first_crossing=trials["first_crossing"].mask(diverged, np.inf))
 
 
 def crowding(
