@@ -167,31 +167,25 @@ def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"])
     values = dict.fromkeys(names, jax.ShapeDtypeStruct((), float_type()))
 
-    traced = ["init"]
-    fields: list[Any] = []
+    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))  # starts no backend
+    params, model_state = jax.eval_shape(workload.init, key)
 
-    def measured(key: PyTree, batch: PyTree, values: PyTree) -> tuple[PyTree, PyTree]:
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        params, model_state = workload.init(key)
-        fields.extend(params if isinstance(params, Mapping) else ())
-        traced.append("preprocess")
-        prepared = workload.prepare(batch, key)
-        traced.append("loss")
-        loss = workload.loss(params, model_state, prepared, key, values)
-        traced.append("metrics")
-        return loss, workload.metrics(params, model_state, workload.prepare(batch, None))
+    def trace(what: str, function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+        try:
+            return jax.eval_shape(function, *arguments)
+        except KeyError as error:
+            fields = params if isinstance(params, Mapping) else ()
+            raise ValueError(
+                f"workload {workload.name!r}: {error} is looked up in its {what}. The fields of "
+                f"its examples are {', '.join(splits['train'])}; those of its parameters "
+                f"{', '.join(map(str, fields)) or 'none'}; and the hyperparameters are "
+                f"{', '.join(values)}."
+            ) from error
 
-    try:
-        loss, metrics = jax.eval_shape(
-            measured, jax.ShapeDtypeStruct((2,), np.uint32), some, values
-        )
-    except KeyError as error:
-        raise ValueError(
-            f"workload {workload.name!r}: its {traced[-1]} looks up {error}. The fields of its "
-            f"examples are {', '.join(splits['train'])}; of its parameters "
-            f"{', '.join(map(str, fields)) or 'none'}; and the hyperparameters are "
-            f"{', '.join(values)}."
-        ) from error
+    prepared = trace("preprocess", workload.prepare, some, key)
+    loss = trace("loss", workload.loss, params, model_state, prepared, key, values)
+    prepared = trace("preprocess", lambda batch: workload.prepare(batch, None), some)
+    metrics = trace("metrics", workload.metrics, params, model_state, prepared)
     match loss:
         case ((total, count), _) if all(getattr(x, "shape", None) == () for x in (total, count)):
             pass

@@ -58,16 +58,18 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     a, b, c, d, *others = np.linspace(0, size - 1, min(size, _EXAMPLES)).astype(int)
     chosen = np.array([(x, y, *others) for x in (a, b) for y in (c, d)])
     batches = jax.tree.map(lambda x: np.asarray(x)[chosen], train)
-    values = {name: np.asarray(_middle(d), float_type()) for name, d in space.items()}
+    values = {name: np.asarray(_middle(of), float_type()) for name, of in space.items()}
     random = np.random.default_rng(0)
-    params, model_state = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+    key = jax.random.key(0, impl="threefry2x32")
+    params, model_state = jax.eval_shape(workload.init, key)
     params = jax.tree.map(lambda x: _some(x, random), params)
-    model_state = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), model_state)
+    if jax.tree.leaves(model_state):  # of any kind: variances, counts, keys
+        model_state = jax.jit(workload.init)(key)[1]
 
     def total(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
-        prepare_key, key = jax.random.split(jax.random.key(0))
+        prepare_key, loss_key = jax.random.split(key)
         prepared = workload.prepare(batch, prepare_key)
-        return workload.loss(params, model_state, prepared, key, values)[0]
+        return workload.loss(params, model_state, prepared, loss_key, values)[0]
 
     @jax.jit
     def sums(params: PyTree) -> tuple[PyTree, Any, Any]:

@@ -219,7 +219,7 @@ class Plan:
             plan["fingerprint"],
             layouts,
             _by_size(plan["trials"], list),
-            plan.get("mixes_examples", plan.get("keeps_statistics") or None),
+            plan.get("mixes_examples"),
             plan.get("examples", {}),
         )
 

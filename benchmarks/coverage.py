@@ -9,7 +9,8 @@
 `fit`: steps to target are drawn about a known curve, with a scatter like that of minima over
 trials, and rounded up to the grid of evaluations, as a study reports them. Printed are the share of
 the intervals at a confidence of 90% that hold the true B_crit (of all simulated studies: the
-one-sided bounds of refusals count as intervals), the share refused, and the median width.
+one-sided bounds of refusals count as intervals), the share refused, and the median width. Last, of
+power laws, which have no B_crit, the share refused.
 
 `best_of`: searches of N trials are drawn from a known distribution, and for each a new search of n.
 Printed are the share of the prediction intervals at 90% that hold what the new search reports, the
@@ -60,7 +61,10 @@ CASES = (  # B_crit, sharpness, scatter, batch sizes as powers of two, budget in
     (1000.0, 1.0, 0.1, range(12), 10**7),
     (32.0, 1.0, 0.1, range(13), 800),  # the small batch sizes miss the goal
     (32.0, 2.0, 0.1, range(13), 10**7),
+    (32.0, 1.0, 0.1, range(3, 8), 10**7),  # 8 to 128
+    (32.0, 1.0, 0.2, range(3, 8), 10**7),
 )
+EXPONENTS = (0.3, 0.5, 0.7)  # of power laws, which have no B_crit
 S_MIN = 40.0
 
 
@@ -76,6 +80,11 @@ def study(
     sizes = 2.0 ** np.array(list(powers))
     mean = log_steps(np.log(sizes), math.log(S_MIN), math.log(b_crit), sharpness)
     exact = np.exp(mean + scatter * random.normal(size=len(sizes)))
+    return _reported_table(sizes, exact, budget)
+
+
+def _reported_table(sizes: np.ndarray, exact: np.ndarray, budget: int = 10**7) -> pd.DataFrame:
+    """Steps as a study reports them, on the grid of its evaluations."""
     grid = np.array(evaluation_grid(budget, 0.05))
     place = np.searchsorted(grid, exact)
     missed = place >= len(grid)
@@ -111,6 +120,18 @@ def fit_rows(studies: int, seed: int) -> Iterable[dict[str, Any]]:
                 float(np.median([high / max(low, 1e-9) for low, high in intervals])), 3
             ),
         }
+    forms: tuple[scaling.Form, ...] = ("hyperbolic", "generalised")
+    for exponent in EXPONENTS:
+        for form in forms:
+            random = np.random.default_rng(seed)
+            sizes = 2.0 ** np.arange(3, 12)
+            refused = [
+                bool(scaling.fit(_reported_table(sizes, steps), form=form).refused)
+                for steps in 1e5
+                * sizes**-exponent
+                * np.exp(0.1 * random.normal(size=(studies, len(sizes))))
+            ]
+            yield {"exponent": exponent, "form": form, "refused": float(np.mean(refused))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,6 +129,15 @@ def test_a_median_that_is_a_miss_is_marked_and_interrupts_the_line():
     assert np.isnan(ax.lines[0].get_ydata()).tolist() == [False, True, False]
     assert ax.lines[2].get_xdata().tolist() == [2]
     assert "goal not reached" in [text.get_text() for text in ax.get_legend().get_texts()]
+    # The seeds that miss at 2 have a bar of their own, and no band to 1 and 4.
+    bars, bands = ax.collections[::2], ax.collections[1::2]
+    segments = [segment for bar in bars for segment in bar.get_segments()]
+    assert [segment.size for segment in segments] == [0, 0]  # nor where half of them miss
+    assert max(band.get_datalim(ax.transData).y1 for band in bands) < 1000
+    some = drawn(table.assign(steps=[120.0, 60, 40], high=[130.0, 70, 50]))
+    (bar,), none = (bars.get_segments() for bars in some.collections[::2])
+    assert (bar[:, 0].tolist(), len(none)) == ([2, 2], 0)
+    assert bar[1][1] > some.get_ylim()[1]
     alone = drawn(table.iloc[:1])
     assert len(alone.collections) == 2  # bars, where a band has no width
     with pytest.raises(ValueError, match="no setting reached the goal"):

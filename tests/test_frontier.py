@@ -243,7 +243,19 @@ def result(steps):
             steps, seconds_per_step=seconds_per_step
         ),
         scaling=lambda: scaling.fit(steps),
+        confirmation=lambda: SimpleNamespace(
+            steps_to_target=lambda: steps.assign(steps=2 * steps["steps"])
+        ),
     )
+
+
+def test_the_figure_says_whose_steps_it_shows():
+    best, confirmed = (plots.frontier(result(hyperbola()), confirmed=c) for c in (False, True))
+    assert best.get_title() == "digits/fc_64, sgd: time against cost, best of N"
+    assert confirmed.get_title() == "digits/fc_64, sgd: time against cost, tuned settings' medians"
+    once, twice = (ax.get_lines()[0].get_xydata() for ax in (best, confirmed))
+    np.testing.assert_allclose(twice, 2 * once)
+    plt.close("all")
 
 
 def test_the_figure_has_a_labelled_point_a_batch_size_and_the_fitted_hyperbola():

@@ -148,6 +148,16 @@ def test_a_mean_that_is_given_for_a_sum_is_refused():
         mixes_examples(own(mean), SPACE)
 
 
+def test_a_state_of_keys_and_variances_is_that_of_the_workload():
+    def loss(params, state, batch, key, hyperparameters):
+        noise = jax.random.normal(state["key"], (2,))
+        seen = (batch["input"] @ params + noise) / jnp.sqrt(state["variance"])
+        return ((seen**2).sum(), jnp.asarray(len(seen))), state
+
+    state = {"key": jax.random.key(3), "variance": jnp.asarray(0.5)}
+    assert mixes_examples(own(loss, state=state), SPACE) is False
+
+
 def test_a_loss_that_is_no_number_tells_nothing():
     def lost(params, state, batch, key, hyperparameters):
         return (jnp.sum(params) * jnp.nan, jnp.ones(())), state

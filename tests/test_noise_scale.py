@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 import batchscale as bs
 from batchscale.models import layers
 from batchscale.theory import NoisyQuadratic, noise_scale, noise_scale_of_batches, noise_scales
-from batchscale.theory.noise_scale import _fieller, _Moments
+from batchscale.theory._ratio import Moments, fieller
 
 EXAMPLES, DIMENSION = 60, 4
 RANDOM = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def exact(rows):
 
 
 def of_rows(rows):
-    return _Moments((rows.mean(0) ** 2).sum(), (rows**2).sum(1))
+    return Moments((rows.mean(0) ** 2).sum(), (rows**2).sum(1))
 
 
 # At the optimum of the loss the gradient is 0.
@@ -98,7 +98,7 @@ def test_the_interval_covers_as_often_as_it_says_however_weak_the_gradient(stren
         moments = of_rows(some)
         covariance = moments.covariance(some @ some.mean(0), 1000)
         estimates = moments.trace, moments.squared_gradient(1000)
-        interval = _fieller(*estimates, covariance, freedom=99)
+        interval = fieller(*estimates, covariance, freedom=99)
         truth = trace / squared if strength else np.inf
         covered.append(interval.low <= truth * (1 + 1e-9) and truth <= interval.high)
         open_.append(np.isinf(interval.high))
@@ -125,7 +125,7 @@ def test_the_interval_of_b_noise_is_that_of_b_simple_in_the_inner_product_of_the
     rows = gradients()[chosen] @ root  # plain products of these are those with the Hessian
     moments = of_rows(rows)
     covariance = moments.covariance(rows @ rows.mean(0), EXAMPLES)
-    wanted = _fieller(moments.trace, moments.squared_gradient(EXAMPLES), covariance, freedom=39)
+    wanted = fieller(moments.trace, moments.squared_gradient(EXAMPLES), covariance, freedom=39)
     np.testing.assert_allclose(found.b_noise_interval, wanted, rtol=1e-3)
     assert wanted.low < found.b_noise < wanted.high
     missing = noise_scale(REGRESSION, WEIGHTS.astype(np.float32), examples=40).b_noise_interval

@@ -178,6 +178,19 @@ def test_a_loss_that_is_a_mean_is_the_loss_of_every_example():
     assert results[0][1] == 12
 
 
+def short(workload, metric):
+    """A study of ten steps."""
+    return bs.Study(
+        workload=workload,
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=0.1),
+        batch_sizes=[4],
+        goal=bs.Goal(metric, 0.1),
+        trials=1,
+        max_steps=10,
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "shape"),
     [
@@ -201,15 +214,7 @@ def test_what_is_not_one_value_an_example_is_refused_before_anything_compiles(
         metrics={"error": right if what == "loss" else values},
         data={"train": (x, x), "validation": (x, x)},
     )
-    study = bs.Study(
-        workload=workload,
-        optimizer="sgd",
-        space=bs.SearchSpace(learning_rate=0.1),
-        batch_sizes=[4],
-        goal=bs.Goal("validation/error", 0.1),
-        trials=1,
-        max_steps=10,
-    )
+    study = short(workload, "validation/error")
     message = f"^{what}: got an array of shape {shape} for a batch of 2, wanted "
     with pytest.raises(ValueError, match=message):
         study.run(tmp_path, progress=False)
@@ -232,15 +237,7 @@ def misspelt(**functions):
         **{"loss": loss, "metrics": metrics, **functions},
         data={"train": {"input": x, "label": x}, "validation": {"input": x, "label": x}},
     )
-    return bs.Study(
-        workload=workload,
-        optimizer="sgd",
-        space=bs.SearchSpace(learning_rate=0.1),
-        batch_sizes=[4],
-        goal=bs.Goal("validation/loss", 0.1),
-        trials=1,
-        max_steps=10,
-    )
+    return short(workload, "validation/loss")
 
 
 @pytest.mark.parametrize(
@@ -248,16 +245,16 @@ def misspelt(**functions):
     [
         (
             {"loss": lambda params, state, batch, key, h: batch["lable"]},
-            "workload 'slope': its loss looks up 'lable'. The fields of its examples are input, "
-            "label; of its parameters w; and the hyperparameters are learning_rate.",
+            "workload 'slope': 'lable' is looked up in its loss. The fields of its examples are "
+            "input, label; those of its parameters w; and the hyperparameters are learning_rate.",
         ),
         (
             {"loss": lambda params, state, batch, key, h: h["dropout"]},
-            "workload 'slope': its loss looks up 'dropout'.",
+            "workload 'slope': 'dropout' is looked up in its loss.",
         ),
         (
             {"metrics": lambda params, state, batch: {"loss": params["weight"]}},
-            "workload 'slope': its metrics looks up 'weight'.",
+            "workload 'slope': 'weight' is looked up in its metrics.",
         ),
         (
             {"loss": lambda params, state, batch, key, h: params["w"]},
@@ -281,3 +278,20 @@ def test_functions_that_do_not_fit_are_refused_before_anything_is_written(
         misspelt(**functions).run(tmp_path / "study", progress=False)
     assert not (tmp_path / "study").exists()
     misspelt().run(tmp_path / "study", progress=False)  # and nothing else is wrong with them
+
+
+def test_a_sum_for_a_mean_is_refused_and_the_folder_takes_the_study_that_is_mended(tmp_path):
+    x = np.linspace(-1, 1, 16, dtype=np.float32)
+
+    def slope(reduce):
+        workload = bs.Workload.from_functions(
+            lambda key: {"w": jnp.zeros(())},
+            lambda params, batch: reduce((params["w"] * batch["input"] - batch["label"]) ** 2),
+            data={"train": (x, x), "validation": (x, x)},
+        )
+        return short(workload, "validation/loss")
+
+    with pytest.raises(ValueError, match="looks like a sum over the batch where its mean"):
+        slope(jnp.sum).run(tmp_path, progress=False)
+    result = slope(jnp.mean).run(tmp_path, progress=False)
+    assert len(result.measurements) > 1

@@ -24,8 +24,9 @@ class _Confirmed(common.Result, Protocol):
 def confirmation(result: _Confirmed, ax: Axes | None = None) -> Axes:
     """Both curves of steps to target: of the tuned setting, and of the luckiest trial.
 
-    The dark band is the interval of the median, the pale one holds four fifths of single runs. A
-    batch size whose median is a miss is an open marker at the top edge.
+    The dark band is the interval of the median, the pale one holds four fifths of single runs.
+    Where one has no upper end, for seeds miss or are too few, a bar goes to the top edge. A batch
+    size whose median is a miss is an open marker there.
 
     Args:
       result: of a study after `Study.confirm`.
@@ -47,17 +48,21 @@ def confirmation(result: _Confirmed, ax: Axes | None = None) -> Axes:
 
     columns = ["steps", "low", "high", "quantile_10", "quantile_90", "best_of_n"]
     values = table[columns].to_numpy(float)
-    # A band that has no upper end goes to the edge, and does not move it.
+    # What has no upper end goes to the edge, and does not move it.
     edge = 1.3 * float(values[np.isfinite(values)].max())
 
     def band(low: str, high: str, alpha: float, label: str) -> None:
-        top = table[high].where(np.isfinite(table[high]), 2 * edge)
         style = {"color": common.BLUE, "alpha": alpha, "label": label}
-        bottom = table[low].clip(lower=1).where(median.notna())
-        if len(table) == 1:  # has no width to fill
-            handles.append(ax.vlines(sizes, bottom, top, lw=8, **style))
-        else:
-            handles.append(ax.fill_between(sizes, bottom, top, lw=0, **style))
+        bottom = table[low].clip(lower=1).where(median.notna()).to_numpy(float)
+        top = table[high].to_numpy(float)
+        # An open end is that of one batch size, and says nothing of those between it and others.
+        bars = np.isinf(top) if len(table) > 1 else np.array([True])
+        ends = np.minimum(top[bars], 2 * edge)
+        drawn: Artist = ax.vlines(sizes[bars], bottom[bars], ends, lw=8, **style)
+        if not bars.all():
+            logs = np.interp(np.log(sizes), np.log(sizes[~bars]), np.log(top[~bars]))
+            drawn = ax.fill_between(sizes, bottom, np.exp(logs), lw=0, **style)
+        handles.append(drawn)
 
     band("quantile_10", "quantile_90", 0.15, "10% to 90% of seeds")
     band("low", "high", 0.3, f"{found.confidence:.0%} interval of the median")

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patheffects import withStroke
 
 from batchscale import scaling
+from batchscale.confirmation import Confirmation
 from batchscale.plots.common import (
     BLUE,
     FONT_SIZE,
@@ -44,11 +45,15 @@ class _Measured(Result, Protocol):
         """The curve through steps to target."""
         ...
 
+    def confirmation(self) -> Confirmation:
+        """The tuned settings under fresh seeds."""
+        ...
+
 
 def frontier(
     result: _Measured,
     *,
-    steps: pd.DataFrame | None = None,
+    confirmed: bool = False,
     seconds_per_step: StepTimes | None = None,
     ax: Axes | None = None,
 ) -> Axes:
@@ -62,7 +67,7 @@ def frontier(
 
     Args:
       result: of a study.
-      steps: to target, if not those of the best of N: `Confirmation.steps_to_target()`.
+      confirmed: whether steps are the medians of `Result.confirmation`, and not the best of N.
       seconds_per_step: as for `scaling.frontier`.
       ax: where to draw; a new figure if not given.
 
@@ -70,6 +75,7 @@ def frontier(
       The axes.
 
     Raises:
+      FileNotFoundError: nothing is confirmed.
       ValueError: no batch size reaches the goal, or a batch size has no step time.
 
     >>> from types import SimpleNamespace
@@ -86,11 +92,12 @@ def frontier(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
-    if steps is None:
-        table, fit = result.frontier(seconds_per_step=seconds_per_step), result.scaling()
-    else:
+    if confirmed:
+        steps = result.confirmation().steps_to_target()
         table = scaling.frontier(steps, seconds_per_step=seconds_per_step)
         fit = scaling.fit(steps)
+    else:
+        table, fit = result.frontier(seconds_per_step=seconds_per_step), result.scaling()
     table = table.take(np.flatnonzero(np.isfinite(table["steps"])))
     if table.empty:
         raise ValueError(f"frontier: {result.name!r} reaches its goal at no batch size.")
@@ -120,7 +127,8 @@ def frontier(
     ax.grid(color="0.92", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.margins(x=0.1, y=0.08)  # room for the last label
-    head(ax, f"{result.name}: time against cost, by batch size", handles)
+    which = "tuned settings' medians" if confirmed else "best of N"
+    head(ax, f"{result.name}: time against cost, {which}", handles)
     _label(ax, table, time)
     return ax
 

@@ -23,18 +23,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 from jaxtyping import Float, PyTree
 
 from batchscale import checks
 from batchscale.scaling import Interval
+from batchscale.theory._ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
 from batchscale.theory._training_loss import TrainingLoss, microbatches
 from batchscale.workloads import Workload
 
 if TYPE_CHECKING:
     from batchscale.study import Study
 
-_CONFIDENCE = 0.9
 _NOTHING = Interval(math.nan, math.nan)
 _AT_ONCE = 64  # a choice: directions in which the curvature is taken together
 
@@ -134,20 +133,20 @@ def noise_scale(
             "loss that sees the whole batch (a norm of batches) an example has none of its own: "
             "use noise_scale_of_batches."
         )
-    moments = _Moments(float(mean @ mean), np.concatenate(squares))
+    moments = Moments(float(mean @ mean), np.concatenate(squares))
     # Of a loss that is not random the first examples tell so.
     redrawn = loss.redrawn(parts[0])
     if redrawn.any():
         redrawn = np.concatenate([redrawn, *map(loss.redrawn, parts[1:])])
-    population = _population(loss.size, redrawn.mean(), moments.trace)
+    population = population_without_noise(loss.size, redrawn.mean(), moments.trace)
     trace, squared = moments.trace, moments.squared_gradient(population)
     b_noise, b_noise_interval = math.nan, _NOTHING
     if with_hessian:
         b_noise, b_noise_interval = _b_noise(loss, parts, mean, population)
     return NoiseScale(
-        b_simple=_ratio(max(trace, 0.0), squared),
-        interval=moments.interval(loss, parts, mean, population),
-        confidence=_CONFIDENCE,
+        b_simple=ratio(max(trace, 0.0), squared),
+        interval=moments.interval(_along(loss, parts, mean, population), population),
+        confidence=CONFIDENCE,
         squared_gradient=squared,
         trace=trace,
         b_noise=b_noise,
@@ -235,14 +234,14 @@ def noise_scale_of_batches(
         rows.append((trace, mean @ mean, redrawn, losses / weight))
     table = np.array(rows)
     trace, norm, redrawn, value = table.mean(0).tolist()
-    population = _population(loss.size, redrawn, trace)
+    population = population_without_noise(loss.size, redrawn, trace)
     noise = 1 / big - 1 / population
     squared = norm - trace * noise
     covariance = np.cov(table[:, 0], table[:, 1] - table[:, 0] * noise) / batches
     return NoiseScale(
-        b_simple=_ratio(max(trace, 0.0), squared),
-        interval=_fieller(trace, squared, covariance, freedom=batches - 1),
-        confidence=_CONFIDENCE,
+        b_simple=ratio(max(trace, 0.0), squared),
+        interval=fieller(trace, squared, covariance, freedom=batches - 1),
+        confidence=CONFIDENCE,
         squared_gradient=squared,
         trace=trace,
         b_noise=math.nan,
@@ -306,71 +305,16 @@ def noise_scales(
     return pd.DataFrame(rows, columns=columns)
 
 
-class _Moments:
-    """What the gradients of single examples add up to, by some inner product.
-
-    Args:
-      norm: the square of their mean.
-      squares: that of each.
-    """
-
-    def __init__(self, norm: float, squares: Float[np.ndarray, " examples"]) -> None:
-        self._squares, self._norm, self._count = squares, norm, len(squares)
-
-    @property
-    def trace(self) -> float:
-        """The trace of their covariance, unbiased."""
-        return float((self._squares.sum() - self._count * self._norm) / (self._count - 1))
-
-    def squared_gradient(self, population: float) -> float:
-        """|G|^2 of the population, unbiased: the mean's norm, less what is the sample's noise."""
-        return self._norm - self.trace * (1 / self._count - 1 / population)
-
-    def interval(
-        self,
-        loss: TrainingLoss,
-        parts: Sequence[np.ndarray],
-        direction: Float[np.ndarray, " parameters"],
-        population: float,
-    ) -> Interval:
-        """Of tr(Sigma) / |G|^2.
-
-        Args:
-          loss: whose gradients they are.
-          parts: the examples.
-          direction: the vector whose plain product with a gradient is that with the mean.
-          population: as in `covariance`.
-        """
-        covariance = np.zeros((2, 2))
-        if self._count < population:
-            along = np.concatenate([loss.along(part, direction) for part in parts])
-            covariance = self.covariance(along, population)
-        squared = self.squared_gradient(population)
-        return _fieller(self.trace, squared, covariance, freedom=self._count - 1)
-
-    def covariance(
-        self, along: Float[np.ndarray, " examples"], population: float
-    ) -> Float[np.ndarray, "2 2"]:
-        """Of the estimates of tr(Sigma) and |G|^2, by the delete-one jackknife.
-
-        Args:
-          along: the product of each gradient with the mean.
-          population: the part of it that was drawn is known, and adds no variance.
-        """
-        count, fewer = self._count, self._count - 1
-        norms = (count**2 * self._norm - 2 * count * along + self._squares) / fewer**2
-        traces = (self._squares.sum() - self._squares - fewer * norms) / (fewer - 1)
-        squared = norms - traces * (1 / fewer - 1 / population)
-        return np.cov(traces, squared) * fewer**2 / count * (1 - count / population)
-
-
-def _population(examples: int, redrawn: float, trace: float) -> float:
-    """How many examples a batch without noise has: more than there are where the loss is random.
-
-    >>> _population(100, 0.0, 4.0), _population(100, 1.0, 4.0), _population(100, 4.0, 4.0)
-    (100.0, 133.33333333333334, inf)
-    """
-    return _ratio(examples, 1 - _ratio(redrawn, trace, otherwise=0.0))
+def _along(
+    loss: TrainingLoss,
+    parts: Sequence[np.ndarray],
+    direction: Float[np.ndarray, " parameters"],
+    population: float,
+) -> Float[np.ndarray, " examples"] | None:
+    """The products of single gradients with a direction; None of the whole population."""
+    if sum(map(len, parts)) >= population:
+        return None
+    return np.concatenate([loss.along(part, direction) for part in parts])
 
 
 def _b_noise(
@@ -393,36 +337,8 @@ def _b_noise(
 
     size = min(len(parts[0]), _AT_ONCE)
     each = [squares(loss.single(part)) / weight for part in microbatches(chosen, size)]
-    moments = _Moments(float(mean @ curved), np.concatenate(each))
-    b_noise = _ratio(moments.trace, moments.squared_gradient(population), otherwise=math.nan)
+    moments = Moments(float(mean @ curved), np.concatenate(each))
+    b_noise = ratio(moments.trace, moments.squared_gradient(population), otherwise=math.nan)
     if not b_noise > 0:
         return math.nan, _NOTHING
-    return b_noise, moments.interval(loss, parts, curved, population)
-
-
-def _ratio(value: float, by: float, *, otherwise: float = math.inf) -> float:
-    return float(value / by) if by > 0 else otherwise
-
-
-def _fieller(
-    above: float, below: float, covariance: Float[np.ndarray, "2 2"], *, freedom: int
-) -> Interval:
-    """The ratios r of which above - r below is not significantly different from 0.
-
-    `above` and `below` estimate numbers of at least 0, with so many degrees of freedom.
-
-    >>> _fieller(6.0, 2.0, np.zeros((2, 2)), freedom=9)
-    Interval(low=3.0, high=3.0)
-    >>> _fieller(6.0, 2.0, np.diag([0.0, 4.0]), freedom=9).high
-    inf
-    """
-    above, below = max(above, 0.0), max(below, 0.0)
-    limit = float(scipy.stats.t.ppf((1 + _CONFIDENCE) / 2, freedom)) ** 2
-    (of_above, of_both), (_, of_below) = limit * covariance
-    # They are where a r^2 - 2 b r + c <= 0.
-    a, b, c = below**2 - of_below, above * below - of_both, above**2 - of_above
-    # b^2 - a c, so that nothing is left of it where there is no variance.
-    square = above**2 * of_below - 2 * above * below * of_both + below**2 * of_above
-    root = math.sqrt(max(square - (of_above * of_below - of_both**2), 0.0))
-    low = _ratio(c, b + root) if c > 0 else 0.0
-    return Interval(low, _ratio(b + root, a))
+    return b_noise, moments.interval(_along(loss, parts, curved, population), population)
