@@ -12,13 +12,14 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from batchscale import schedules
+from batchscale import keys, schedules
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
 from batchscale.programs import float_type
 from batchscale.schedules import Schedule
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
+from batchscale.workloads.workload import check_sums
 
 PerBatchSize = int | Mapping[int, int] | Callable[[int], int]
 
@@ -167,7 +168,7 @@ def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
     some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"])
     values = dict.fromkeys(names, jax.ShapeDtypeStruct((), float_type()))
 
-    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))  # starts no backend
+    key = keys.shape()
     params, model_state = jax.eval_shape(workload.init, key)
 
     def trace(what: str, function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
@@ -195,6 +196,8 @@ def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
                 "((sum, count), model_state), where the sum over the batch and the count are "
                 "scalars. Workload.from_functions takes a loss that returns one value an example."
             )
+    check_sums("loss", loss[0])
+    check_sums("metrics", metrics)
     known = [f"{split}/{name}" for split in splits for name in metrics]
     if goal.metric not in known:
         raise ValueError(

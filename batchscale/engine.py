@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from batchscale import devices, parallel, sampling, train
+from batchscale import devices, keys, parallel, sampling, train
 from batchscale import packs as packing
 from batchscale.evaluation import Evaluations
 from batchscale.layout import Layout
@@ -77,13 +77,14 @@ class Engine:
         data = workload.splits()["train"]
         self._examples = train.examples(data)
         self._train_data = parallel.replicate(data, mesh)
-        self._state = jax.eval_shape(
+        self._programs = Programs(mesh, self._names)
+        self._typed = jax.eval_shape(
             lambda key, values: train.init(self._recipe(1, 1), key, values),
             jax.ShapeDtypeStruct((2,), np.uint32),
-            {name: jax.ShapeDtypeStruct((), float_type()) for name in self._names},
+            self._programs.scalars,
         )
-        self._programs = Programs(mesh, self._names)
-        self._evaluations = Evaluations(workload, goal, mesh, self._programs, self._state)
+        self._state = jax.eval_shape(keys.raw, self._typed)
+        self._evaluations = Evaluations(workload, goal, mesh, self._programs, self._typed)
         self._seconds = 0.0
 
     @property
@@ -228,6 +229,7 @@ class Engine:
         row = states.ids.index(trial)
         leaves = [leaf[row] for leaf in states.leaves]
         state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
+        state = keys.typed(state, self._typed)
         return state.params, state.model_state
 
     def _arrange(self, ids: Sequence[TrialId], layout: Layout) -> list[list[TrialId | None]]:
@@ -266,7 +268,7 @@ class Engine:
 
         def start(name: Any, values: Any, shared: Any, local: Any) -> TrainState:
             del shared, local
-            return train.init(recipe, train.trial_key(*name), values)
+            return keys.raw(train.init(recipe, train.trial_key(*name), values))
 
         name = jax.ShapeDtypeStruct((4,), np.uint32)
         # One at a time: initialisers compile slowly under vmap, and parameters get the same bits
@@ -289,7 +291,9 @@ class Engine:
             values, drawn = own
             data, (number, size, first, steps) = shared
             batch = train.Batch(drawn, first, size)
-            return train.segment(recipe, state, values, data, batch, number, steps * busy)
+            state = keys.typed(state, self._typed)
+            state = train.segment(recipe, state, values, data, batch, number, steps * busy)
+            return keys.raw(state)
 
         return self._programs.begin(
             ("segment", recipe.microbatch, recipe.rest, recipe.whole, drawn.size),

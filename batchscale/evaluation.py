@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from batchscale import parallel, train
+from batchscale import keys, parallel, train
 from batchscale.layout import Layout, evaluation_batch
 from batchscale.metrics import Goal
 from batchscale.packs import Pack, TrialId
@@ -42,7 +42,7 @@ class Evaluations:
       goal: what is looked for; None if nothing is.
       mesh: the devices.
       programs: where evaluations are compiled.
-      state: shapes of a trial's state.
+      state: shapes of a trial's state, its keys typed.
 
     Attributes:
       splits: what can be measured, by name; `train` is a fixed subset of the training set.
@@ -55,7 +55,8 @@ class Evaluations:
     ) -> None:
         self.seconds = 0.0
         self._workload, self._goal, self._mesh, self._programs = workload, goal, mesh, programs
-        self._state = self._evaluated(state)
+        self._typed = self._evaluated(state)
+        self._state = jax.eval_shape(keys.raw, self._typed)
         splits = dict(workload.splits())
         splits["train"] = _subset(splits["train"], _TRAIN_SUBSET)
         self._splits = {name: parallel.replicate(split, mesh) for name, split in splits.items()}
@@ -254,7 +255,7 @@ class Evaluations:
         return state.params, state.model_state, state.opt_state if averaged else ()
 
     def _params(self, state: Any) -> tuple[PyTree, PyTree]:
-        params, model_state, opt_state = state
+        params, model_state, opt_state = keys.typed(state, self._typed)
         if self._workload.evaluated_parameters is not None:
             params = self._workload.evaluated_parameters(params, opt_state)
         return params, model_state
@@ -372,7 +373,7 @@ def _count(workload: Workload, goal: Goal, split: Mapping[str, np.ndarray]) -> i
     name = goal.metric.partition("/")[2]
 
     def metric(data: PyTree) -> PyTree:
-        shapes = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+        shapes = jax.eval_shape(workload.init, keys.shape())
         params, model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return workload.metrics(params, model_state, workload.prepare(data, None))[name]
 

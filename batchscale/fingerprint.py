@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from batchscale import datasets
+from batchscale import datasets, keys
 from batchscale.optimizers import Optimizer
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
@@ -33,7 +33,7 @@ def fingerprint(
     """
     splits = workload.splits()
     lowered = jax.jit(_program(workload, optimizer, schedule)).lower(
-        jax.ShapeDtypeStruct((2,), np.uint32),
+        keys.shape(),
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"]),
         jax.ShapeDtypeStruct((), np.int32),
         {name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(float)) for name in names},
@@ -61,7 +61,6 @@ def _program(workload: Workload, optimizer: Optimizer, schedule: Schedule):
     def program(
         key: PyTree, batch: PyTree, step: PyTree, hyperparameters: Mapping[str, PyTree]
     ) -> PyTree:
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
         params, model_state = workload.init(key)
         learning_rate = schedule(step, hyperparameters)
         transformation = optimizer.transformation(hyperparameters, learning_rate)

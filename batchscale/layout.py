@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
+from batchscale import keys
 from batchscale.workloads import Workload
 
 # Choices, from measurements on two CPU cores; both numbers can be fixed in the study.
@@ -116,7 +116,7 @@ def evaluation_batch(examples: int, *, enough: int | None = None) -> int:
 def _cpu_lanes(workload: Workload) -> int:
     if _convolves(workload):
         return 1
-    params, _ = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+    params, _ = jax.eval_shape(workload.init, keys.shape())
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     fit = _CPU_WEIGHT_BYTES // max(weights, 1)
     return min(_CPU_LANES, 1 << max(fit.bit_length() - 1, 0))
@@ -140,7 +140,7 @@ def _convolves(workload: Workload) -> bool:
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), workload.splits()["train"]
     )
-    key = jax.ShapeDtypeStruct((2,), np.uint32)
+    key = keys.shape()
 
     def metrics(key: PyTree, batch: PyTree) -> PyTree:
         params, model_state = workload.init(key)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from batchscale import keys
 from batchscale.programs import float_type
 from batchscale.tuner import Distribution, SearchSpace
 from batchscale.workloads import Workload
@@ -60,7 +61,7 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     batches = jax.tree.map(lambda x: np.asarray(x)[chosen], train)
     values = {name: np.asarray(_middle(of), float_type()) for name, of in space.items()}
     random = np.random.default_rng(0)
-    key = jax.random.key(0, impl="threefry2x32")
+    key = keys.key(0)
     params, model_state = jax.eval_shape(workload.init, key)
     params = jax.tree.map(lambda x: _some(x, random), params)
     if jax.tree.leaves(model_state):  # of any kind: variances, counts, keys

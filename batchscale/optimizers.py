@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
 from jaxtyping import Array, Float
 
+from batchscale import keys
+
 Hyperparameters = Mapping[str, Float[Array, ""]]
-Factory = Callable[[Hyperparameters], optax.GradientTransformation]
+Factory = Callable[..., optax.GradientTransformation]
+"""Of one's own: `factory(hyperparameters)`, or `factory(hyperparameters, key)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Optimizer:
       required: hyperparameters that a search space must give.
       defaults: those that it may give.
       takes_all: whether the factory sees every hyperparameter (one's own) or only its own.
+      takes_key: whether the factory takes the trial's key besides.
     """
 
     name: str
@@ -31,15 +36,20 @@ class Optimizer:
     required: tuple[str, ...]
     defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
     takes_all: bool = False
+    takes_key: bool = False
 
     def transformation(
-        self, hyperparameters: Hyperparameters, learning_rate: Float[Array, ""] | None
+        self,
+        hyperparameters: Hyperparameters,
+        learning_rate: Float[Array, ""] | None,
+        key: Any = None,
     ) -> optax.GradientTransformation:
         """The optax transformation at one step of one trial.
 
         Args:
           hyperparameters: every hyperparameter of the trial; the optimizer takes its own.
           learning_rate: the schedule's value at this step, in place of the initial one.
+          key: the trial's, for a factory that takes one; the same at every step.
         """
         own: dict[str, Any] = dict(self.defaults)
         own |= {
@@ -50,7 +60,10 @@ class Optimizer:
         if learning_rate is not None:
             own["learning_rate"] = learning_rate
         try:
-            made = self.factory(own)
+            if self.takes_key:
+                made = self.factory(own, keys.key(0) if key is None else key)
+            else:
+                made = self.factory(own)
         except KeyError as error:
             raise ValueError(
                 f"optimizer: {self.name!r} reads the hyperparameter {error}, and the space has "
@@ -109,7 +122,9 @@ def get(optimizer: str | Factory) -> Optimizer:
     The named ones are `sgd`: w -= lr g; `momentum` (heavy ball): v = m v + g, w -= lr v;
     `nesterov`: v = m v + g, w -= lr (g + m v); `adam` and `adamw` as in optax, with `b1`, `b2` and
     `eps` searched where the space names them. One's own function gets every hyperparameter, with
-    `learning_rate` as the schedule gives it at the step.
+    `learning_rate` as the schedule gives it at the step; and the trial's typed key, if it takes a
+    second argument: `lambda h, key: optax.noisy_sgd(h["learning_rate"], key=key)`. Keys in the
+    state of one that does not are changed by the trial's, so that trials differ in their noise.
 
     Raises:
       ValueError: the name is not known.
@@ -121,10 +136,20 @@ def get(optimizer: str | Factory) -> Optimizer:
     """
     if callable(optimizer):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
-        return Optimizer(name, optimizer, (), takes_all=True)
+        return Optimizer(name, optimizer, (), takes_all=True, takes_key=_takes_key(optimizer))
     if optimizer not in _OPTIMIZERS:
         raise ValueError(
             f"optimizer: got {optimizer!r}, wanted one of {', '.join(_OPTIMIZERS)}, "
             "or a function that makes an optax transformation from a mapping of hyperparameters."
         )
     return _OPTIMIZERS[optimizer]
+
+
+def _takes_key(factory: Factory) -> bool:
+    """Whether a factory has a second argument that it must be given."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except ValueError:  # not every callable tells
+        return False
+    second = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:2]
+    return any(p.default is p.empty for p in second)

@@ -44,8 +44,12 @@ class Programs:
 
     @property
     def scalars(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a trial's hyperparameters."""
-        return dict.fromkeys(self._names, jax.ShapeDtypeStruct((), float_type()))
+        """The shapes of a trial's hyperparameters.
+
+        Like Python's numbers they give way to the types of what they are multiplied with: a
+        learning rate must not widen a state of bfloat16.
+        """
+        return dict.fromkeys(self._names, jax.ShapeDtypeStruct((), float_type(), weak_type=True))
 
     def shared(self, tree: PyTree) -> PyTree:
         """The shapes of what every device holds whole."""
@@ -83,7 +87,9 @@ class Programs:
             width = self._mesh.size * lanes
 
             def wide(x: Any, size: int = width) -> jax.ShapeDtypeStruct:
-                return jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=axis)
+                weak = getattr(x, "weak_type", False)
+                shape = (size, *x.shape)
+                return jax.ShapeDtypeStruct(shape, x.dtype, sharding=axis, weak_type=weak)
 
             own = self.scalars if trial is None else trial
             local = wide(jax.ShapeDtypeStruct((), np.int32), self._mesh.size)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
-from batchscale import sampling
+from batchscale import keys, sampling
 from batchscale.optimizers import Hyperparameters, Optimizer
 from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
 
-_INIT, _SHUFFLE, _LOSS = 0, 1, 2
+_INIT, _SHUFFLE, _LOSS, _OPTIMIZER = 0, 1, 2, 3
 _DRAWN_AT_ONCE = 4096  # a choice: what is at work fits a core's cache
 
 Evidence = Callable[[Mapping[str, PyTree[Array]]], Int[Array, ""]]
@@ -101,8 +101,14 @@ class Recipe:
 def init(recipe: Recipe, key: UInt32[Array, " 2"], hyperparameters: Hyperparameters) -> TrainState:
     """The state before the first step: parameters from the trial's key, an empty optimizer."""
     params, model_state = recipe.workload.init(_key(key, _INIT))
-    transformation = recipe.optimizer.transformation(hyperparameters, None)
-    return TrainState(params, model_state, transformation.init(params), key)
+    optimizer_key = _key(key, _OPTIMIZER)
+    transformation = recipe.optimizer.transformation(hyperparameters, None, optimizer_key)
+    opt_state = transformation.init(params)
+    if not recipe.optimizer.takes_key:
+        # Its noise would be the same in every trial.
+        opt_state = keys.mixed(opt_state, optimizer_key)
+    # Of types that the next states have too: those of Python's numbers give way to others.
+    return TrainState(params, model_state, _as(opt_state, opt_state), key)
 
 
 def draw(
@@ -143,6 +149,10 @@ def step(
 ) -> TrainState:
     """One step of one trial: take the gradient of the batch's mean loss, update.
 
+    The gradient is that of the sum over the batch divided by what it counts. A batch that counts
+    nothing (all masked) is a step whose gradient is zero: momentum and weight decay go on. States
+    keep the types that `init` gave them.
+
     Args:
       recipe: how to train; static.
       state: the trial's state.
@@ -157,10 +167,14 @@ def step(
     """
     gradient, model_state = _gradient(recipe, state, hyperparameters, data, batch, number)
     learning_rate = recipe.schedule(jnp.asarray(number), hyperparameters)
-    transformation = recipe.optimizer.transformation(hyperparameters, learning_rate)
+    transformation = recipe.optimizer.transformation(
+        hyperparameters, learning_rate, _key(state.key, _OPTIMIZER)
+    )
     updates, opt_state = transformation.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(params, model_state, opt_state, state.key)
+    return TrainState(
+        params, _as(model_state, state.model_state), _as(opt_state, state.opt_state), state.key
+    )
 
 
 def segment(
@@ -302,14 +316,23 @@ def trial_key(
     replicate: Int[Array, ""] | int,
 ) -> UInt32[Array, " 2"]:
     """The key of a trial: of what it is called, never of its hyperparameters or its place."""
-    key = jax.random.key(seed, impl="threefry2x32")
+    key = keys.key(seed)
     for name in (batch_size, number, replicate):
         key = jax.random.fold_in(key, name)
     return jax.random.key_data(key)
 
 
 def _key(key: UInt32[Array, " 2"], purpose: int) -> Any:
-    return jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), purpose)
+    return jax.random.fold_in(keys.wrap(key), purpose)
+
+
+def _as(tree: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
+    """A state in the types of an earlier one."""
+
+    def of(x: Any, like: Any) -> Array:
+        return x if keys.is_key(like) else jnp.asarray(x).astype(jnp.asarray(like).dtype)
+
+    return jax.tree.map(of, tree, like)
 
 
 def examples(split: PyTree[Array]) -> int:
@@ -362,34 +385,67 @@ def _gradient(
         )
         return total, (weight, model_state)
 
+    def summed(
+        model_state: PyTree[Array], first: Int[Array, ""] | int, count: int
+    ) -> tuple[Float[Array, ""], Callable[..., PyTree[Array]], Array, PyTree[Array]]:
+        total, pull_back, (weight, model_state) = jax.vjp(
+            lambda params: loss(params, model_state, first, count), state.params, has_aux=True
+        )
+        return total, pull_back, weight.astype(_wide(total.dtype)), model_state
+
     if recipe.whole:
-
-        def mean(params: PyTree[Array]) -> tuple[Float[Array, ""], PyTree[Array]]:
-            total, (weight, model_state) = loss(params, state.model_state, 0, recipe.microbatch)
-            return total / weight, model_state
-
-        return jax.grad(mean, has_aux=True)(state.params)
+        total, pull_back, weight, model_state = summed(state.model_state, 0, recipe.microbatch)
+        (gradient,) = pull_back((1 / _or_infinite(weight)).astype(total.dtype))
+        return gradient, model_state
 
     def add(
         carry: tuple[PyTree[Array], Float[Array, ""], PyTree[Array]],
         first: Int[Array, ""] | int,
         count: int,
     ) -> tuple[PyTree[Array], Float[Array, ""], PyTree[Array]]:
-        summed, weights, model_state = carry
-        gradient, (weight, model_state) = jax.grad(loss, has_aux=True)(
-            state.params, model_state, first, count
-        )
-        return jax.tree.map(jnp.add, summed, gradient), weights + weight, model_state
+        so_far, weights, model_state = carry
+        total, pull_back, weight, model_state = summed(model_state, first, count)
+        down, up = _scale(state.params, total.dtype, weight)
+        (gradient,) = pull_back(down)
+        so_far = jax.tree.map(lambda x, g: x + up(g.astype(x.dtype)), so_far, gradient)
+        return so_far, weights + weight, model_state
 
-    weight_shape = jax.eval_shape(
-        lambda: loss(state.params, state.model_state, 0, recipe.microbatch)[1][0]
+    total_shape = jax.eval_shape(
+        lambda: loss(state.params, state.model_state, 0, recipe.microbatch)[0]
     )
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    carry = (zeros, jnp.zeros((), weight_shape.dtype), state.model_state)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), state.params)
+    carry = (zeros, jnp.zeros((), _wide(total_shape.dtype)), state.model_state)
     count = recipe.microbatch
     microbatches = jnp.asarray(batch.size) // count
     carry = jax.lax.fori_loop(0, microbatches, lambda i, c: add(c, i * count, count), carry)
     if recipe.rest:
         carry = add(carry, microbatches * count, recipe.rest)
-    summed, weights, model_state = carry
-    return jax.tree.map(lambda x: x / weights, summed), model_state
+    so_far, weights, model_state = carry
+    weights = _or_infinite(weights)
+    mean = jax.tree.map(lambda x, like: (x / weights).astype(like.dtype), so_far, state.params)
+    return mean, model_state
+
+
+def _or_infinite(weight: Float[Array, ""]) -> Float[Array, ""]:
+    """What a sum is divided by, so that one that counts nothing is no gradient."""
+    return jnp.where(weight > 0, weight, jnp.inf)
+
+
+def _wide(dtype: Any) -> Any:
+    """The type in which numbers of a type are summed."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _scale(
+    params: PyTree[Array], dtype: Any, weight: Float[Array, ""]
+) -> tuple[Array, Callable[[Array], Array]]:
+    """What a sum is pulled back by, and how its gradient is scaled back.
+
+    The gradient of a sum overflows float16 where that of the mean does not, so there it is taken of
+    the sum over a power of two that is at least its count. A power of two rounds nothing.
+    """
+    leaves = [dtype, *(x.dtype for x in jax.tree.leaves(params))]
+    if all(jnp.finfo(x).maxexp >= jnp.finfo(jnp.float32).maxexp for x in leaves):
+        return jnp.ones((), dtype), lambda x: x
+    _, exponent = jnp.frexp(jnp.maximum(weight, 1))
+    return jnp.ldexp(jnp.ones((), dtype), -exponent), lambda x: jnp.ldexp(x, exponent)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from batchscale import checks, devices
+from batchscale import checks, devices, keys
 from batchscale.layout import evaluation_batch
 from batchscale.workloads import Workload
 
@@ -86,7 +86,7 @@ class TrainingLoss:
         self.dtype = jnp.result_type(*jax.tree.leaves(self._point.params))
 
     def _check(self, params: PyTree) -> None:
-        wanted, _ = jax.eval_shape(self.workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+        wanted, _ = jax.eval_shape(self.workload.init, keys.shape())
         shapes = [
             (jax.tree.structure(tree), [np.shape(x) for x in jax.tree.leaves(tree)])
             for tree in (params, wanted)
@@ -228,7 +228,7 @@ def microbatches(
 
 @jax.jit
 def _keys(seed: Int[Array, ""], draw: Int[Array, ""], examples: Int[Array, "..."]) -> Any:
-    key = jax.random.fold_in(jax.random.key(seed), draw)
+    key = jax.random.fold_in(keys.key(seed), draw)
     fold = functools.partial(jax.random.fold_in, key)
     return fold(examples) if examples.ndim == 0 else jax.vmap(fold)(examples)
 

@@ -8,10 +8,20 @@ from jaxtyping import Array, PyTree
 
 
 def total(values: Array) -> Array:
-    """A sum that counts booleans in integers; of anything else, a float."""
+    """A sum that counts booleans in integers; of anything else a float, of 32 bits or more."""
     if values.dtype == bool:
         return values.sum(dtype=jnp.int32)
-    return values.sum(dtype=values.dtype if jnp.issubdtype(values.dtype, jnp.inexact) else float)
+    return wide(values).sum()
+
+
+def wide(values: Array) -> Array:
+    """Values in a float type that sums of them can be taken in.
+
+    >>> wide(jnp.ones(2, jnp.bfloat16)).dtype.name
+    'float32'
+    """
+    floats = jnp.issubdtype(values.dtype, jnp.inexact)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32) if floats else float)
 
 
 def examples_in(batch: PyTree) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from batchscale import keys
 from batchscale.optimizers import Hyperparameters
 from batchscale.workloads._sums import total
 
@@ -82,7 +83,7 @@ def fields(
             uniform = -jax.nn.log_softmax(logits).mean(-1)
             amount = hyperparameters["label_smoothing"]
             losses = (1 - amount) * losses + amount * uniform
-        return (losses.sum(), jnp.asarray(targets.size)), model_state
+        return (total(losses), jnp.asarray(targets.size)), model_state
 
     def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
         logits: Any = module.apply(
@@ -93,12 +94,12 @@ def fields(
         count = jnp.asarray(targets.size)
         return {
             "error": (total(logits.argmax(-1) != targets), count),
-            "loss": (losses.sum(), count),
+            "loss": (total(losses), count),
         }
 
     def logits_shape() -> tuple[int, ...]:
         x = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
-        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        key = keys.shape()
 
         def forward(key: Any, x: Array) -> Array:
             x = _scaled(x, scale)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from batchscale import datasets, models
+from batchscale import datasets, keys, models
 from batchscale.workloads import classifier
 from batchscale.workloads.workload import Workload
 
@@ -88,7 +88,7 @@ def table() -> pd.DataFrame:
     for dataset, images in _DATASETS.items():
         for model in ("fc_64", *_MODELS) if dataset == "digits" else _MODELS:
             workload = get(f"{dataset}/{model}")
-            params, _ = jax.eval_shape(workload.init, jax.ShapeDtypeStruct((2,), np.uint32))
+            params, _ = jax.eval_shape(workload.init, keys.shape())
             one = {
                 "image": jax.ShapeDtypeStruct((1, *images.shape), np.uint8),
                 "label": jax.ShapeDtypeStruct((1,), np.int32),

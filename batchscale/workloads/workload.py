@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from batchscale import datasets
+from batchscale import datasets, keys
 from batchscale.workloads import classifier
-from batchscale.workloads._sums import examples_in, total
+from batchscale.workloads._sums import examples_in, total, wide
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -62,6 +62,8 @@ class Workload:
     train_examples: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("init", "loss", "metrics"):
+            object.__setattr__(self, name, _arrays(getattr(self, name)))
         if not callable(self.data):
             _check_splits(self.data, self)
             examples = examples_in(self.data["train"])
@@ -114,7 +116,7 @@ class Workload:
                     "Workload, which counts them."
                 )
             if values.ndim == 0:
-                return values * count, jnp.asarray(count)
+                return wide(values) * count, jnp.asarray(count)
             return total(values), jnp.asarray(values.size)
 
         def total_loss(params, model_state, batch, key, hyperparameters):
@@ -202,7 +204,7 @@ class Workload:
             batch = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self.splits()["train"]
             )
-        key = jax.ShapeDtypeStruct((2,), np.uint32)
+        key = keys.shape()
         values = {name: jax.ShapeDtypeStruct((), np.float32) for name in names}
 
         def loss(
@@ -219,6 +221,41 @@ class Workload:
     def prepare(self, batch: PyTree, key: Any) -> PyTree:
         """A batch as the loss and the metrics take it."""
         return batch if self.preprocess is None else self.preprocess(batch, key)
+
+
+def _arrays(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """A function of the user's, whose leaves become arrays: of Python's numbers too."""
+    if getattr(function, "_makes_arrays", False):  # of a workload that was replaced
+        return function
+
+    @functools.wraps(function, updated=())
+    def arrays(*arguments: PyTree) -> PyTree:
+        return jax.tree.map(_array, function(*arguments))
+
+    arrays._makes_arrays = True  # pyright: ignore
+    return arrays
+
+
+def _array(leaf: Any) -> Array:
+    array = jnp.asarray(leaf)
+    # Not of a type that gives way to others: it would change within a loop.
+    return array if keys.is_key(array) else array.astype(array.dtype)
+
+
+def check_sums(what: str, sums: PyTree) -> None:
+    """Refuses sums and counts in types that stop growing, or overflow, as batches grow.
+
+    >>> check_sums("loss", (jnp.ones((), jnp.bfloat16), 3))
+    Traceback (most recent call last):
+    ValueError: loss: a sum or a count of it is bfloat16, wanted 32 bits or more, since narrower...
+    """
+    for leaf in jax.tree.leaves(sums):
+        if jnp.dtype(jnp.result_type(leaf)).itemsize < 4:
+            raise ValueError(
+                f"{what}: a sum or a count of it is {jnp.result_type(leaf)}, wanted 32 bits or "
+                "more, since narrower ones stop growing or overflow as batches grow. Sum floats "
+                "with .sum(dtype=jnp.float32), and count with .sum(dtype=jnp.int32)."
+            )
 
 
 def _from_arrays(data: Mapping[str, Any]) -> Splits:
