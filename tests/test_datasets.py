@@ -24,12 +24,14 @@ from hypothesis.extra import numpy as npst
 from batchscale import datasets, files
 from batchscale.datasets import _prepared as prepared
 from batchscale.datasets import _published as published
+from batchscale.datasets import _titles as titles
 from batchscale.datasets import named
 
 PREPARED = Path(
     os.environ.get("TFDS_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data" / "tfds"
 )
-FILES = tuple(published.SETS["mnist"].files)
+IDX = PREPARED.parent / "idx"
+FILES = tuple(f"{file}.gz" for file in published.SETS["mnist"].files)
 
 
 def message(kind, call, *args, **kwargs):
@@ -66,7 +68,15 @@ def idx_files(train, test):
     return {file: idx_bytes(array) for file, array in zip(FILES, arrays, strict=True)}
 
 
-def write_prepared(root, name, splits, *, version="3.0.1"):
+def as_tfds_sorts(split, fields):
+    """The examples in the order that TFDS gives them, by its own hash."""
+    hashing = pytest.importorskip("tensorflow_datasets.core.hashing")
+    hasher = hashing.Hasher(split)
+    order = sorted(range(len(fields["label"])), key=hasher.hash_key)
+    return {field: array[order] for field, array in fields.items()}
+
+
+def write_prepared(root, name, splits, *, version="3.0.1", shards=1, sort=as_tfds_sorts):
     """A data set as TFDS prepares it in array_record format, written without TensorFlow."""
     array_record_module = pytest.importorskip("array_record.python.array_record_module")
     from PIL import Image
@@ -92,27 +102,31 @@ def write_prepared(root, name, splits, *, version="3.0.1"):
         "featuresDict": {"features": features},
     }
     (folder / "features.json").write_text(json.dumps(structure))
-    shards = []
+    infos = []
     for split, fields in splits.items():
-        path = folder / f"{name}-{split}.array_record-00000-of-00001"
-        writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
-        for image, label in zip(fields["image"], fields["label"], strict=True):
-            encoded = io.BytesIO()
-            Image.fromarray(image[..., 0] if channels == 1 else image).save(encoded, "PNG")
-            example = tf_example_pb2.Example()
-            example.features.feature["image"].bytes_list.value.append(encoded.getvalue())
-            example.features.feature["label"].int64_list.value.append(int(label))
-            writer.write(example.SerializeToString())
-        writer.close()
-        shards.append(
+        parts = np.array_split(np.arange(len(fields["label"])), shards)
+        fields, size = sort(split, fields), 0
+        for shard, part in enumerate(parts):
+            path = folder / f"{name}-{split}.array_record-{shard:05}-of-{shards:05}"
+            writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+            for image, label in zip(fields["image"][part], fields["label"][part], strict=True):
+                encoded = io.BytesIO()
+                Image.fromarray(image[..., 0] if channels == 1 else image).save(encoded, "PNG")
+                example = tf_example_pb2.Example()
+                example.features.feature["image"].bytes_list.value.append(encoded.getvalue())
+                example.features.feature["label"].int64_list.value.append(int(label))
+                writer.write(example.SerializeToString())
+            writer.close()
+            size += path.stat().st_size
+        infos.append(
             {
                 "name": split,
                 "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-                "numBytes": str(path.stat().st_size),
-                "shardLengths": [str(len(fields["label"]))],
+                "numBytes": str(size),
+                "shardLengths": [str(len(part)) for part in parts],
             }
         )
-    info = {"name": name, "version": version, "fileFormat": "array_record", "splits": shards}
+    info = {"name": name, "version": version, "fileFormat": "array_record", "splits": infos}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
 
@@ -149,7 +163,21 @@ def small_mnist(monkeypatch):
     """MNIST with 6 + 2 training and 3 test images, as `load` would have it whole."""
     sizes = named._ImageSet((28, 28, 1), train=6, validation=2, test=3)
     monkeypatch.setitem(named._SETS, "mnist", sizes)
-    return {"train": digits_like(8), "test": digits_like(3, start=5)}
+    splits = {"train": digits_like(8), "test": digits_like(3, start=5)}
+    contents = {
+        file.removesuffix(".gz"): published.Content(len(content), hashlib.md5(content).hexdigest())
+        for file, content in idx_files(**splits).items()
+    }
+    addresses = published.SETS["mnist"].addresses
+    monkeypatch.setitem(published.SETS, "mnist", published.Published(addresses, contents))
+    digests = [
+        hashlib.blake2b(image.tobytes() + str(label).encode(), digest_size=16).digest()
+        for fields in splits.values()
+        for image, label in zip(fields["image"], fields["label"], strict=True)
+    ]
+    every = hashlib.blake2b(b"".join(sorted(digests)), digest_size=16).hexdigest()
+    monkeypatch.setitem(titles.EXAMPLES, "mnist", every)
+    return splits
 
 
 @pytest.fixture
@@ -157,12 +185,10 @@ def server(tmp_path, monkeypatch, small_mnist):
     """A folder that stands in for the place of publication; a second, empty one comes first."""
     folder = tmp_path / "server"
     folder.mkdir()
-    files = {}
     for file, content in idx_files(**small_mnist).items():
-        zipped = gzip.compress(content)
-        (folder / file).write_bytes(zipped)
-        files[file] = len(zipped), hashlib.sha256(zipped).hexdigest()
+        (folder / file).write_bytes(gzip.compress(content))
     addresses = f"{(tmp_path / 'down').as_uri()}/", f"{folder.as_uri()}/"
+    files = published.SETS["mnist"].files
     monkeypatch.setitem(published.SETS, "mnist", published.Published(addresses, files))
     return folder
 
@@ -577,10 +603,9 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_an_npz_file_in_the_directory_comes_first(tmp_path, cache, no_network, small_mnist):
-    write_prepared(tmp_path, "mnist", small_mnist)
-    stored = {"train": digits_like(4, start=90)}
-    datasets.to_npz(stored, tmp_path / "mnist.npz")
-    assert_same(datasets.load("mnist", directory=tmp_path), stored)
+    write_prepared(tmp_path, "mnist", {"train": digits_like(8, start=90), "test": digits_like(3)})
+    datasets.to_npz(held_out(small_mnist), tmp_path / "mnist.npz")
+    assert_same(datasets.load("mnist", directory=tmp_path), held_out(small_mnist))
 
 
 @pytest.mark.parametrize(
@@ -630,10 +655,100 @@ def test_colour_images_are_read_in_three_channels(tmp_path, cache, monkeypatch):
         "train": digits_like(5, shape=(32, 32, 3)),
         "test": digits_like(2, shape=(32, 32, 3)),
     }
-    write_prepared(tmp_path, "cifar10", examples, version="3.0.2")
+    write_prepared(
+        tmp_path, "cifar10", examples, version="3.0.2", sort=lambda split, fields: fields
+    )
     splits = datasets.load("cifar10", directory=tmp_path)
     np.testing.assert_array_equal(splits["train"]["image"], examples["train"]["image"][:4])
     np.testing.assert_array_equal(splits["validation"]["image"], examples["train"]["image"][4:])
+
+
+@pytest.mark.parametrize("examples", [1, 1000])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_order_of_tfds_is_undone_as_tfds_itself_makes_it(tmp_path, split, examples):
+    shuffle = pytest.importorskip("tensorflow_datasets.core.shuffle")
+    shuffler = shuffle.Shuffler(tmp_path, split)
+    for number in range(examples):
+        shuffler.add(number, str(number).encode())
+    written = {"label": np.array([int(data) for _, data in shuffler])}
+    assert (written["label"] == np.arange(examples)).all() == (examples == 1)
+    assert prepared._unshuffled(split, written)["label"].tolist() == list(range(examples))
+
+
+def test_the_order_is_undone_over_the_files_of_a_split(tmp_path, cache, small_mnist):
+    write_prepared(tmp_path, "mnist", small_mnist, shards=3)
+    assert_same(datasets.load("mnist", directory=tmp_path), held_out(small_mnist))
+
+
+def test_a_set_that_tfds_did_not_sort_is_left_as_it_is(tmp_path, cache, small_mnist):
+    write_prepared(tmp_path, "mnist", small_mnist, sort=lambda split, fields: fields)
+    assert_same(datasets.load("mnist", directory=tmp_path), held_out(small_mnist))
+
+
+def swapped(fields, first, second):
+    order = np.arange(len(fields["label"]))
+    order[[first, second]] = second, first
+    return {field: array[order] for field, array in fields.items()}
+
+
+def other_orders(examples):
+    train, test = examples["train"], examples["test"]
+    return [
+        {"train": swapped(train, 0, 1), "test": test},
+        {"train": swapped(train, 5, 6), "test": test},  # between train and validation
+        {"train": train, "test": swapped(test, 0, 2)},
+    ]
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("source", ["npz", "tfds"])
+def test_two_swapped_images_are_another_order_by_another_name(
+    tmp_path, cache, small_mnist, case, source
+):
+    other = other_orders(small_mnist)[case]
+    if source == "npz":
+        datasets.to_npz(held_out(other), where := tmp_path / "mnist.npz")
+    else:
+        where = write_prepared(tmp_path, "mnist", other, sort=lambda split, fields: fields)
+    with pytest.warns(UserWarning, match="not 'mnist' as it was published") as warned:
+        splits = datasets.load("mnist", directory=tmp_path)
+    file = ("t10k" if case == 2 else "train") + "-images-idx3-ubyte"
+    images = other["test" if case == 2 else "train"]["image"][..., 0]
+    got = hashlib.md5(idx_bytes(images)).hexdigest()
+    assert str(warned[0].message) == (
+        f"{where}: not 'mnist' as it was published ({file}: MD5 {got}, wanted "
+        f"{published.SETS['mnist'].files[file].md5}). What is trained on and what is held out "
+        "differ, and steps to a goal with them: this is 'mnist (other order)' in tables. For the "
+        "published set put its files into the cache, or have TFDS prepare it anew."
+    )
+    assert_same(splits, held_out(other))
+    assert datasets.title("mnist", splits) == "mnist (other order)"
+
+
+def changed_pixel(splits):
+    images = splits["test"]["image"].copy()
+    images[1, 2, 3] ^= 1
+    return splits | {"test": {**splits["test"], "image": images}}
+
+
+@pytest.mark.parametrize(
+    ("change", "called"),
+    [
+        (lambda splits: splits, "mnist"),
+        (lambda splits: dict(reversed(splits.items())), "mnist"),
+        (changed_pixel, "mnist (other images)"),
+        (lambda splits: {"train": splits["train"]}, "mnist (other images)"),
+        (lambda splits: splits | {"validation": splits["test"]}, "mnist (other images)"),
+        (
+            lambda splits: splits | {"validation": splits["test"], "test": splits["validation"]},
+            "mnist (other order)",
+        ),
+    ],
+)
+def test_a_set_is_called_by_its_name_alone_only_if_it_is_the_published_one(
+    small_mnist, change, called
+):
+    assert datasets.title("mnist", change(held_out(small_mnist))) == called
 
 
 def test_the_newest_complete_version_is_read(tmp_path, cache, small_mnist):
@@ -703,22 +818,39 @@ def test_published_files_are_downloaded_once_from_the_first_address_that_has_the
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("change", "fault"),
     [
-        (b"short", "5 bytes, wanted {size:,}"),
-        (bytes(5000), "more bytes, wanted {size:,}"),
-        (None, "SHA-256 {got}, wanted {wanted}"),
+        (lambda content: b"short", "5 bytes, wanted 11"),
+        (lambda content: content + b"?", "more bytes, wanted 11"),
+        (lambda content: gzip.compress(bytes(10**6)), "more bytes, wanted 11"),
+        (lambda content: bytes(11), f"MD5 {hashlib.md5(bytes(11)).hexdigest()}, wanted "),
+        (
+            lambda content: gzip.compress(content)[:-9],
+            "its gzip stream of 22 bytes is damaged (Compressed file ended before the "
+            "end-of-stream marker was reached)",
+        ),
     ],
 )
-def test_files_that_are_not_the_published_ones_are_refused(cache, server, content, fault):
+def test_files_that_are_not_the_published_ones_are_refused(cache, server, change, fault):
     file = "t10k-labels-idx1-ubyte.gz"
-    size, wanted = published.SETS["mnist"].files[file]
-    content = bytes(size) if content is None else content
-    (server / file).write_bytes(content)
-    fault = fault.format(size=size, wanted=wanted, got=hashlib.sha256(content).hexdigest())
+    content = gzip.decompress((server / file).read_bytes())
+    (server / file).write_bytes(change(content))
     got = message(FileNotFoundError, datasets.load, "mnist")
-    assert f"{server.as_uri()}/{file}: {fault})" in got
+    assert f"{server.as_uri()}/{file}: {fault}" in got
     assert not (cache / "mnist" / file).exists()
+
+
+@pytest.mark.parametrize("level", [0, 1, None])
+def test_published_files_are_known_however_they_are_compressed(
+    cache, no_network, small_mnist, level
+):
+    (cache / "mnist").mkdir(parents=True)
+    for file, content in idx_files(**small_mnist).items():
+        name, content = (
+            (file[:-3], content) if level is None else (file, gzip.compress(content, level))
+        )
+        (cache / "mnist" / name).write_bytes(content)
+    assert_same(datasets.load("mnist"), held_out(small_mnist))
 
 
 def test_a_damaged_cached_file_is_fetched_again(cache, small_mnist, server, monkeypatch):
@@ -731,7 +863,7 @@ def test_a_damaged_cached_file_is_fetched_again(cache, small_mnist, server, monk
 
     damaged.write_bytes(good[:-1])
     (server / FILES[0]).unlink()
-    assert f"{damaged}: {len(good) - 1:,} bytes, wanted {len(good):,}; " in message(
+    assert f"{damaged}: its gzip stream of {len(good) - 1:,} bytes is damaged (" in message(
         FileNotFoundError, datasets.load, "mnist"
     )
 
@@ -801,17 +933,6 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, variables, expecte
     assert files.cache_folder() == Path(expected)
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
-def test_the_published_checksums_are_those_of_tfds(dataset):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    table = Path(tfds.__file__).parent / "url_checksums" / f"{dataset}.txt"
-    theirs = {tuple(line.split("\t")[:3]) for line in table.read_text().splitlines()}
-    ours = published.SETS[dataset]
-    assert theirs == {
-        (ours.addresses[0] + file, str(size), sha256) for file, (size, sha256) in ours.files.items()
-    }
-
-
 def test_optional_and_slow_packages_are_imported_only_when_a_set_needs_them():
     code = "import sys, batchscale.datasets; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
@@ -851,12 +972,66 @@ def test_mnist_pixels_have_the_well_known_mean_and_deviation(mnist):
     assert np.sqrt(counts @ (values - mean) ** 2) == pytest.approx(0.3081, abs=5e-5)
 
 
+def published_splits(name, cache):
+    """The named set from the published files in shared data, gzipped again, in the cache."""
+    if not (IDX / name).is_dir():
+        pytest.skip(f"the published files of {name} are not in {IDX / name}")
+    (cache / name).mkdir(parents=True)
+    for path in (IDX / name).iterdir():
+        (cache / name / path.name).symlink_to(path)
+    return datasets.load(name)
+
+
+# The MD5s of the uncompressed IDX files, as several projects quote them.
+MD5S = {
+    "mnist": {
+        ("train", "image"): "6bbc9ace898e44ae57da46a324031adb",
+        ("train", "label"): "a25bea736e30d166cdddb491f175f624",
+        ("test", "image"): "2646ac647ad5339dbf082846283269ea",
+        ("test", "label"): "27ae3e4e09519cfbb04c329615203637",
+    },
+    "fashion_mnist": {
+        ("train", "image"): "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+        ("train", "label"): "9018921c3c673c538a1fc5bad174d6f9",
+        ("test", "image"): "8181f5470baa50b63fa0f6fddb340f0a",
+        ("test", "label"): "15d484375f8d13e6eb1aabb0c3f46965",
+    },
+}
+
+
+def idx_md5s(splits):
+    """MD5s of the IDX files of standard splits, their validation put back at the end of train."""
+    joined = {
+        field: np.concatenate([splits["train"][field], splits["validation"][field]])
+        for field in ("image", "label")
+    }
+    return {
+        (split, field): hashlib.md5(
+            idx_bytes(fields[field][..., 0] if field == "image" else fields[field])
+        ).hexdigest()
+        for split, fields in {"train": joined, "test": splits["test"]}.items()
+        for field in ("image", "label")
+    }
+
+
 @pytest.mark.data
-def test_the_last_5000_training_images_of_mnist_are_held_out(mnist):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    source = tfds.builder("mnist", data_dir=PREPARED).as_data_source("train")
-    for split, first in [("train", 0), ("validation", 55_000)]:
-        for place in (0, len(mnist[split]["label"]) - 1):
-            example = source[first + place]
-            np.testing.assert_array_equal(mnist[split]["image"][place], example["image"])
-            assert mnist[split]["label"][place] == example["label"]
+@pytest.mark.parametrize("name", MD5S)
+def test_published_files_give_the_published_arrays_in_order(cache, no_network, name):
+    splits = published_splits(name, cache)
+    assert idx_md5s(splits) == MD5S[name]
+    assert len(splits["validation"]["label"]) == 5000
+    assert datasets.title(name, splits) == name
+
+
+@pytest.mark.data
+def test_mnist_has_one_order_from_tfds_and_from_the_published_files(mnist):
+    assert idx_md5s(mnist) == MD5S["mnist"]
+    assert mnist["train"]["label"][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert len(mnist["validation"]["label"]) == 5000
+    assert datasets.title("mnist", mnist) == "mnist"
+
+
+@pytest.mark.data
+def test_images_of_mnist_in_another_order_are_known_to_be_the_same_images(mnist):
+    other = {split: swapped(fields, 0, 1) for split, fields in mnist.items()}
+    assert datasets.title("mnist", other) == "mnist (other order)"

@@ -7,6 +7,7 @@ Splits are a dictionary of dictionaries of arrays with the examples along axis 0
 from batchscale.datasets.idx import from_idx as from_idx
 from batchscale.datasets.named import load as load
 from batchscale.datasets.named import names as names
+from batchscale.datasets.named import title as title
 from batchscale.datasets.splits import Splits as Splits
 from batchscale.datasets.splits import check_labels as check_labels
 from batchscale.datasets.splits import fingerprint as fingerprint

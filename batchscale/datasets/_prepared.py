@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,20 +34,29 @@ def find(root: Path, name: str) -> Path | None:
     return max(versions, key=lambda folder: [*map(int, folder.name.split("."))], default=None)
 
 
-def read(folder: Path, cache: Path) -> Splits:
-    """`train` and `test` of a prepared set, with the examples in its file order.
+def read(folder: Path, cache: Path, published: Callable[[Splits], bool]) -> Splits:
+    """`train` and `test` of a prepared set, in the order in which they were published.
 
     Decoding takes about 0.3 ms an image, so the arrays are kept in `cache`, where the folder's
     name, version, file sizes and dates find them again.
+
+    Args:
+      folder: of one version of a set.
+      cache: the folder of the cache.
+      published: whether arrays are those that were published. If they are not when TFDS's order is
+        undone, they are left in the order of the files.
     """
     name, version = folder.parent.name, folder.name
     records = sorted(folder.glob("*.array_record-*"))
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records]
-    key = hashlib.blake2b(json.dumps([name, version, stats]).encode(), digest_size=8).hexdigest()
+    key = json.dumps(["order of publication", name, version, stats])
+    key = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     stored = cache / "tfds" / f"{name}-{version}-{key}.npz"
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
         return from_npz(stored)
-    splits = _decoded(folder)
+    filed = _decoded(folder)
+    original = {split: _unshuffled(split, fields) for split, fields in filed.items()}
+    splits = original if published(original) else filed
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         to_npz(splits, stored)
     return splits
@@ -76,6 +86,21 @@ def _examples(source: Any) -> dict[str, np.ndarray]:
             images.append(example["image"])
             labels.append(example["label"])
     return {"image": np.stack(images), "label": np.array(labels, np.int32)}
+
+
+def _unshuffled(split: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The examples of a split by their numbers, which were the keys that TFDS sorted by.
+
+    TFDS writes examples sorted by the MD5 of the split's name and the key, over all files of a
+    split (`Shuffler` in its core/shuffle.py), and takes the number of an example as its key in all
+    sets here (`_generate_examples` in its image_classification/mnist.py and cifar.py).
+    """
+    examples = len(next(iter(fields.values())))
+    hashes = [hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False) for i in range(examples)]
+    written = sorted(range(examples), key=lambda number: hashes[number].digest())
+    place = np.empty(examples, int)
+    place[written] = np.arange(examples)
+    return {field: array[place] for field, array in fields.items()}
 
 
 def _tfds() -> ModuleType:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import http.client
+import io
 import urllib.request
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,21 +18,41 @@ from batchscale.datasets.splits import Splits
 from batchscale.files import replacing
 
 _SECONDS = 20  # until an address that does not answer counts as unreachable
+_SLACK = 1 << 20  # bytes by which a gzipped file may exceed its content, names and all
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a file holds when nothing is compressed: its size in bytes and its MD5.
+
+    Of the content, since the same data gzipped again are other bytes.
+    """
+
+    size: int
+    md5: str
+
+    def fault(self, content: bytes) -> str:
+        """What is wrong with these bytes; empty if nothing is."""
+        if len(content) != self.size:
+            length = f"{len(content):,}" if len(content) < self.size else "more"
+            return f"{length} bytes, wanted {self.size:,}"
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        return "" if digest == self.md5 else f"MD5 {digest}, wanted {self.md5}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
     """Where the files of a set are served, and what they are.
 
-    `addresses` are folders with the same files, the first choice first; `files` gives each file's
-    size in bytes and SHA-256.
+    `addresses` are folders with the same files, gzipped, the first choice first; `files` are their
+    contents by name. They define the set: its examples and their order.
     """
 
     addresses: tuple[str, ...]
-    files: Mapping[str, tuple[int, str]]
+    files: Mapping[str, Content]
 
 
-# First addresses, sizes and checksums are those of TFDS.
+# First addresses are those of TFDS; the MD5s are widely quoted, and tested on files from elsewhere.
 SETS = {
     "mnist": Published(
         (
@@ -37,22 +60,10 @@ SETS = {
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
         ),
         {
-            "train-images-idx3-ubyte.gz": (
-                9_912_422,
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            ),
-            "train-labels-idx1-ubyte.gz": (
-                28_881,
-                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            ),
-            "t10k-images-idx3-ubyte.gz": (
-                1_648_877,
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            ),
-            "t10k-labels-idx1-ubyte.gz": (
-                4_542,
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            ),
+            "train-images-idx3-ubyte": Content(47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
+            "train-labels-idx1-ubyte": Content(60_008, "a25bea736e30d166cdddb491f175f624"),
+            "t10k-images-idx3-ubyte": Content(7_840_016, "2646ac647ad5339dbf082846283269ea"),
+            "t10k-labels-idx1-ubyte": Content(10_008, "27ae3e4e09519cfbb04c329615203637"),
         },
     ),
     "fashion_mnist": Published(
@@ -61,22 +72,10 @@ SETS = {
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         ),
         {
-            "train-images-idx3-ubyte.gz": (
-                26_421_880,
-                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            ),
-            "train-labels-idx1-ubyte.gz": (
-                29_515,
-                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            ),
-            "t10k-images-idx3-ubyte.gz": (
-                4_422_102,
-                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            ),
-            "t10k-labels-idx1-ubyte.gz": (
-                5_148,
-                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            ),
+            "train-images-idx3-ubyte": Content(47_040_016, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+            "train-labels-idx1-ubyte": Content(60_008, "9018921c3c673c538a1fc5bad174d6f9"),
+            "t10k-images-idx3-ubyte": Content(7_840_016, "8181f5470baa50b63fa0f6fddb340f0a"),
+            "t10k-labels-idx1-ubyte": Content(10_008, "15d484375f8d13e6eb1aabb0c3f46965"),
         },
     ),
 }
@@ -89,40 +88,61 @@ def read(name: str, folder: Path) -> Splits:
       ConnectionError: a file is neither in the folder nor to be had from any address, each with
         its reason.
     """
-    contents = {file.removesuffix(".gz"): _content(name, file, folder) for file in SETS[name].files}
+    contents = {file: _content(name, file, folder) for file in SETS[name].files}
     return idx._decode(contents, source=f"{folder}: ")
 
 
+def fault(name: str, examples: Splits) -> str:
+    """How `train` and `test` differ from the published files; empty if they do not.
+
+    The arrays are written as those files, whatever they came from, so that one checksum stands for
+    the examples and their order.
+    """
+    try:
+        encoded = idx._encode(examples)
+    except (KeyError, ValueError) as error:
+        return f"not to be written as the published files ({error})"
+    for file, content in SETS[name].files.items():
+        if different := content.fault(encoded[file]):
+            return f"{file}: {different}"
+    return ""
+
+
 def _content(name: str, file: str, folder: Path) -> bytes:
-    size, sha256 = SETS[name].files[file]
+    """A file without its compression: from the folder, with or without .gz, or an address."""
+    wanted = SETS[name].files[file]
     failures = []
-    path = folder / file
-    if path.is_file():
-        content = path.read_bytes()
-        if not (fault := _fault(content, size, sha256)):
-            return content
-        failures.append(f"{path}: {fault}")
+    for path in (folder / f"{file}.gz", folder / file):
+        if path.is_file():
+            content, fault = _unpacked(path.read_bytes(), wanted)
+            if not fault:
+                return content
+            failures.append(f"{path}: {fault}")
     for address in SETS[name].addresses:
-        url = address + file
+        url = f"{address}{file}.gz"
         try:
             with urllib.request.urlopen(url, timeout=_SECONDS) as response:
-                content = response.read(size + 1)
+                packed = response.read(wanted.size + _SLACK)
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {error}")
             continue
-        if fault := _fault(content, size, sha256):
+        content, fault = _unpacked(packed, wanted)
+        if fault:
             failures.append(f"{url}: {fault}")
             continue
-        with contextlib.suppress(OSError), replacing(path) as stored:
-            stored.write(content)
+        with contextlib.suppress(OSError), replacing(folder / f"{file}.gz") as stored:
+            stored.write(packed)
         return content
     raise ConnectionError("; ".join(failures))
 
 
-def _fault(content: bytes, size: int, sha256: str) -> str:
-    """What is wrong with a file's content; empty if nothing is."""
-    if len(content) != size:
-        length = f"{len(content):,}" if len(content) < size else "more"
-        return f"{length} bytes, wanted {size:,}"
-    digest = hashlib.sha256(content).hexdigest()
-    return "" if digest == sha256 else f"SHA-256 {digest}, wanted {sha256}"
+def _unpacked(packed: bytes, wanted: Content) -> tuple[bytes, str]:
+    """What gzipped bytes hold, and what is wrong with that; plain bytes hold themselves."""
+    content = packed
+    if packed[:2] == b"\x1f\x8b":
+        try:
+            # No more than is wanted, however much there may be.
+            content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(wanted.size + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            return b"", f"its gzip stream of {len(packed):,} bytes is damaged ({error})"
+    return content, wanted.fault(content)

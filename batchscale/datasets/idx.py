@@ -87,6 +87,29 @@ def _decode(contents: Mapping[str, bytes], *, source: str) -> Splits:
     return _checked(splits, source=source)
 
 
+def _encode(splits: Splits) -> dict[str, bytes]:
+    """The bytes of the four files by name, of which `_decode` makes the same arrays again.
+
+    Raises:
+      KeyError: a field is missing.
+      ValueError: a number does not fit in a byte, or an image has not one channel.
+    """
+    contents = {}
+    for (split, field), (name, dimensions) in _FILES.items():
+        array = splits[split][field]
+        shape = array.shape[:dimensions]
+        stored = array.astype(np.uint8, copy=False)
+        whole = stored is array or np.array_equal(stored, array)
+        if math.prod(shape) != array.size or not whole:
+            raise ValueError(
+                f"split {split!r}: field {field!r} is {array.dtype} of shape {array.shape}, wanted "
+                "numbers from 0 to 255, and one channel. Store other arrays with to_npz."
+            )
+        header = struct.pack(f">{1 + dimensions}I", 0x0800 + dimensions, *shape)
+        contents[name] = header + stored.tobytes()
+    return contents
+
+
 def _array(content: bytes, *, where: str, dimensions: int) -> UInt8[np.ndarray, "*shape"]:
     """An array of unsigned bytes: magic number, sizes (all big-endian, 32 bits), then the bytes.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchscale.datasets import _prepared, _published
+from batchscale.datasets import _prepared, _published, _titles
 from batchscale.datasets.splits import Splits, _hold_out, check_labels, from_npz
 from batchscale.files import cache_folder
 
@@ -54,16 +54,18 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     ===============  ===========  ======  ==========  ======
 
     `digits` comes with scikit-learn and is shuffled once, always in the same way; its pixels go
-    from 0 to 16. In the others, the last 5,000 training images in file order are the validation
-    split. The first of these that has the set is used:
+    from 0 to 16. In the others, the last 5,000 training images in the order of the published files
+    are the validation split, whatever they are read from. The first of these that has the set is
+    used:
 
     1. `<name>.npz` in `directory`, as `to_npz` writes it, with whatever splits it holds;
     2. a set that TFDS has prepared in array_record format, read without TensorFlow;
     3. the published IDX files in the cache, downloaded there if need be (not for `cifar10`);
     4. TFDS, which downloads and prepares the set if TensorFlow is installed.
 
-    TFDS keeps examples in an order of its own, so that 2 and 3 hold out different images of the
-    same set; `fingerprint` tells them apart. The cache is the folder that the environment variable
+    TFDS keeps examples in an order of its own, which is undone. Arrays that are not those of the
+    published files are told by a checksum: a warning says so, and tables call them by another name
+    (see `title`). The cache is the folder that the environment variable
     `BATCHSCALE_CACHE` names, or else `batchscale` in `XDG_CACHE_HOME` or in `~/.cache`. The first
     reading of a prepared set takes some 20 seconds, later ones a fraction of a second.
 
@@ -95,6 +97,7 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
         if stored.is_file():
             splits = from_npz(stored)
             _check_images(name, splits, stored)
+            _titles.warn(name, splits, stored, validation=_SETS[name].validation)
             return splits
     if name == "digits":
         return _digits()
@@ -124,7 +127,7 @@ def _digits() -> Splits:
 def _from_sources(name: str, root: Path, cache: Path) -> Splits:
     folder = _prepared.find(root, name)
     if folder is not None:
-        return _standard(name, _prepared.read(folder, cache), folder)
+        return _of_tfds(name, folder, cache)
     failures = [f"{root / name} holds no array_record files prepared by TFDS"]
     remedies = [
         "set `directory` or TFDS_DATA_DIR to where TFDS has prepared it with "
@@ -136,7 +139,7 @@ def _from_sources(name: str, root: Path, cache: Path) -> Splits:
             return _standard(name, _published.read(name, cache / name), cache / name)
         except ConnectionError as error:
             failures.append(f"the published files could not be had ({error})")
-        files = ", ".join(_published.SETS[name].files)
+        files = ", ".join(f"{file}.gz" for file in _published.SETS[name].files)
         remedies.insert(0, f"put {files} into {cache / name}")
     try:
         folder = _prepared.prepare(root, name)
@@ -144,10 +147,17 @@ def _from_sources(name: str, root: Path, cache: Path) -> Splits:
     except Exception as error:
         failures.append(f"TFDS cannot prepare it here ({type(error).__name__}: {error})")
     else:
-        return _standard(name, _prepared.read(folder, cache), folder)
+        return _of_tfds(name, folder, cache)
     raise FileNotFoundError(
         f"{name!r} was not found: {'; '.join(failures)}. Do one of these: {'; '.join(remedies)}."
     )
+
+
+def _of_tfds(name: str, folder: Path, cache: Path) -> Splits:
+    def published(examples: Splits) -> bool:
+        return name in _published.SETS and not _published.fault(name, examples)
+
+    return _standard(name, _prepared.read(folder, cache, published), folder)
 
 
 def _standard(name: str, examples: Splits, where: Path) -> Splits:
@@ -162,7 +172,30 @@ def _standard(name: str, examples: Splits, where: Path) -> Splits:
             "again; a part of it is data of your own, for from_arrays or from_npz."
         )
     _check_images(name, examples, where)
-    return _hold_out(examples, sizes.validation)
+    splits = _hold_out(examples, sizes.validation)
+    _titles.warn(name, splits, where, validation=sizes.validation)
+    return splits
+
+
+def title(name: str, splits: Splits) -> str:
+    """What tables call these splits of a named set.
+
+    Args:
+      name: one of `names()`.
+      splits: as `load` gives them, or others.
+
+    Returns:
+      The name alone if they are the standard splits of the published images, in the published
+      order, whatever they were read from; with "(other order)" if they are the same images in
+      another order or otherwise held out; with "(other images)" if not.
+
+    >>> splits = load("digits")
+    >>> title("digits", splits)
+    'digits'
+    >>> title("digits", splits | {"train": splits["test"]})
+    'digits (other images)'
+    """
+    return _titles.title(name, splits, validation=_SETS[name].validation)
 
 
 def _check_images(name: str, splits: Splits, where: Path) -> None:
