@@ -19,6 +19,7 @@ _BATCH_BYTES = 16_000_000
 _CONVOLUTION_MICROBATCH = 64
 _EVALUATION_BATCH = 500
 _SHORT_BATCH = 125
+_NARROW_MICROBATCH = 64  # sums of more numbers of 16 bits stop growing, at 256 in bfloat16
 _SMALL_MICROBATCH = 16  # memory is saved in the batch down to here, and in lanes then
 
 
@@ -80,7 +81,8 @@ def choose(
       batch_size: examples a step.
       trials: feasible trials wanted.
       lanes: fixed by the user, or None.
-      microbatch: fixed by the user, or None.
+      microbatch: fixed by the user, or None. The gradient of a microbatch is a sum in the types of
+        the model, so that parameters of 16 bits have small ones.
     """
     if lanes is None:
         # On a CPU at most a quarter of the trials, so that several cores find work.
@@ -92,6 +94,8 @@ def choose(
         else:
             one = sum(x[0].size for x in jax.tree.leaves(workload.splits()["train"])) * 4
             most = max(1, _BATCH_BYTES // (lanes * one))
+        if any(x.dtype.itemsize < 4 for x in jax.tree.leaves(_parameters(workload))):
+            most = min(most, _NARROW_MICROBATCH)
         microbatch = _even(batch_size, most)
     return Layout(lanes, min(microbatch, batch_size), 1 if cpu else lanes)
 
@@ -116,10 +120,13 @@ def evaluation_batch(examples: int, *, enough: int | None = None) -> int:
 def _cpu_lanes(workload: Workload) -> int:
     if _convolves(workload):
         return 1
-    params, _ = jax.eval_shape(workload.init, keys.shape())
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_parameters(workload)))
     fit = _CPU_WEIGHT_BYTES // max(weights, 1)
     return min(_CPU_LANES, 1 << max(fit.bit_length() - 1, 0))
+
+
+def _parameters(workload: Workload) -> PyTree:
+    return jax.eval_shape(workload.init, keys.shape())[0]
 
 
 def _even(batch_size: int, most: int) -> int:

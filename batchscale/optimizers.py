@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
@@ -15,6 +18,24 @@ from batchscale import keys
 Hyperparameters = Mapping[str, Float[Array, ""]]
 Factory = Callable[..., optax.GradientTransformation]
 """Of one's own: `factory(hyperparameters)`, or `factory(hyperparameters, key)`."""
+
+
+def as_usual(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under JAX's usual promotion of types and ranks, which optax relies on.
+
+    A user who has made either stricter, for functions of their own, can still use optax.
+
+    >>> with jax.numpy_dtype_promotion("strict"):
+    ...     as_usual(lambda x: x * jnp.arange(2))(jnp.float32(0.5)).tolist()
+    [0.0, 0.5]
+    """
+
+    @functools.wraps(function, updated=())
+    def usual(*arguments: Any, **named: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*arguments, **named)
+
+    return usual
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +96,7 @@ class Optimizer:
                 "mapping of hyperparameters that makes an optax transformation, such as "
                 'lambda h: optax.adam(h["learning_rate"]).'
             )
-        return made
+        return optax.GradientTransformation(as_usual(made.init), as_usual(made.update))
 
 
 _ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -39,7 +40,8 @@ def linear_decay(
     start = hyperparameters["learning_rate"]
     decay_steps = hyperparameters["learning_rate_decay_steps"]
     drop = (1 - hyperparameters["end_learning_rate_factor"]) * start
-    return start - drop * jnp.minimum(step / decay_steps, 1.0)
+    with jax.numpy_dtype_promotion("standard"):  # an integer over what gives way to other types
+        return start - drop * jnp.minimum(step / decay_steps, 1.0)
 
 
 _SCHEDULES: dict[str, tuple[Schedule, tuple[str, ...]]] = {

@@ -16,7 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from batchscale import keys, sampling
-from batchscale.optimizers import Hyperparameters, Optimizer
+from batchscale.optimizers import Hyperparameters, Optimizer, as_usual
 from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
@@ -170,8 +170,11 @@ def step(
     transformation = recipe.optimizer.transformation(
         hyperparameters, learning_rate, _key(state.key, _OPTIMIZER)
     )
+    # Of parameters that hold slow ones too, optax wants the gradient of the fast ones.
+    if isinstance(gradient, optax.LookaheadParams):
+        gradient = gradient.fast
     updates, opt_state = transformation.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = as_usual(optax.apply_updates)(state.params, updates)
     return TrainState(
         params, _as(model_state, state.model_state), _as(opt_state, state.opt_state), state.key
     )

@@ -47,8 +47,8 @@ def perceptron(width: int = 16, validation: int = 70) -> bs.Workload:
         }
 
     def logits(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-        hidden = jax.nn.relu(x @ params["w1"] + params["b1"])
-        return hidden @ params["w2"] + params["b2"]
+        hidden = jax.nn.relu(x @ params["w1"] + params["b1"][None])
+        return hidden @ params["w2"] + params["b2"][None]
 
     def loss(params: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(
