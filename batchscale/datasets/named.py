@@ -88,11 +88,7 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     >>> {split: fields["image"].shape for split, fields in splits.items()}
     {'train': (1100, 8, 8, 1), 'validation': (350, 8, 8, 1), 'test': (347, 8, 8, 1)}
     """
-    if name not in _SETS:
-        raise ValueError(
-            f"name: got {name!r}, wanted one of {', '.join(_SETS)}. "
-            "Data of your own comes from from_arrays, from_npz or from_idx."
-        )
+    _check_name(name)
     splits, where = _found(name, directory)
     _titles.warn(name, splits, where, validation=_SETS[name].validation)
     return splits
@@ -111,13 +107,25 @@ def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
       another order or otherwise held out; with "(other images)" if they are not; with "(other
       images or order)" where that cannot be told, of `cifar10`.
 
+    Raises:
+      ValueError: the name is not known.
+
     >>> splits = load("digits")
     >>> title("digits", splits)
     'digits'
     >>> title("digits", splits | {"train": splits["test"]})
     'digits (other images)'
     """
+    _check_name(name)
     return _titles.title(name, splits, validation=_SETS[name].validation)
+
+
+def _check_name(name: str) -> None:
+    if name not in _SETS:
+        raise ValueError(
+            f"name: got {name!r}, wanted one of {', '.join(_SETS)}. "
+            "Data of your own comes from from_arrays, from_npz or from_idx."
+        )
 
 
 def _found(name: str, directory: str | os.PathLike[str] | None) -> tuple[Splits, Path]:
