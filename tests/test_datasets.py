@@ -849,6 +849,18 @@ def test_decoded_images_are_cached_until_the_set_changes(tmp_path, cache, monkey
     assert len(decoded) == 3
 
 
+def test_arrays_that_an_earlier_version_cached_in_the_order_of_tfds_are_not_served(
+    tmp_path, cache, small_mnist
+):
+    folder = write_prepared(tmp_path, "mnist", small_mnist)
+    records = sorted(folder.glob("*.array_record-*"))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records]
+    key = hashlib.blake2b(json.dumps(["mnist", "3.0.1", stats]).encode(), digest_size=8).hexdigest()
+    filed = {split: as_tfds_sorts(split, fields) for split, fields in small_mnist.items()}
+    datasets.to_npz(filed, cache / "tfds" / f"mnist-3.0.1-{key}.npz")
+    assert_same(datasets.load("mnist", directory=tmp_path), held_out(small_mnist))
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, small_mnist, server):
     cache.write_text("a file where the folder should be")
     assert_same(datasets.load("mnist"), held_out(small_mnist))
