@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -160,6 +161,7 @@ def _planned(
     study: Study, definition: Definition, folder: Records, on: Mesh, *, extend: bool
 ) -> Plan:
     """The plan on disk, after what is new in it has been written there."""
+    definition = dataclasses.replace(definition, workload=study.workload.title())
     schedule, _ = schedules.get(study.schedule)
     marks = fingerprint(
         study.workload, optimizers.get(study.optimizer), schedule, study.space.names

@@ -1,5 +1,6 @@
 """Data sets: splits and their checks, files, downloads, prepared sets and the order of sources."""
 
+import dataclasses
 import gzip
 import hashlib
 import importlib.util
@@ -9,6 +10,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 import types
 import urllib.error
 import urllib.request
@@ -21,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from batchscale import datasets, files
+import batchscale as bs
+from batchscale import datasets, files, workloads
 from batchscale.datasets import _prepared as prepared
 from batchscale.datasets import _published as published
 from batchscale.datasets import _titles as titles
@@ -165,11 +168,13 @@ def small_mnist(monkeypatch):
     monkeypatch.setitem(named._SETS, "mnist", sizes)
     splits = {"train": digits_like(8), "test": digits_like(3, start=5)}
     contents = {
-        file.removesuffix(".gz"): published.Content(len(content), hashlib.md5(content).hexdigest())
+        file.removesuffix(".gz"): published.Content(
+            len(content), "md5", hashlib.md5(content).hexdigest()
+        )
         for file, content in idx_files(**splits).items()
     }
-    addresses = published.SETS["mnist"].addresses
-    monkeypatch.setitem(published.SETS, "mnist", published.Published(addresses, contents))
+    small = dataclasses.replace(published.SETS["mnist"], files=contents)
+    monkeypatch.setitem(published.SETS, "mnist", small)
     digests = [
         hashlib.blake2b(image.tobytes() + str(label).encode(), digest_size=16).digest()
         for fields in splits.values()
@@ -188,8 +193,66 @@ def server(tmp_path, monkeypatch, small_mnist):
     for file, content in idx_files(**small_mnist).items():
         (folder / file).write_bytes(gzip.compress(content))
     addresses = f"{(tmp_path / 'down').as_uri()}/", f"{folder.as_uri()}/"
-    files = published.SETS["mnist"].files
-    monkeypatch.setitem(published.SETS, "mnist", published.Published(addresses, files))
+    served = dataclasses.replace(published.SETS["mnist"], addresses=addresses)
+    monkeypatch.setitem(published.SETS, "mnist", served)
+    return folder
+
+
+CIFAR_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+
+
+def cifar_records(fields):
+    """Records of the binary version: label, then the red, green and blue plane row by row."""
+    return [
+        bytes([label]) + b"".join(bytes(image[:, :, plane].ravel().tolist()) for plane in range(3))
+        for image, label in zip(fields["image"], fields["label"].tolist(), strict=True)
+    ]
+
+
+def cifar_archive(contents, folder="cifar-10-batches-bin/", mode="w:gz"):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode=mode) as archive:
+        for file, content in {"readme.html": b"<html>", **contents}.items():
+            member = tarfile.TarInfo(folder + file)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.fixture
+def small_cifar(monkeypatch):
+    """CIFAR-10 with 5 files of 2 training images and one of 3 test images."""
+    sizes = named._ImageSet((32, 32, 3), train=7, validation=3, test=3)
+    monkeypatch.setitem(named._SETS, "cifar10", sizes)
+    splits = {
+        "train": digits_like(10, shape=(32, 32, 3)),
+        "test": digits_like(3, start=5, shape=(32, 32, 3)),
+    }
+    train, test = cifar_records(splits["train"]), cifar_records(splits["test"])
+    batches = [train[2 * i : 2 * i + 2] for i in range(5)] + [test]
+    contents = {file: b"".join(records) for file, records in zip(CIFAR_FILES, batches, strict=True)}
+    files = {
+        file: published.Content(len(content), "sha1", hashlib.sha1(content).hexdigest())
+        for file, content in contents.items()
+    }
+    small = dataclasses.replace(published.SETS["cifar10"], files=files)
+    monkeypatch.setitem(published.SETS, "cifar10", small)
+    held_out = {
+        "train": {field: array[:7] for field, array in splits["train"].items()},
+        "validation": {field: array[7:] for field, array in splits["train"].items()},
+        "test": splits["test"],
+    }
+    return types.SimpleNamespace(examples=splits, splits=held_out, contents=contents)
+
+
+@pytest.fixture
+def cifar_server(tmp_path, monkeypatch, small_cifar):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "cifar-10-binary.tar.gz").write_bytes(cifar_archive(small_cifar.contents))
+    addresses = f"{(tmp_path / 'down').as_uri()}/", f"{folder.as_uri()}/"
+    served = dataclasses.replace(published.SETS["cifar10"], addresses=addresses)
+    monkeypatch.setitem(published.SETS, "cifar10", served)
     return folder
 
 
@@ -596,10 +659,12 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
 def test_an_unknown_name_lists_the_known_ones():
     assert datasets.names() == ("digits", "mnist", "fashion_mnist", "cifar10")
-    assert message(ValueError, datasets.load, "mnits") == (
+    wanted = (
         "name: got 'mnits', wanted one of digits, mnist, fashion_mnist, cifar10. "
         "Data of your own comes from from_arrays, from_npz or from_idx."
     )
+    assert message(ValueError, datasets.load, "mnits") == wanted
+    assert message(ValueError, datasets.title, "mnits", {}) == wanted
 
 
 def test_an_npz_file_in_the_directory_comes_first(tmp_path, cache, no_network, small_mnist):
@@ -646,21 +711,6 @@ def test_prepared_sets_are_read_without_tensorflow(
         monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     splits = datasets.load("mnist", directory=tmp_path if by == "argument" else None)
     assert_same(splits, held_out(small_mnist))
-
-
-def test_colour_images_are_read_in_three_channels(tmp_path, cache, monkeypatch):
-    sizes = named._ImageSet((32, 32, 3), train=4, validation=1, test=2)
-    monkeypatch.setitem(named._SETS, "cifar10", sizes)
-    examples = {
-        "train": digits_like(5, shape=(32, 32, 3)),
-        "test": digits_like(2, shape=(32, 32, 3)),
-    }
-    write_prepared(
-        tmp_path, "cifar10", examples, version="3.0.2", sort=lambda split, fields: fields
-    )
-    splits = datasets.load("cifar10", directory=tmp_path)
-    np.testing.assert_array_equal(splits["train"]["image"], examples["train"]["image"][:4])
-    np.testing.assert_array_equal(splits["validation"]["image"], examples["train"]["image"][4:])
 
 
 @pytest.mark.parametrize("examples", [1, 1000])
@@ -716,11 +766,13 @@ def test_two_swapped_images_are_another_order_by_another_name(
     images = other["test" if case == 2 else "train"]["image"][..., 0]
     got = hashlib.md5(idx_bytes(images)).hexdigest()
     assert str(warned[0].message) == (
-        f"{where}: not 'mnist' as it was published ({file}: MD5 {got}, wanted "
-        f"{published.SETS['mnist'].files[file].md5}). What is trained on and what is held out "
-        "differ, and steps to a goal with them: this is 'mnist (other order)' in tables. For the "
-        "published set put its files into the cache, or have TFDS prepare it anew."
+        f"{where}: not 'mnist' as it was published ({file}: MD5 {got}, wanted MD5 "
+        f"{published.SETS['mnist'].files[file].digest}). What is trained on and what is held out "
+        "differ, and steps to a goal with them: this is 'mnist (other order)' in tables. Take it "
+        "away to have the published set read instead, or load it under another name with from_npz "
+        "or from_arrays."
     )
+    assert warned[0].filename == __file__
     assert_same(splits, held_out(other))
     assert datasets.title("mnist", splits) == "mnist (other order)"
 
@@ -731,13 +783,27 @@ def changed_pixel(splits):
     return splits | {"test": {**splits["test"], "image": images}}
 
 
+def changed_label(splits):
+    labels = splits["validation"]["label"] + np.int32([0, 256])  # the same in a byte
+    return splits | {"validation": {**splits["validation"], "label": labels}}
+
+
 @pytest.mark.parametrize(
     ("change", "called"),
     [
         (lambda splits: splits, "mnist"),
         (lambda splits: dict(reversed(splits.items())), "mnist"),
         (changed_pixel, "mnist (other images)"),
+        (changed_label, "mnist (other images)"),
         (lambda splits: {"train": splits["train"]}, "mnist (other images)"),
+        (lambda splits: {"train": {"input": np.zeros(3)}}, "mnist (other images)"),
+        (
+            lambda splits: {
+                split: {**fields, "image": fields["image"] / np.float32(255)}
+                for split, fields in splits.items()
+            },
+            "mnist (other images)",
+        ),
         (lambda splits: splits | {"validation": splits["test"]}, "mnist (other images)"),
         (
             lambda splits: splits | {"validation": splits["test"], "test": splits["validation"]},
@@ -783,6 +849,18 @@ def test_decoded_images_are_cached_until_the_set_changes(tmp_path, cache, monkey
     assert len(decoded) == 3
 
 
+def test_arrays_that_an_earlier_version_cached_in_the_order_of_tfds_are_not_served(
+    tmp_path, cache, small_mnist
+):
+    folder = write_prepared(tmp_path, "mnist", small_mnist)
+    records = sorted(folder.glob("*.array_record-*"))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in records]
+    key = hashlib.blake2b(json.dumps(["mnist", "3.0.1", stats]).encode(), digest_size=8).hexdigest()
+    filed = {split: as_tfds_sorts(split, fields) for split, fields in small_mnist.items()}
+    datasets.to_npz(filed, cache / "tfds" / f"mnist-3.0.1-{key}.npz")
+    assert_same(datasets.load("mnist", directory=tmp_path), held_out(small_mnist))
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, cache, small_mnist, server):
     cache.write_text("a file where the folder should be")
     assert_same(datasets.load("mnist"), held_out(small_mnist))
@@ -823,7 +901,7 @@ def test_published_files_are_downloaded_once_from_the_first_address_that_has_the
         (lambda content: b"short", "5 bytes, wanted 11"),
         (lambda content: content + b"?", "more bytes, wanted 11"),
         (lambda content: gzip.compress(bytes(10**6)), "more bytes, wanted 11"),
-        (lambda content: bytes(11), f"MD5 {hashlib.md5(bytes(11)).hexdigest()}, wanted "),
+        (lambda content: bytes(11), f"MD5 {hashlib.md5(bytes(11)).hexdigest()}, wanted MD5 "),
         (
             lambda content: gzip.compress(content)[:-9],
             "its gzip stream of 22 bytes is damaged (Compressed file ended before the "
@@ -851,6 +929,83 @@ def test_published_files_are_known_however_they_are_compressed(
         )
         (cache / "mnist" / name).write_bytes(content)
     assert_same(datasets.load("mnist"), held_out(small_mnist))
+
+
+def test_cifar10_has_one_order_from_its_published_files_and_from_tfds(
+    tmp_path, cache, cifar_server, small_cifar
+):
+    assert_same(datasets.load("cifar10"), small_cifar.splits)
+    assert {path.name for path in (cache / "cifar10").iterdir()} == set(CIFAR_FILES)
+    (cifar_server / "cifar-10-binary.tar.gz").unlink()
+    assert_same(datasets.load("cifar10"), small_cifar.splits)
+    write_prepared(tmp_path, "cifar10", small_cifar.examples, version="3.0.2", shards=2)
+    splits = datasets.load("cifar10", directory=tmp_path)
+    assert_same(splits, small_cifar.splits)
+    assert datasets.title("cifar10", splits) == "cifar10"
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:xz", "w"])
+@pytest.mark.parametrize("folder", ["cifar-10-batches-bin/", "a/b/", ""])
+def test_an_archive_of_cifar10_in_the_cache_is_read_however_it_is_packed(
+    cache, no_network, small_cifar, mode, folder
+):
+    (cache / "cifar10").mkdir(parents=True)
+    packed = cifar_archive(small_cifar.contents, folder, mode)
+    (cache / "cifar10" / "cifar-10-binary.tar.gz").write_bytes(packed)
+    assert_same(datasets.load("cifar10"), small_cifar.splits)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda files: cifar_archive(files)[:-700], "bytes is damaged ("),
+        (lambda files: b"<html>", "the archive of 6 bytes is damaged ("),
+        (
+            lambda files: cifar_archive({file: files[file] for file in CIFAR_FILES[1:]}),
+            "no data_batch_1.bin",
+        ),
+        (
+            lambda files: cifar_archive(files | {"test_batch.bin": b"?"}),
+            "test_batch.bin: 1 bytes, wanted 9,219",
+        ),
+        (
+            lambda files: cifar_archive(files | {"test_batch.bin": bytes(9219)}),
+            f"test_batch.bin: SHA1 {hashlib.sha1(bytes(9219)).hexdigest()}, wanted SHA1 ",
+        ),
+        (
+            lambda files: cifar_archive(files | {"data_batch_1.bin": files["data_batch_2.bin"]}),
+            "data_batch_1.bin: SHA1 ",
+        ),
+    ],
+)
+def test_an_archive_that_is_not_the_published_one_is_refused(
+    cache, cifar_server, small_cifar, change, fault
+):
+    (cifar_server / "cifar-10-binary.tar.gz").write_bytes(change(small_cifar.contents))
+    got = message(FileNotFoundError, datasets.load, "cifar10")
+    assert fault in got[got.index(f"{cifar_server.as_uri()}/cifar-10-binary.tar.gz: ") :]
+    assert not (cache / "cifar10").exists()
+
+
+def test_a_damaged_cached_file_of_cifar10_is_fetched_again(cache, cifar_server, small_cifar):
+    datasets.load("cifar10")
+    damaged = cache / "cifar10" / "data_batch_3.bin"
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    assert_same(datasets.load("cifar10"), small_cifar.splits)
+    assert damaged.read_bytes() == small_cifar.contents["data_batch_3.bin"]
+
+
+def test_cifar10_that_is_not_the_published_one_gets_another_name(tmp_path, cache, small_cifar):
+    other = {split: swapped(fields, 0, 1) for split, fields in small_cifar.examples.items()}
+    where = write_prepared(tmp_path, "cifar10", other, version="3.0.2")
+    with pytest.warns(UserWarning, match="not 'cifar10' as it was published") as warned:
+        splits = datasets.load("cifar10", directory=tmp_path)
+    assert datasets.title("cifar10", splits) == "cifar10 (other images or order)"
+    told = str(warned[0].message)
+    assert told.startswith(f"{where}: not 'cifar10' as it was published (data_batch_1.bin: SHA1 ")
+    assert "this is 'cifar10 (other images or order)' in tables." in told
+    filed = as_tfds_sorts("train", other["train"])  # left as it was found
+    np.testing.assert_array_equal(splits["train"]["image"], filed["image"][:7])
 
 
 def test_a_damaged_cached_file_is_fetched_again(cache, small_mnist, server, monkeypatch):
@@ -888,7 +1043,7 @@ def test_without_a_network_the_error_says_what_was_tried_and_what_to_do(
     )
     cifar = message(FileNotFoundError, datasets.load, "cifar10", directory=tmp_path)
     assert cifar.startswith(f"'cifar10' was not found: {tmp_path}/cifar10 holds no array_record")
-    assert "idx" not in cifar
+    assert f"put cifar-10-binary.tar.gz into {cache}/cifar10; " in cifar
 
 
 def test_tfds_prepares_what_nothing_else_has(tmp_path, cache, no_network, monkeypatch, small_mnist):
@@ -931,6 +1086,66 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, variables, expecte
     for name, value in {"HOME": "/home/me", **variables}.items():
         monkeypatch.setenv(name, value)
     assert files.cache_folder() == Path(expected)
+
+
+@pytest.mark.parametrize("dataset", published.SETS)
+def test_the_first_address_is_that_of_tfds(dataset):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    table = Path(tfds.__file__).parent / "url_checksums" / f"{dataset}.txt"
+    theirs = {line.split("\t")[0] for line in table.read_text().splitlines()}
+    ours = published.SETS[dataset]
+    assert theirs == {ours.addresses[0] + file for file in ours.served().split(", ")}
+
+
+def test_a_workload_is_called_by_what_is_found(small_mnist):
+    found = {
+        "order of publication": held_out(small_mnist),
+        "other": held_out(other_orders(small_mnist)[1]),
+    }
+    called = {}
+    for case, splits in found.items():
+        workload = dataclasses.replace(
+            workloads.get("mnist/fc_4"), data=lambda splits=splits: splits
+        )
+        called[case] = workload.title()
+    assert called == {"order of publication": "mnist/fc_4", "other": "mnist (other order)/fc_4"}
+
+
+def test_a_workload_under_a_name_of_ones_own_keeps_it(small_mnist):
+    splits = held_out(other_orders(small_mnist)[1])
+    workload = dataclasses.replace(workloads.get("mnist/fc_4"), name="own", data=lambda: splits)
+    assert workload.title() == "own"
+
+
+@pytest.mark.filterwarnings("ignore:no trial reached")
+def test_studies_of_two_orders_have_two_names_and_two_folders(tmp_path, small_mnist):
+    loaded, studies = [], []
+    for examples in (small_mnist, other_orders(small_mnist)[1]):
+
+        def data(splits=held_out(examples)):  # noqa: B008
+            loaded.append(1)
+            return splits
+
+        studies.append(
+            bs.Study(
+                workload=dataclasses.replace(
+                    workloads.get("mnist/fc_4"), data=data, train_examples=6
+                ),
+                optimizer="sgd",
+                goal=bs.Goal("validation/error", 0.01),
+                batch_sizes=[2],
+                space=bs.SearchSpace(learning_rate=0.1),
+                trials=1,
+                max_steps=2,
+            )
+        )
+    assert loaded == []
+    result = studies[1].run(tmp_path, progress=False)
+    assert result.definition.workload == "mnist (other order)/fc_4"
+    got = message(ValueError, studies[0].run, tmp_path, progress=False)
+    assert "holds another study (" in got
+    assert "workload: mnist (other order)/fc_4 there, mnist/fc_4 here; the data changed" in got
+    assert "the data changed" in got
 
 
 def test_optional_and_slow_packages_are_imported_only_when_a_set_needs_them():
@@ -1021,6 +1236,8 @@ def test_published_files_give_the_published_arrays_in_order(cache, no_network, n
     assert idx_md5s(splits) == MD5S[name]
     assert len(splits["validation"]["label"]) == 5000
     assert datasets.title(name, splits) == name
+    other = {split: swapped(fields, 0, 1) for split, fields in splits.items()}
+    assert datasets.title(name, other) == f"{name} (other order)"
 
 
 @pytest.mark.data
@@ -1029,9 +1246,3 @@ def test_mnist_has_one_order_from_tfds_and_from_the_published_files(mnist):
     assert mnist["train"]["label"][:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert len(mnist["validation"]["label"]) == 5000
     assert datasets.title("mnist", mnist) == "mnist"
-
-
-@pytest.mark.data
-def test_images_of_mnist_in_another_order_are_known_to_be_the_same_images(mnist):
-    other = {split: swapped(fields, 0, 1) for split, fields in mnist.items()}
-    assert datasets.title("mnist", other) == "mnist (other order)"

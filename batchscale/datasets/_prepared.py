@@ -96,8 +96,10 @@ def _unshuffled(split: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.nd
     sets here (`_generate_examples` in its image_classification/mnist.py and cifar.py).
     """
     examples = len(next(iter(fields.values())))
-    hashes = [hashlib.md5(f"{split}{i}".encode(), usedforsecurity=False) for i in range(examples)]
-    written = sorted(range(examples), key=lambda number: hashes[number].digest())
+    written = sorted(
+        range(examples),
+        key=lambda key: hashlib.md5(f"{split}{key}".encode(), usedforsecurity=False).digest(),
+    )
     place = np.empty(examples, int)
     place[written] = np.arange(examples)
     return {field: array[place] for field, array in fields.items()}

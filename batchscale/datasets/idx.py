@@ -7,13 +7,17 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
 
 from batchscale.datasets.splits import Splits, _checked, _hold_out
+
+# Of each split the fields of its parts, one after the other.
+Parts: TypeAlias = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
 
 # Field of each split -> file name and number of dimensions.
 _FILES = {
@@ -87,27 +91,40 @@ def _decode(contents: Mapping[str, bytes], *, source: str) -> Splits:
     return _checked(splits, source=source)
 
 
-def _encode(splits: Splits) -> dict[str, bytes]:
+def _encode(parts: Parts) -> dict[str, list[bytes | memoryview]]:
     """The bytes of the four files by name, of which `_decode` makes the same arrays again.
 
     Raises:
-      KeyError: a field is missing.
       ValueError: a number does not fit in a byte, or an image has not one channel.
     """
     contents = {}
     for (split, field), (name, dimensions) in _FILES.items():
-        array = splits[split][field]
-        shape = array.shape[:dimensions]
-        stored = array.astype(np.uint8, copy=False)
-        whole = stored is array or np.array_equal(stored, array)
-        if math.prod(shape) != array.size or not whole:
-            raise ValueError(
-                f"split {split!r}: field {field!r} is {array.dtype} of shape {array.shape}, wanted "
-                "numbers from 0 to 255, and one channel. Store other arrays with to_npz."
-            )
-        header = struct.pack(f">{1 + dimensions}I", 0x0800 + dimensions, *shape)
-        contents[name] = header + stored.tobytes()
+        arrays = [_as_bytes(split, field, part) for part in parts[split]]
+        shape = arrays[0].shape[1:dimensions]
+        for array in arrays:
+            if array.size != len(array) * math.prod(shape):
+                raise ValueError(
+                    f"split {split!r}: field {field!r} has the shape {array.shape}, wanted "
+                    f"({len(array)}, {', '.join(map(str, shape))}) and one channel. "
+                    "Store other arrays with to_npz."
+                )
+        sizes = sum(map(len, arrays)), *shape
+        header = struct.pack(f">{1 + dimensions}I", 0x0800 + dimensions, *sizes)
+        contents[name] = [header, *(array.reshape(-1).data for array in arrays)]
     return contents
+
+
+def _as_bytes(split: str, field: str, part: Mapping[str, np.ndarray]) -> UInt8[np.ndarray, "..."]:
+    """A field as unsigned bytes in one piece."""
+    array = part[field]
+    with np.errstate(invalid="ignore"):
+        stored = np.ascontiguousarray(array, np.uint8)
+    if array.dtype != np.uint8 and not np.array_equal(stored, array):
+        raise ValueError(
+            f"split {split!r}: field {field!r} is {array.dtype}, wanted whole numbers from 0 to "
+            "255. Store other arrays with to_npz."
+        )
+    return stored
 
 
 def _array(content: bytes, *, where: str, dimensions: int) -> UInt8[np.ndarray, "*shape"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -60,14 +61,14 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
 
     1. `<name>.npz` in `directory`, as `to_npz` writes it, with whatever splits it holds;
     2. a set that TFDS has prepared in array_record format, read without TensorFlow;
-    3. the published IDX files in the cache, downloaded there if need be (not for `cifar10`);
+    3. the published files in the cache, downloaded there if need be;
     4. TFDS, which downloads and prepares the set if TensorFlow is installed.
 
     TFDS keeps examples in an order of its own, which is undone. Arrays that are not those of the
     published files are told by a checksum: a warning says so, and tables call them by another name
-    (see `title`). The cache is the folder that the environment variable
-    `BATCHSCALE_CACHE` names, or else `batchscale` in `XDG_CACHE_HOME` or in `~/.cache`. The first
-    reading of a prepared set takes some 20 seconds, later ones a fraction of a second.
+    (see `title`). The cache is the folder that the environment variable `BATCHSCALE_CACHE` names,
+    or else `batchscale` in `XDG_CACHE_HOME` or in `~/.cache`. The first reading of a prepared set
+    takes some 20 seconds, later ones a fraction of a second.
 
     Args:
       name: one of `names()`.
@@ -87,20 +88,56 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     >>> {split: fields["image"].shape for split, fields in splits.items()}
     {'train': (1100, 8, 8, 1), 'validation': (350, 8, 8, 1), 'test': (347, 8, 8, 1)}
     """
+    _check_name(name)
+    splits, where = _found(name, directory)
+    _titles.warn(name, splits, where, validation=_SETS[name].validation)
+    return splits
+
+
+def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """What tables call these splits of a named set.
+
+    Args:
+      name: one of `names()`.
+      splits: as `load` gives them, or others.
+
+    Returns:
+      The name alone if they are the standard splits of the published images, in the published
+      order, whatever they were read from; with "(other order)" if they are the same images in
+      another order or otherwise held out; with "(other images)" if they are not; with "(other
+      images or order)" where that cannot be told, of `cifar10`.
+
+    Raises:
+      ValueError: the name is not known.
+
+    >>> splits = load("digits")
+    >>> title("digits", splits)
+    'digits'
+    >>> title("digits", splits | {"train": splits["test"]})
+    'digits (other images)'
+    """
+    _check_name(name)
+    return _titles.title(name, splits, validation=_SETS[name].validation)
+
+
+def _check_name(name: str) -> None:
     if name not in _SETS:
         raise ValueError(
             f"name: got {name!r}, wanted one of {', '.join(_SETS)}. "
             "Data of your own comes from from_arrays, from_npz or from_idx."
         )
+
+
+def _found(name: str, directory: str | os.PathLike[str] | None) -> tuple[Splits, Path]:
+    """The splits from the first source that has the set, and where that is."""
     if directory is not None:
         stored = Path(directory).expanduser() / f"{name}.npz"
         if stored.is_file():
             splits = from_npz(stored)
             _check_images(name, splits, stored)
-            _titles.warn(name, splits, stored, validation=_SETS[name].validation)
-            return splits
+            return splits, stored
     if name == "digits":
-        return _digits()
+        return _digits(), Path("scikit-learn")
     root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     return _from_sources(name, root.expanduser(), cache_folder())
 
@@ -124,38 +161,34 @@ def _digits() -> Splits:
     }
 
 
-def _from_sources(name: str, root: Path, cache: Path) -> Splits:
+def _from_sources(name: str, root: Path, cache: Path) -> tuple[Splits, Path]:
     folder = _prepared.find(root, name)
     if folder is not None:
-        return _of_tfds(name, folder, cache)
+        return _of_tfds(name, folder, cache), folder
     failures = [f"{root / name} holds no array_record files prepared by TFDS"]
-    remedies = [
-        "set `directory` or TFDS_DATA_DIR to where TFDS has prepared it with "
-        "file_format='array_record' (`tfds convert_format` converts other formats)",
-        "install TensorFlow, so that TFDS can download and prepare it",
-    ]
-    if name in _published.SETS:
-        try:
-            return _standard(name, _published.read(name, cache / name), cache / name)
-        except ConnectionError as error:
-            failures.append(f"the published files could not be had ({error})")
-        files = ", ".join(f"{file}.gz" for file in _published.SETS[name].files)
-        remedies.insert(0, f"put {files} into {cache / name}")
+    try:
+        return _standard(name, _published.read(name, cache / name), cache / name), cache / name
+    except ConnectionError as error:
+        failures.append(f"the published files could not be had ({error})")
     try:
         folder = _prepared.prepare(root, name)
     # TFDS and TensorFlow fail in many ways, and each is one more reason for the user.
     except Exception as error:
         failures.append(f"TFDS cannot prepare it here ({type(error).__name__}: {error})")
     else:
-        return _of_tfds(name, folder, cache)
+        return _of_tfds(name, folder, cache), folder
     raise FileNotFoundError(
-        f"{name!r} was not found: {'; '.join(failures)}. Do one of these: {'; '.join(remedies)}."
+        f"{name!r} was not found: {'; '.join(failures)}. Do one of these: "
+        f"put {_published.SETS[name].served()} into {cache / name}; set `directory` or "
+        "TFDS_DATA_DIR to where TFDS has prepared it with file_format='array_record' "
+        "(`tfds convert_format` converts other formats); install TensorFlow, so that TFDS can "
+        "download and prepare it."
     )
 
 
 def _of_tfds(name: str, folder: Path, cache: Path) -> Splits:
     def published(examples: Splits) -> bool:
-        return name in _published.SETS and not _published.fault(name, examples)
+        return not _published.fault(name, {split: [part] for split, part in examples.items()})
 
     return _standard(name, _prepared.read(folder, cache, published), folder)
 
@@ -172,30 +205,7 @@ def _standard(name: str, examples: Splits, where: Path) -> Splits:
             "again; a part of it is data of your own, for from_arrays or from_npz."
         )
     _check_images(name, examples, where)
-    splits = _hold_out(examples, sizes.validation)
-    _titles.warn(name, splits, where, validation=sizes.validation)
-    return splits
-
-
-def title(name: str, splits: Splits) -> str:
-    """What tables call these splits of a named set.
-
-    Args:
-      name: one of `names()`.
-      splits: as `load` gives them, or others.
-
-    Returns:
-      The name alone if they are the standard splits of the published images, in the published
-      order, whatever they were read from; with "(other order)" if they are the same images in
-      another order or otherwise held out; with "(other images)" if not.
-
-    >>> splits = load("digits")
-    >>> title("digits", splits)
-    'digits'
-    >>> title("digits", splits | {"train": splits["test"]})
-    'digits (other images)'
-    """
-    return _titles.title(name, splits, validation=_SETS[name].validation)
+    return _hold_out(examples, sizes.validation)
 
 
 def _check_images(name: str, splits: Splits, where: Path) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from batchscale import datasets, keys, models
 from batchscale.workloads import classifier
-from batchscale.workloads.workload import Workload
+from batchscale.workloads.workload import Splits, Workload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,8 @@ def get(name: str) -> Workload:
     Data sets: `digits`, `mnist`, `fashion_mnist` (see `datasets.load`; loaded when first needed).
     Models: `fc_128_128_128` and other widths, `simple_cnn_base`, `simple_cnn_narrow`,
     `simple_cnn_wide` (see `models.get`). Pixels are divided by their largest value, not centred.
+    Where the data that are found are not the published ones in their order, tables say so:
+    `mnist (other order)/fc_128_128_128` (see `datasets.title`).
 
     Raises:
       ValueError: the data set or the model is not known.
@@ -62,8 +64,15 @@ def get(name: str) -> Workload:
         name=name,
         data=functools.partial(datasets.load, dataset),
         train_examples=images.train_examples,
+        titled=functools.partial(_titled, dataset),
         **fields,
     )
+
+
+def _titled(dataset: str, name: str, splits: Splits) -> str:
+    """The name with the data set's as the splits are called, if it begins with the data set's."""
+    start, slash, model = name.partition("/")
+    return datasets.title(dataset, splits) + slash + model if start == dataset else name
 
 
 # The paper's models of these data sets.

@@ -46,6 +46,7 @@ class Workload:
       classes: where it is given, labels are checked to lie in 0 to classes - 1.
       labels: the field of the labels.
       train_examples: the size of the training set, where it is known before loading.
+      titled: `titled(name, splits) -> name`, where the name depends on the data that are found.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Workload:
     classes: int | None = None
     labels: str = "label"
     train_examples: int | None = None
+    titled: Callable[[str, Splits], str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("init", "loss", "metrics"):
@@ -190,6 +192,17 @@ class Workload:
           ValueError: a split is missing, uneven or empty, or labels are out of range.
         """
         return _loaded(self)
+
+    def title(self) -> str:
+        """What tables call it: its name, and what is other in the data if they are known by name.
+
+        Loads the data.
+
+        >>> from batchscale import workloads
+        >>> workloads.get("digits/fc_64").title()
+        'digits/fc_64'
+        """
+        return self.name if self.titled is None else self.titled(self.name, self.splits())
 
     def flops(self, batch: PyTree | None = None, names: Sequence[str] = ()) -> float:
         """Floating-point operations of the gradient of one example, as XLA counts them.
