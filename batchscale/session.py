@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from batchscale import (
     checks,
+    columns,
     compilation,
     devices,
     layout,
@@ -33,6 +34,8 @@ from batchscale.runner import Progress
 
 if TYPE_CHECKING:
     from batchscale.study import Study
+
+_COLUMNS = columns.declare("estimate", "batch_size", "max_steps", "trials", "examples", "flops")
 
 
 class Session(NamedTuple):
@@ -152,8 +155,7 @@ def cost(study: Study, definition: Definition) -> pd.DataFrame:
         steps = definition.max_steps[batch_size]
         examples = steps * batch_size * definition.trials
         rows.append((batch_size, steps, definition.trials, examples, examples * each))
-    columns = ["batch_size", "max_steps", "trials", "examples", "flops"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def _planned(
