@@ -65,11 +65,21 @@ def check_name(what: str, name: object) -> None:
     ValueError: metric: got the name 'acc/top5', wanted one without '/', which parts a split from
     its metric in the tables. Rename it, to 'acc_top5' for example.
     """
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ValueError(f"{what}: got the name {name!r}, wanted a word that can be printed.")
-    if "/" in name:
+    check_label(what, name)
+    if "/" in str(name):
         raise ValueError(
             f"{what}: got the name {name!r}, wanted one without '/', which parts a split from its "
-            f"metric in the tables. Rename it, to {name.strip('/').replace('/', '_')!r} for "
+            f"metric in the tables. Rename it, to {str(name).strip('/').replace('/', '_')!r} for "
             "example."
         )
+
+
+def check_label(what: str, name: object) -> None:
+    """Refuses what tables and figures cannot show; "/" is allowed, in `mnist/fc_128`.
+
+    >>> check_label("workload", "")
+    Traceback (most recent call last):
+    ValueError: workload: got the name '', wanted a word that can be printed.
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ValueError(f"{what}: got the name {name!r}, wanted a word that can be printed.")

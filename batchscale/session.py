@@ -82,7 +82,7 @@ def opened(
     began = time.monotonic()
     with ExitStack() as stack:
         on = mesh(chosen)
-        checks.metric(study.goal, study.workload, study.space.names)
+        check(study)
         stored = stack.enter_context(Records.open(folder))
         stack.enter_context(compilation.cached())
         plan = _planned(study, definition, stored, on, extend=extend)
@@ -113,6 +113,14 @@ def opened(
             total = {"total": time.monotonic() - began}
             with contextlib.suppress(OSError):  # what ended the run is to be told
                 stored.write_seconds(total | trains.seconds)
+
+
+def check(study: Study) -> None:
+    """Refuses functions that do not fit, and hyperparameters that nothing reads; compiles none."""
+    checks.metric(study.goal, study.workload, study.space.names)
+    checks.updates(
+        study.workload, optimizers.get(study.optimizer), study.schedule, study.space.names
+    )
 
 
 def mesh(chosen: Sequence[Any] | None) -> Mesh:

@@ -254,7 +254,7 @@ def test_an_optimizer_of_ones_own_that_reads_what_is_not_there_is_refused(square
     message = "reads the hyperparameter 'decay', and the space has learning_rate."
     with pytest.raises(ValueError, match=re.escape(message)):
         study(square, optimizer=lambda h: optax.adamw(h["learning_rate"], weight_decay=h["decay"]))
-    with pytest.raises(TypeError, match="wanted a function of a mapping of hyperparameters"):
+    with pytest.raises(ValueError, match="wanted a function of a mapping of hyperparameters"):
         study(square, optimizer=lambda h: h["learning_rate"])
 
 
