@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,6 +88,13 @@ def opened(
         stack.enter_context(compilation.cached())
         plan = _planned(study, definition, stored, on, extend=extend)
         trains = stack.enter_context(engine(study, on))
+        if plan.batch_dependent:
+            warnings.warn(
+                f"workload {study.workload.name!r}: the loss of an example depends on the others "
+                "of its batch, as with batch norm, so that every batch size has another objective; "
+                "result.audit() says what to do.",
+                stacklevel=5,
+            )
         stored.write_provenance(records.provenance())
         report: Callable[[Progress], None] = progress if callable(progress) else lambda _: None
         bar = None
@@ -95,11 +103,6 @@ def opened(
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
             bar.say(_opening(study, plan.definition))
-            if plan.batch_dependent:
-                bar.say(
-                    "Note: the loss of an example depends on the others of its batch, so that "
-                    "every batch size has another objective; result.audit() says what to do."
-                )
         written = stored
         if beside is not None:
             written = stack.enter_context(Records.open(stored.folder / beside))

@@ -45,6 +45,8 @@ class Workload:
       classes: where it is given, labels are checked to lie in 0 to classes - 1.
       labels: the field of the labels.
       train_examples: the size of the training set, where it is known before loading.
+      unpaired: fields whose entries belong to no example, such as samples of another distribution;
+        a loss of all pairs of theirs and the others' is refused as a mistake otherwise.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Workload:
     classes: int | None = None
     labels: str = "label"
     train_examples: int | None = None
+    unpaired: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("train_examples", "classes"):
