@@ -416,8 +416,8 @@ class Study:
         values = None
         if trial >= followup.FIRST_REFINED:
             values = followup.refined_values(folder, batch_size, trial)
-        if isinstance(steps, Sequence):
-            steps = checks.increasing("steps", steps)
+        if isinstance(steps, Sequence) or getattr(steps, "ndim", 0):
+            steps = checks.increasing("steps", list(steps))  # pyright: ignore
         elif steps is not None:
             steps = checks.integer("steps", steps, 1)
         mesh = session.mesh(devices)

@@ -10,7 +10,8 @@ from batchscale.tuner.distributions import Choice, Distribution
 from batchscale.tuner.search_space import Dimension, SearchSpace
 
 columns.declare("axes", "effective_learning_rate", "one_minus_momentum")
-columns.declare("optima", "batch_size", "steps", "trial", "*_edge", "_merge")
+columns.declare("optima", "batch_size", "steps", "trial", "*_edge")
+columns.declare("pandas", "_merge", "_left_indicator", "_right_indicator")
 
 
 def effective_learning_rate(table: pd.DataFrame) -> pd.Series:

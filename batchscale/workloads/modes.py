@@ -92,11 +92,13 @@ def nested(module: nn.Module) -> Any:
     ...     @nn.compact
     ...     def __call__(self, x, train):
     ...         return Inner()(x)
-    >>> with nested(outer := Outer()):
-    ...     _ = outer.init({}, 1.0, train=True)
-    Traceback (most recent call last):
-    ValueError: module: Outer calls its Inner without 'train', which then is False, in training and
-    in evaluation. Hand it on, such as Inner(...)(x, train=train).
+    >>> try:
+    ...     with nested(outer := Outer()):
+    ...         outer.init({}, 1.0, train=True)
+    ... except ValueError as error:
+    ...     print(error)
+    module: Outer calls its Inner without 'train', which then is False, in training and in
+    evaluation. Hand it on, such as Inner(...)(x, train=train).
     """
 
     def check(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
