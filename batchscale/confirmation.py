@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from batchscale import scaling, tuner
+from batchscale import columns, numeric, scaling, tuner
 from batchscale.records import TRIAL_COLUMNS, Origin, Status
 
 
@@ -48,8 +48,8 @@ class Confirmation:
         Batch sizes that have not been run again, or not all of them, are left out; one of which no
         trial of the search reached the goal is a miss.
         """
-        columns = ["batch_size", "steps", "previous_evaluation", "trial"]
-        return self.table.loc[self.table["steps"].notna(), columns].reset_index(drop=True)
+        shown = ["batch_size", "steps", "previous_evaluation", "trial"]
+        return self.table.loc[self.table["steps"].notna(), shown].reset_index(drop=True)
 
     def recommend(
         self, *, seconds_per_step: scaling.StepTimes | None = None
@@ -92,6 +92,7 @@ def confirmation(
         at, and a batch size where they were not all run is not done. All that were run by default.
       confidence: of the interval of the median.
     """
+    confidence = numeric.confidence(confidence)
     runs = trials.loc[(trials["origin"] == Origin.CONFIRM).to_numpy()]
     previous = crossings["previous_evaluation"].reindex(runs.index).fillna(0.0)
     runs = runs.assign(steps=math.nan, previous=previous)
@@ -127,19 +128,24 @@ def confirmation(
         rows.append(row)
     order = ["batch_size", "best_of_n", "trial", *names, *_SUMMARY, "luck"]
     table = pd.DataFrame(rows).reindex(columns=order).astype({"trial": "Int64"})
-    columns = ["batch_size", "trial", "seeds", "median", "missed", "chosen"]
     every = pd.concat(reported or [runs.iloc[:0]]).rename(columns={"previous": _SUMMARY[2]})
     return Confirmation(
         table,
-        pd.concat(settings, ignore_index=True)[columns],
+        pd.concat(settings, ignore_index=True)[list(_SETTINGS)],
         every[["steps", _SUMMARY[2]]].reset_index(),
         confidence,
     )
 
 
-_SUMMARY = (
-    "seeds", "steps", "previous_evaluation", "low", "high", "quantile_10", "quantile_90", "missed"
-)  # fmt: skip
+_SUMMARY = columns.declare(
+    "medians of confirmed settings",
+    *("seeds", "steps", "previous_evaluation", "low", "high"),
+    *("quantile_10", "quantile_90", "missed"),
+)
+_SETTINGS = columns.declare(
+    "confirmed settings", "batch_size", "trial", "seeds", "median", "missed", "chosen"
+)
+columns.declare("confirmation", "best_of_n", "luck", "previous")
 
 
 def median_ranks(seeds: int, confidence: float) -> tuple[int, int]:

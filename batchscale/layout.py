@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from batchscale import keys
+from batchscale import columns, keys
 from batchscale.workloads import Workload
 
 # Choices, from measurements on two CPU cores; both numbers can be fixed in the study.
@@ -61,6 +61,9 @@ class Layout(NamedTuple):
         if self.microbatch > _SMALL_MICROBATCH or (self.lanes == 1 and self.microbatch > 1):
             return self._replace(microbatch=self.microbatch // 2)
         return self.with_lanes(self.lanes // 2) if self.lanes > 1 else None
+
+
+columns.declare("layouts", "batch_size", *Layout._fields)
 
 
 def choose(

@@ -37,7 +37,8 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
       examples.
 
     Raises:
-      ValueError: the loss of a batch grows otherwise than with its examples.
+      ValueError: the loss of a batch grows otherwise than with its examples; or it is one of all
+        pairs of its examples, so that a field might belong to any of them.
 
     >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
     >>> def workload(loss):
@@ -58,7 +59,14 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     # are: of two examples a norm leaves nothing but the sign.
     a, b, c, d, *others = np.linspace(0, size - 1, min(size, _EXAMPLES)).astype(int)
     chosen = np.array([(x, y, *others) for x in (a, b) for y in (c, d)])
-    batches = jax.tree.map(lambda x: np.asarray(x)[chosen], train)
+    # Then each field alone: in another order, and with an entry of another example.
+    fields = [name for name in train if name not in workload.unpaired]
+    rows = {name: [*chosen] for name in train}
+    for name in fields:
+        for field in train:
+            alone = [np.roll(chosen[0], 1), chosen[2]] if field == name else [chosen[0]] * 2
+            rows[field] += alone
+    batches = {name: np.asarray(x)[np.array(rows[name])] for name, x in train.items()}
     values = {name: np.asarray(_middle(of), float_type()) for name, of in space.items()}
     random = np.random.default_rng(0)
     key = keys.key(0)
@@ -77,24 +85,50 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
         def of(batch: PyTree) -> Any:
             return jax.value_and_grad(total, has_aux=True)(params, batch)
 
-        twice = jax.tree.map(lambda x: np.concatenate([x, x], 1), batches)
+        twice = jax.tree.map(lambda x: np.concatenate([x[:4], x[:4]], 1), batches)
         once, gradients = jax.lax.map(of, batches)
-        aa, ab, ba, bb = (jax.tree.map(lambda g, k=k: g[k], gradients) for k in range(4))
+        aa, ab, ba, bb, *others = (
+            jax.tree.map(lambda g, k=k: g[k], gradients) for k in range(4 + 2 * len(fields))
+        )
         apart = jax.tree.map(lambda w, x, y, z: w - x - y + z, aa, ab, ba, bb)
-        changes = [jax.tree.map(jnp.subtract, aa, x) for x in (ab, ba)]
-        norms = [optax.tree.norm(tree).astype(float) for tree in (apart, *changes, aa)]
+        changes = [jax.tree.map(jnp.subtract, aa, x) for x in (ab, ba, *others)]
+        norms = [optax.tree.norm(tree).astype(float) for tree in (apart, aa, *changes)]
+        once = jax.tree.map(lambda x: x[:4], once)
         return norms, once, jax.lax.map(lambda batch: total(params, batch), twice)
 
     norms, once, twice = jax.device_get(sums(params))
     found = np.array([once, twice], np.float64)
-    apart, *changes, gradient = (float(norm) for norm in norms)
+    apart, gradient, *changes = (float(norm) for norm in norms)
     if not (np.isfinite(found).all() and np.isfinite(norms).all() and found[:, 1].all()):
         return None
     if not gradient:
         return None
     _check_scale(workload, *(total / count for total, count in found))
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
-    return bool(apart > max(_APART * max(changes), _ROUNDING * eps * gradient))
+    rounding = _ROUNDING * eps * gradient
+    if not apart > max(_APART * max(changes[:2]), rounding):
+        return False
+    stays = {
+        name: moved <= max(_APART * replaced, rounding)
+        for name, moved, replaced in zip(fields, changes[2::2], changes[3::2], strict=True)
+        if replaced > rounding / _APART
+    }
+    # If no other field matters, another order of one is another order of the examples.
+    if len(stays) > 1 and any(stays.values()):
+        _refuse_pairs(workload, [name for name in stays if stays[name]][-1])
+    return True
+
+
+def _refuse_pairs(workload: Workload, field: str) -> None:
+    shape = workload.splits()["train"][field].shape
+    raise ValueError(
+        f"loss: of workload {workload.name!r} it stays the same when the field {field!r} is dealt "
+        "out among its examples in another order: it looks like a mean over all pairs of them, as "
+        "labels of shape (N, 1) beside predictions of shape (N,) give it. "
+        f"{field!r} has the shape {shape}; make the shapes the same, with {field}[:, 0] for "
+        "example, and return one value an example. If its entries belong to no example, as samples "
+        f"of another distribution, say so with Workload(unpaired=({field!r},))."
+    )
 
 
 def _check_scale(

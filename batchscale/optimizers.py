@@ -90,7 +90,7 @@ class Optimizer:
                 f"{', '.join(own)}. Add it to the SearchSpace; a plain number is a fixed value."
             ) from error
         if not (hasattr(made, "init") and hasattr(made, "update")):
-            raise TypeError(
+            raise ValueError(
                 f"optimizer: {self.name!r} made {type(made).__name__}, wanted a function of a "
                 "mapping of hyperparameters that makes an optax transformation, such as "
                 'lambda h: optax.adam(h["learning_rate"]).'

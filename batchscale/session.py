@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from batchscale import (
     checks,
+    columns,
     compilation,
     devices,
     layout,
@@ -34,6 +36,8 @@ from batchscale.runner import Progress
 
 if TYPE_CHECKING:
     from batchscale.study import Study
+
+_COLUMNS = columns.declare("estimate", "batch_size", "max_steps", "trials", "examples", "flops")
 
 
 class Session(NamedTuple):
@@ -80,11 +84,18 @@ def opened(
     began = time.monotonic()
     with ExitStack() as stack:
         on = mesh(chosen)
-        checks.metric(study.goal, study.workload, study.space.names)
+        check(study)
         stored = stack.enter_context(Records.open(folder))
         stack.enter_context(compilation.cached())
         plan = _planned(study, definition, stored, on, extend=extend)
         trains = stack.enter_context(engine(study, on))
+        if plan.batch_dependent:
+            warnings.warn(
+                f"workload {study.workload.name!r}: the loss of an example depends on the others "
+                "of its batch, as with batch norm, so that every batch size has another objective; "
+                "result.audit() says what to do.",
+                stacklevel=5,
+            )
         stored.write_provenance(records.provenance())
         report: Callable[[Progress], None] = progress if callable(progress) else lambda _: None
         bar = None
@@ -93,11 +104,6 @@ def opened(
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
             bar.say(_opening(study, plan.definition))
-            if plan.batch_dependent:
-                bar.say(
-                    "Note: the loss of an example depends on the others of its batch, so that "
-                    "every batch size has another objective; result.audit() says what to do."
-                )
         written = stored
         if beside is not None:
             written = stack.enter_context(Records.open(stored.folder / beside))
@@ -111,6 +117,14 @@ def opened(
             total = {"total": time.monotonic() - began}
             with contextlib.suppress(OSError):  # what ended the run is to be told
                 stored.write_seconds(total | trains.seconds)
+
+
+def check(study: Study) -> None:
+    """Refuses functions that do not fit, and hyperparameters that nothing reads; compiles none."""
+    checks.metric(study.goal, study.workload, study.space.names)
+    checks.updates(
+        study.workload, optimizers.get(study.optimizer), study.schedule, study.space.names
+    )
 
 
 def mesh(chosen: Sequence[Any] | None) -> Mesh:
@@ -153,8 +167,7 @@ def cost(study: Study, definition: Definition) -> pd.DataFrame:
         steps = definition.max_steps[batch_size]
         examples = steps * batch_size * definition.trials
         rows.append((batch_size, steps, definition.trials, examples, examples * each))
-    columns = ["batch_size", "max_steps", "trials", "examples", "flops"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def _planned(

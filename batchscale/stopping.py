@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Literal
 
+from batchscale.numeric import plain
+
 Stop = Literal["first", "all", "budget"] | float
 Curves = Literal["bounds", "exact"]
 
@@ -79,9 +81,9 @@ class StopRule:
         """
         if isinstance(stop, str) and stop in ("first", "all", "budget"):
             return cls(stop)
-        number = isinstance(stop, int | float) and not isinstance(stop, bool)
-        if number and 1 <= stop < math.inf:
-            return cls("first") if stop == 1 else cls("factor", float(stop))
+        number = plain(stop)
+        if number is not None and 1 <= number < math.inf:
+            return cls("first") if number == 1 else cls("factor", float(number))
         raise ValueError(
             f"stop: got {stop!r}, wanted 'first', 'all', 'budget', or a factor of at least 1: "
             "how many times the steps of the first crossing every trial is trained."

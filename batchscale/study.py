@@ -28,6 +28,7 @@ from batchscale import (
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.metrics import Goal
+from batchscale.numeric import above, plain
 from batchscale.optimizers import Factory
 from batchscale.packs import TrialId
 from batchscale.plan import Definition, Plan
@@ -123,6 +124,7 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        checks.kinds(self.workload, self.space, self.goal)
         for name, smallest in (
             ("trials", 1),
             ("max_infeasible", 0),
@@ -131,25 +133,33 @@ class Study:
         ):
             words = (None, "auto", "probe") if name == "lanes" else (None, "auto")
             if getattr(self, name) not in words:
-                checks.integer(name, getattr(self, name), smallest)
-        checks.integer("trials", self.trials, 1)
-        checks.integer("seed", self.seed, 0, 2**32 - 1)
-        if not 0 < self.evaluation_spacing <= 1:
+                self._set(name, checks.integer(name, getattr(self, name), smallest))
+        self._set("trials", checks.integer("trials", self.trials, 1))
+        self._set("seed", checks.integer("seed", self.seed, 0, 2**32 - 1))
+        spacing = plain(self.evaluation_spacing)
+        if spacing is None or not 0 < spacing <= 1:
             raise ValueError(
                 f"evaluation_spacing: got {self.evaluation_spacing!r}, wanted a share of the steps "
                 "above 0 and at most 1; 0.05 evaluates every 5% of the steps."
             )
+        self._set("evaluation_spacing", spacing)
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
                 f"max_steps, max_epochs: got {self.max_steps!r} and {self.max_epochs!r}, wanted "
                 "one of them: the budget of a trial in steps, or in epochs."
             )
         StopRule.of(self.stop)
+        if not isinstance(self.stop, str):
+            self._set("stop", plain(self.stop))
         if self.curves not in ("bounds", "exact"):
             raise ValueError(f"curves: got {self.curves!r}, wanted 'bounds' or 'exact'.")
         checks.names(self.space, optimizers.get(self.optimizer), self.schedule, self.workload)
         if self.workload.train_examples is not None:
             self._definition()
+
+    def _set(self, name: str, value: Any) -> None:
+        """An argument as it is kept: a number of Python's own."""
+        object.__setattr__(self, name, value)
 
     def resolved_batch_sizes(self) -> list[int]:
         """The batch sizes as integers, in increasing order."""
@@ -179,6 +189,7 @@ class Study:
         Returns:
           One row a batch size: `batch_size` and `seconds_per_step`.
         """
+        session.check(self)
         mesh = parallel.mesh(list(session.mesh(devices).devices.flat[:1]))
         rows = []
         with compilation.cached(), session.engine(self, mesh) as engine:
@@ -298,10 +309,9 @@ class Study:
           ValueError: trials were stopped too early to tell which lead; the folder holds another
             study, or an unfinished one.
         """
-        checks.integer("settings", settings, 1)
-        checks.integer("selection_seeds", selection_seeds, 1)
-        checks.integer("seeds", seeds, 1)
-        checks.patience(patience)
+        settings = checks.integer("settings", settings, 1)
+        selection_seeds = checks.integer("selection_seeds", selection_seeds, 1)
+        seeds, patience = checks.integer("seeds", seeds, 1), checks.patience(patience)
         result = _finished(folder)
         with session.opened(
             self, self._definition(), folder, progress, devices, beside=records.CONFIRMED
@@ -353,9 +363,9 @@ class Study:
           ValueError: fewer than two trials of a batch size reached the goal; the folder holds
             another study, or an unfinished one.
         """
-        checks.integer("rounds", rounds, 1)
-        checks.integer("trials", trials, 1)
-        checks.patience(patience)
+        rounds, trials = checks.integer("rounds", rounds, 1), checks.integer("trials", trials, 1)
+        until = float(above("until", until, 0, "a share of a range above 0, such as 0.1"))
+        patience = checks.patience(patience)
         result = _finished(folder)
         with session.opened(
             self, self._definition(), folder, progress, devices, beside=records.REFINED
@@ -401,18 +411,20 @@ class Study:
                 f"batch_size: got {batch_size}, wanted one of the study's: "
                 f"{', '.join(map(str, definition.batch_sizes))}."
             )
-        name = TrialId(checks.integer("trial", trial, 0), checks.integer("replicate", replicate, 0))
+        batch_size, trial = int(batch_size), checks.integer("trial", trial, 0)
+        name = TrialId(trial, checks.integer("replicate", replicate, 0))
         values = None
         if trial >= followup.FIRST_REFINED:
             values = followup.refined_values(folder, batch_size, trial)
-        if isinstance(steps, Sequence):
-            steps = checks.increasing("steps", steps)
+        if isinstance(steps, Sequence) or getattr(steps, "ndim", 0):
+            steps = checks.increasing("steps", list(steps))  # pyright: ignore
         elif steps is not None:
-            checks.integer("steps", steps, 1)
+            steps = checks.integer("steps", steps, 1)
         mesh = session.mesh(devices)
-        for goal in (self.goal, until):
-            if goal is not None:
-                checks.metric(goal, self.workload, self.space.names)
+        if until is not None:
+            checks.check_goal("until", until)
+            checks.metric(until, self.workload, self.space.names)
+        session.check(self)
         packing = session.choose_layout(self, batch_size, mesh)
         if folder is not None:
             with Records.open(folder, write=False) as stored:

@@ -101,14 +101,47 @@ class Recipe:
 def init(recipe: Recipe, key: UInt32[Array, " 2"], hyperparameters: Hyperparameters) -> TrainState:
     """The state before the first step: parameters from the trial's key, an empty optimizer."""
     params, model_state = recipe.workload.init(_key(key, _INIT))
-    optimizer_key = _key(key, _OPTIMIZER)
-    transformation = recipe.optimizer.transformation(hyperparameters, None, optimizer_key)
-    opt_state = transformation.init(params)
-    if not recipe.optimizer.takes_key:
-        # Its noise would be the same in every trial.
-        opt_state = keys.mixed(opt_state, optimizer_key)
+    opt_state = start(recipe.optimizer, hyperparameters, params, _key(key, _OPTIMIZER))
+    return TrainState(params, model_state, opt_state, key)
+
+
+def start(
+    optimizer: Optimizer, hyperparameters: Hyperparameters, params: PyTree[Array], key: Any
+) -> PyTree[Array]:
+    """The optimizer's state before the first step; `key` is the trial's, for its noise."""
+    opt_state = optimizer.transformation(hyperparameters, None, key).init(params)
+    if not optimizer.takes_key:
+        opt_state = keys.mixed(opt_state, key)  # else the noise of all trials were the same
     # Of types that the next states have too: those of Python's numbers give way to others.
-    return TrainState(params, model_state, _as(opt_state, opt_state), key)
+    return _as(opt_state, opt_state)
+
+
+def update(
+    optimizer: Optimizer,
+    hyperparameters: Hyperparameters,
+    learning_rate: Array,
+    gradient: PyTree[Array],
+    opt_state: PyTree[Array],
+    params: PyTree[Array],
+    key: Any,
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """The parameters and the optimizer's state after a gradient, in the types of those before.
+
+    Args:
+      optimizer: the update; static.
+      hyperparameters: the trial's.
+      learning_rate: the schedule's at this step.
+      gradient: of the batch's mean loss, in the parameters' types.
+      opt_state: before.
+      params: before.
+      key: the trial's, for a factory that takes it.
+    """
+    transformation = optimizer.transformation(hyperparameters, learning_rate, key)
+    # Of parameters that hold slow ones too, optax wants the gradient of the fast ones.
+    if isinstance(gradient, optax.LookaheadParams):
+        gradient = gradient.fast
+    updates, after = transformation.update(gradient, opt_state, params)
+    return as_usual(optax.apply_updates)(params, updates), _as(after, opt_state)
 
 
 def draw(
@@ -167,17 +200,16 @@ def step(
     """
     gradient, model_state = _gradient(recipe, state, hyperparameters, data, batch, number)
     learning_rate = recipe.schedule(jnp.asarray(number), hyperparameters)
-    transformation = recipe.optimizer.transformation(
-        hyperparameters, learning_rate, _key(state.key, _OPTIMIZER)
+    params, opt_state = update(
+        recipe.optimizer,
+        hyperparameters,
+        learning_rate,
+        gradient,
+        state.opt_state,
+        state.params,
+        _key(state.key, _OPTIMIZER),
     )
-    # Of parameters that hold slow ones too, optax wants the gradient of the fast ones.
-    if isinstance(gradient, optax.LookaheadParams):
-        gradient = gradient.fast
-    updates, opt_state = transformation.update(gradient, state.opt_state, state.params)
-    params = as_usual(optax.apply_updates)(state.params, updates)
-    return TrainState(
-        params, _as(model_state, state.model_state), _as(opt_state, state.opt_state), state.key
-    )
+    return TrainState(params, _as(model_state, state.model_state), opt_state, state.key)
 
 
 def segment(

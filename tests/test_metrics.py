@@ -592,10 +592,10 @@ def test_a_budget_that_trials_were_not_trained_for_is_refused(status, reason, re
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: step_budget(m, np.inf), "steps: must be a positive number, got inf."),
-        (lambda m: step_budget(m, -1), "steps: must be a positive number, got -1."),
-        (lambda m: epoch_budget(m, "1", 10), "epochs: must be a positive number, got '1'."),
-        (lambda m: epoch_budget(m, 1, 0), "train_examples: must be a positive number, got 0."),
+        (lambda m: step_budget(m, np.inf), "steps: got inf, wanted a number above 0."),
+        (lambda m: step_budget(m, -1), "steps: got -1, wanted a number above 0."),
+        (lambda m: epoch_budget(m, "1", 10), "epochs: got '1', wanted a number above 0."),
+        (lambda m: epoch_budget(m, 1, 0), "train_examples: got 0, wanted a number above 0."),
         (
             lambda m: best_measurement(m, ERROR, mode="less"),  # pyright: ignore
             'best_measurement: mode must be "min" or "max", got \'less\'.',

@@ -178,7 +178,7 @@ def test_reruns_and_refinements_are_no_part_of_the_search_and_choices_have_no_wi
             ValueError,
             "max_epochs: needs train_examples, the size of the training set.",
         ),
-        ({"max_steps": 0}, ValueError, "max_steps: must be a positive number, got 0."),
+        ({"max_steps": 0}, ValueError, "max_steps: got 0, wanted a number above 0."),
         (
             {"within": 0.5},
             ValueError,

@@ -254,7 +254,7 @@ def test_an_optimizer_of_ones_own_that_reads_what_is_not_there_is_refused(square
     message = "reads the hyperparameter 'decay', and the space has learning_rate."
     with pytest.raises(ValueError, match=re.escape(message)):
         study(square, optimizer=lambda h: optax.adamw(h["learning_rate"], weight_decay=h["decay"]))
-    with pytest.raises(TypeError, match="wanted a function of a mapping of hyperparameters"):
+    with pytest.raises(ValueError, match="wanted a function of a mapping of hyperparameters"):
         study(square, optimizer=lambda h: h["learning_rate"])
 
 
@@ -539,6 +539,23 @@ def test_nothing_before_run_starts_a_backend():
             space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-3, 1), momentum=0.9),
             batch_sizes=[1, "full"], goal=bs.Goal("validation/error", 0.01), trials=4,
             max_epochs=3,
+        )
+        import numpy as np, optax
+        from batchscale import checks, optimizers
+        x = np.ones((4, 2), np.float32)
+        own = bs.Study(
+            workload=bs.Workload.from_functions(
+                lambda key: {"w": 0 * x[0]}, lambda p, b: b["input"] @ p["w"],
+                data={"train": (x, x[:, 0]), "validation": (x, x[:, 0])},
+            ),
+            optimizer=lambda h: optax.adam(h["learning_rate"], b1=h["b1"]),
+            schedule=lambda step, h: h["learning_rate"] / (1 + step),
+            space=bs.SearchSpace(learning_rate=0.1, b1=0.9), batch_sizes=[1],
+            goal=bs.Goal("validation/loss", 0.01), trials=4, max_steps=3,
+        )
+        checks.metric(own.goal, own.workload, own.space.names)
+        checks.updates(
+            own.workload, optimizers.get(own.optimizer), own.schedule, own.space.names
         )
         assert not xla_bridge.backends_are_initialized()
     """

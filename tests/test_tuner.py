@@ -218,7 +218,7 @@ def test_what_is_not_a_number_is_refused(make, message):
         ),
         (
             lambda: SearchSpace(status=1.0),
-            "SearchSpace: 'status' is already a column of the result tables. "
+            "SearchSpace: 'status' is already a column of the result tables (trials). "
             "Give the hyperparameter another name.",
         ),
         (

@@ -314,5 +314,5 @@ def test_sums_that_would_stop_growing_are_refused(tmp_path):
         ),
         batch_sizes=[4],
     )
-    with pytest.raises(ValueError, match=r"loss: .* bfloat16, wanted 32 bits .*jnp\.int32"):
+    with pytest.raises(ValueError, match=r"of its loss is bfloat16, wanted 32 bits .*jnp\.int32"):
         some.run(tmp_path / "a", progress=False)

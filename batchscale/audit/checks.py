@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
+from batchscale import columns
 from batchscale.confirmation import Confirmation
 from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
@@ -49,6 +50,9 @@ class Check:
     def __str__(self) -> str:
         line = f"{self.verdict:>7}  {self.name}: {self.evidence}"
         return f"{line}\n         {self.remedy}" if self.remedy else line
+
+
+columns.declare("audit", *(field.name for field in dataclasses.fields(Check)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -25,8 +26,8 @@ def from_arrays(
 ) -> Splits:
     """Splits from one's own arrays, checked, in types that JAX holds by default.
 
-    64-bit numbers become 32-bit ones and labels become int32; everything else keeps its type, and
-    an array that needs no change is not copied.
+    64-bit numbers become 32-bit ones and labels become int32; everything else, bfloat16 too, keeps
+    its type, and an array that needs no change is not copied.
 
     Args:
       train: arrays by field name, each with the examples along axis 0, or a pair
@@ -105,7 +106,8 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
       path: the file to write or to replace.
 
     Raises:
-      ValueError: `from_arrays` would refuse the splits, or a split has "/" in its name.
+      ValueError: `from_arrays` would refuse the splits, a split has "/" in its name, or a field is
+        of a type that the file cannot hold.
       OSError: the file cannot be written.
 
     >>> import tempfile
@@ -118,6 +120,12 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
     for split, fields in _checked(splits).items():
         if not split or "/" in split:
             raise ValueError(f"split {split!r}: its name must not be empty or hold '/'. Rename it.")
+        for field, array in fields.items():
+            if _narrow_float(array.dtype):
+                raise ValueError(
+                    f"split {split!r}: field {field!r} is {array.dtype}, which an .npz file cannot "
+                    "hold. Convert it with .astype(np.float32)."
+                )
         arrays.update({f"{split}/{field}": array for field, array in fields.items()})
     with replacing(Path(path)) as file:
         np.savez(file, **arrays)
@@ -182,7 +190,8 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
         for field in sorted(splits[split]):
             array = np.asarray(splits[split][field])
             little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-            digest.update(json.dumps([split, field, little.dtype.str, little.shape]).encode())
+            kind = little.dtype.name if _narrow_float(array.dtype) else little.dtype.str
+            digest.update(json.dumps([split, field, kind, little.shape]).encode())
             digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
@@ -228,7 +237,7 @@ def _fields(split: str, part: Examples) -> Mapping[str, ArrayLike]:
 
 def _array(where: str, field: str, value: ArrayLike) -> np.ndarray:
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" and not _narrow_float(array.dtype):
         raise ValueError(
             f"{where}: field {field!r} has the dtype {array.dtype}, wanted real numbers. "
             "Encode it as integers or floats, one array a field."
@@ -246,6 +255,11 @@ def _array(where: str, field: str, value: ArrayLike) -> np.ndarray:
     return _narrow(where, field, array)
 
 
+def _narrow_float(dtype: np.dtype) -> bool:
+    """Whether a type is a float that NumPy has not of its own: bfloat16 and narrower ones."""
+    return dtype.kind == "V" and dtype.names is None and jnp.issubdtype(dtype, jnp.floating)
+
+
 def _check_integers(where: str, field: str, labels: np.ndarray) -> None:
     if labels.dtype.kind not in "iu":
         raise ValueError(
@@ -256,6 +270,8 @@ def _check_integers(where: str, field: str, labels: np.ndarray) -> None:
 
 def _narrow(where: str, field: str, array: np.ndarray) -> np.ndarray:
     # JAX would narrow 64-bit numbers by itself, and let integers that are too large wrap around.
+    if _narrow_float(array.dtype):
+        return array
     dtype = array.dtype.newbyteorder("=")
     if dtype.kind == "f" and dtype.itemsize > 4:
         dtype = np.dtype(np.float32)

@@ -4,10 +4,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal
 from batchscale.metrics.steps import first_crossings, steps_to_target
 from batchscale.records import Origin, Status
+
+columns.declare("crossings of a search", "crossing", "fewest")
 
 
 def search_crossings(

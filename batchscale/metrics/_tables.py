@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from batchscale import columns
 from batchscale.metrics.goal import BOUNDS, Goal, Mode
 from batchscale.records import (
     MEASUREMENT_INDEX,
@@ -13,6 +14,8 @@ from batchscale.records import (
     StopReason,
     check_index,
 )
+
+columns.declare("curves", "value", "previous", "bound", "needed")
 
 
 def example_measurements() -> pd.DataFrame:

@@ -14,6 +14,7 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import Bool, Float
 
+from batchscale import columns, numeric
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal
 from batchscale.metrics.steps import first_crossings
@@ -29,6 +30,11 @@ from batchscale.records import (
 # Choices.
 _SHARE = 3  # of N trials, the best of at most N / 3
 _FASTEST = 4  # crossings from which is extrapolated to faster ones
+
+_COLUMNS = columns.declare(
+    "tuning curve", "batch_size", "trials", "n", "median", "low", "high", "mean", "share_reaching"
+)
+columns.declare("searches", "cut")
 
 
 def best_of(
@@ -100,7 +106,7 @@ def best_of(
        batch_size  trials  n  median   low  high  mean  share_reaching
     0           8      24  1    22.0  10.0  34.0  22.5             1.0
     """
-    _check_confidence(confidence)
+    confidence = numeric.confidence(confidence)
     searches = list(_searches(measurements, goal, trials))
     for search in searches:
         if not 1 <= n <= search.size // _SHARE:
@@ -148,7 +154,7 @@ def tuning_curve(
     >>> curve[["n", "median"]].to_dict("list")
     {'n': [1, 2, 3, 4, 6, 8], 'median': [22.0, 17.0, 15.0, 14.0, 13.0, 12.0]}
     """
-    _check_confidence(confidence)
+    confidence = numeric.confidence(confidence)
     rows = []
     for search in _searches(measurements, goal, trials):
         most = search.size // _SHARE
@@ -330,12 +336,6 @@ def _cut(plain: pd.DataFrame) -> Bool[np.ndarray, " trials"]:
     return np.isinf(plain["first_crossing"].to_numpy()) & ~whole.to_numpy()
 
 
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
-
-
 def _table(rows: Iterator[dict[str, float]] | list[dict[str, float]]) -> pd.DataFrame:
-    columns = ["batch_size", "trials", "n", "median", "low", "high", "mean", "share_reaching"]
-    table = pd.DataFrame(list(rows), columns=columns)
+    table = pd.DataFrame(list(rows), columns=list(_COLUMNS))
     return table.astype({"batch_size": int, "trials": int, "n": int})

@@ -1,13 +1,13 @@
 """Budgets: what training got to within so many steps, or so many examples."""
 
 import math
-import numbers
 from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 
+from batchscale import numeric
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Mode, check_mode
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, check_index
@@ -34,7 +34,7 @@ def step_budget(
     >>> step_budget(example_measurements(), 10).index.tolist()
     [(8, 0, 0, 0), (8, 0, 0, 10), (8, 1, 0, 0), (8, 1, 0, 10), (16, 0, 0, 0), (16, 0, 0, 10)]
     """
-    _check_budget("steps", steps)
+    numeric.above("steps", steps, 0, "a number above 0")
     last_step = math.floor(steps)
     return _within(
         measurements,
@@ -70,8 +70,8 @@ def epoch_budget(
     >>> epoch_budget(example_measurements(), 0.8, 100).index.tolist()
     [(8, 0, 0, 0), (8, 0, 0, 10), (8, 1, 0, 0), (8, 1, 0, 10), (16, 0, 0, 0)]
     """
-    _check_budget("epochs", epochs)
-    _check_budget("train_examples", train_examples)
+    numeric.above("epochs", epochs, 0, "a number above 0")
+    numeric.above("train_examples", train_examples, 0, "a number above 0")
     examples = math.floor(Fraction(str(epochs)) * int(train_examples))
     return _within(
         measurements,
@@ -138,11 +138,6 @@ def _best(curves: pd.DataFrame, metric: str, mode: Mode, batch_sizes: pd.Index) 
         )
     columns = best[["value", "step", "trial"]].astype({"step": "Int64", "trial": "Int64"})
     return columns.reset_index()
-
-
-def _check_budget(name: str, value: object) -> None:
-    if not (isinstance(value, numbers.Real) and 0 < float(value) < math.inf):
-        raise ValueError(f"{name}: must be a positive number, got {value!r}.")
 
 
 def _within(

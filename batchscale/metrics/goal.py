@@ -3,13 +3,14 @@
 import bisect
 import dataclasses
 import math
-import numbers
 import re
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool
 from numpy.typing import ArrayLike
+
+from batchscale.numeric import plain
 
 Mode = Literal["min", "max"]
 BOUNDS = ("_at_least", "_at_most")  # how columns of bounds end
@@ -47,9 +48,10 @@ class Goal:
                 'Goal: metric must be "split/name", such as "validation/error"; '
                 f"got {self.metric!r}."
             )
-        if not isinstance(self.value, numbers.Real) or not math.isfinite(self.value):
+        value = plain(self.value)
+        if value is None or not math.isfinite(value):
             raise ValueError(f"Goal: value must be a finite number, got {self.value!r}.")
-        object.__setattr__(self, "value", float(self.value))
+        object.__setattr__(self, "value", float(value))
         check_mode(self.mode, "Goal")
 
     def __str__(self) -> str:

@@ -6,9 +6,14 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal
 from batchscale.records import TRIAL_INDEX, Status, StopReason
+
+columns.declare("steps to target", "goal", "batch_size", "steps", "previous_evaluation", "trial")
+columns.declare("first crossings", "first_crossing", "previous_evaluation")
+columns.declare("members", "first_step", "end_step")
 
 
 def first_crossings(measurements: pd.DataFrame, goal: Goal) -> pd.DataFrame:

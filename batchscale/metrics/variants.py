@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal
 from batchscale.metrics.steps import steps_of_curves
 
 _COLUMNS = ["batch_size", "steps", "previous_evaluation", "trial"]
+columns.declare("variants", "variant", *_COLUMNS, "why", "began", "before")
 
 _Steps = Callable[[pd.DataFrame, Goal], pd.DataFrame]  # of curves and a goal, as in `variants`
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-MEASUREMENT_INDEX = ("batch_size", "trial", "replicate", "step")
-TRIAL_INDEX = ("batch_size", "trial", "replicate")
+from batchscale import columns
+
+MEASUREMENT_INDEX = columns.declare("measurements", "batch_size", "trial", "replicate", "step")
+TRIAL_INDEX = MEASUREMENT_INDEX[:3]
 
 
 class Status(enum.StrEnum):
@@ -65,6 +67,7 @@ TRIAL_COLUMNS: Mapping[str, type] = {
 `steps_trained` of an infeasible trial is the step at which it was found diverged;
 `first_crossing` is inf where the trial never was past the study's goal.
 """
+columns.declare("trials", *TRIAL_COLUMNS)
 
 
 def measurement_table(frame: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,10 @@ import pandas as pd
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from batchscale import columns
+
+columns.declare("steps to target, checked", "batch_size", "steps", "after")
+
 Form = Literal["hyperbolic", "generalised"]
 
 

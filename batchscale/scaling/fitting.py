@@ -14,6 +14,7 @@ import scipy.stats
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from batchscale import numeric
 from batchscale.scaling.curve import Form, Interval, log_steps, points
 
 # Choices.
@@ -133,8 +134,7 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
     """
     if form not in _FEWEST:
         raise ValueError(f"form: got {form!r}, wanted 'hyperbolic' or 'generalised'.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
+    confidence = numeric.confidence(confidence)
     table = points(steps)
     if 0 in table["steps"].to_numpy():
         raise ValueError("steps: the goal held before the first step; choose a harder one.")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.scaling.fitting import Fit
 from batchscale.scaling.fitting import fit as fit_steps
@@ -16,6 +17,9 @@ from batchscale.scaling.regimes import Regimes, overhead, regimes
 
 StepTimes = float | Mapping[int, float] | pd.DataFrame
 """Seconds a step takes: at every batch size, by batch size, or a table of both."""
+
+_STEP_TIMES = columns.declare("step times", "batch_size", "seconds_per_step")
+columns.declare("frontier", "seconds", "speedup", "efficiency", "pareto")
 
 
 def frontier(steps: pd.DataFrame, *, seconds_per_step: StepTimes | None = None) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from batchscale import columns, numeric
 from batchscale.metrics import Goal, _tables
 from batchscale.metrics._crossings import check_trained, search_crossings
 from batchscale.records import Status, StopReason
@@ -20,6 +21,17 @@ from batchscale.tuner import derived
 
 _FOUND = ("centre", "low", "high", "usable_low", "usable_high", "sharpness", "scatter")
 _OF_MOMENTUM = ("centre", "low", "high", "interval")
+_MOMENTUM = "one_minus_momentum"
+_COLUMNS = columns.declare(
+    "learning rates",
+    *("batch_size", "steps", "trial", "effective_learning_rate"),
+    *(*_FOUND, "leading", "interval", "searched_low", "searched_high"),
+)
+columns.declare("momenta", _MOMENTUM, *(f"{_MOMENTUM}_{name}" for name in _OF_MOMENTUM))
+_RULES = ("linear", "square_root")
+columns.declare(
+    "learning-rate rules", *(name + end for name in _RULES for end in ("", "_lost", "_why"))
+)
 
 
 def learning_rates(
@@ -105,7 +117,7 @@ def learning_rates(
     axes = derived(plain)
     if "effective_learning_rate" not in axes:
         raise KeyError("learning_rates: no column 'learning_rate' in the trials.")
-    momentum = "one_minus_momentum"
+    momentum = _MOMENTUM
     searched_momentum = momentum in axes and len(np.unique(axes[momentum].to_numpy())) > 1
     rows = []
     for batch_size, fewest, trial in zip(
@@ -125,9 +137,7 @@ def learning_rates(
             row |= {f"{momentum}_{name}": found[name] for name in _OF_MOMENTUM}
         rows.append(row)
     if not rows:
-        rows = pd.DataFrame(columns=["batch_size", "steps", "trial", "effective_learning_rate",
-                                     *_FOUND, "leading", "interval", "searched_low",
-                                     "searched_high"])  # fmt: skip
+        rows = pd.DataFrame(columns=list(_COLUMNS))
     return pd.DataFrame(rows).astype({"trial": "Int64"})
 
 
@@ -189,8 +199,7 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
     1     0.2          1.0               1.1
     2     0.4          inf               1.0
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
+    confidence = numeric.confidence(confidence)
     table = table.sort_values("batch_size", ignore_index=True)
     answered = _tables.select(table, table["centre"].notna())
     sizes = answered["batch_size"].tolist()
@@ -206,16 +215,16 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
         )
     begin = answered.set_index("batch_size")["centre"].loc[reference]
     ratio = table["batch_size"] / reference
-    columns: dict[str, Any] = {"batch_size": table["batch_size"], "centre": table["centre"]}
-    for name, rates in (("linear", begin * ratio), ("square_root", begin * np.sqrt(ratio))):
-        columns[name] = rates
-        columns[f"{name}_lost"], columns[f"{name}_why"] = _lost(table, rates)
+    found: dict[str, Any] = {"batch_size": table["batch_size"], "centre": table["centre"]}
+    for name, rates in zip(_RULES, (begin * ratio, begin * np.sqrt(ratio)), strict=True):
+        found[name] = rates
+        found[f"{name}_lost"], found[f"{name}_why"] = _lost(table, rates)
     b_crit = fit(table).b_crit
     until = math.inf if math.isnan(b_crit) else b_crit
     exponent, interval = _exponent(
         _tables.select(answered, answered["batch_size"] <= until), confidence
     )
-    return Rules(reference, pd.DataFrame(columns), exponent, interval, until, confidence)
+    return Rules(reference, pd.DataFrame(found), exponent, interval, until, confidence)
 
 
 def _lost(table: pd.DataFrame, rates: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -266,10 +275,7 @@ class _Criteria(NamedTuple):
                 f"tolerance: got {self.tolerance!r}, wanted a share above 0 and at most within - 1 "
                 f"= {self.within - 1:g}, such as 0.2."
             )
-        if not 0 < self.confidence < 1:
-            raise ValueError(
-                f"confidence: got {self.confidence!r}, wanted a number between 0 and 1."
-            )
+        numeric.confidence(self.confidence)
 
 
 def _optimum(

@@ -8,7 +8,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from batchscale import columns
 from batchscale.scaling.curve import points
+
+columns.declare("overhead", "batch_size", "steps", "examples", "overhead")
 
 
 @dataclasses.dataclass(frozen=True)

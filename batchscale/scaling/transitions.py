@@ -7,10 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from batchscale import columns
 from batchscale.scaling.fitting import fit
 from batchscale.scaling.regimes import regimes
 
 _POINTS = ("perfect_until", "plateau_from", "b_crit")
+columns.declare(
+    "transitions", "variant", *_POINTS, "low", "high", "refused", *(f"{p}_ratio" for p in _POINTS)
+)
 
 
 def transitions(

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
 
-from batchscale import checks
+from batchscale import checks, columns
 from batchscale.scaling import Interval
 from batchscale.theory._ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
 from batchscale.theory._training_loss import TrainingLoss, microbatches
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from batchscale.study import Study
 
 _NOTHING = Interval(math.nan, math.nan)
+_COLUMNS = columns.declare(
+    "noise scales",
+    *("step", "loss", "b_simple", "low", "high", "b_noise", "b_noise_low", "b_noise_high"),
+)
 _AT_ONCE = 64  # a choice: directions in which the curvature is taken together
 
 
@@ -301,8 +305,7 @@ def noise_scales(
         )
         curved = (found.b_noise, *found.b_noise_interval)
         rows.append((point.step, found.loss, found.b_simple, *found.interval, *curved))
-    columns = ["step", "loss", "b_simple", "low", "high", "b_noise", "b_noise_low", "b_noise_high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(_COLUMNS))
 
 
 def _along(

@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.linalg
 from jaxtyping import Float, PyTree
 
-from batchscale import checks
+from batchscale import checks, columns
 from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
 from batchscale.theory._training_loss import TrainingLoss, microbatches
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _ENDED = 1e-6  # of the largest: what is left of a Krylov space beyond is float32's rounding
 
-_COLUMNS = (
+_COLUMNS = columns.declare(
+    "generalisation",
     *("batch_size", "trial", "step", "train_loss", "test_loss", "gap"),
     *("train_error", "test_error", "error_gap", "sharpness", "sharpness_error"),
 )

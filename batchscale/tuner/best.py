@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from batchscale import columns
 from batchscale.tuner.distributions import Choice, Distribution
 from batchscale.tuner.search_space import Dimension, SearchSpace
+
+columns.declare("axes", "effective_learning_rate", "one_minus_momentum")
+columns.declare("optima", "batch_size", "steps", "trial", "*_edge")
+columns.declare("pandas", "_merge", "_left_indicator", "_right_indicator")
 
 
 def effective_learning_rate(table: pd.DataFrame) -> pd.Series:
@@ -52,12 +57,12 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
        effective_learning_rate  one_minus_momentum
     0                      0.4                0.25
     """
-    columns = {}
+    axes = {}
     if "learning_rate" in table:
-        columns["effective_learning_rate"] = effective_learning_rate(table)
+        axes["effective_learning_rate"] = effective_learning_rate(table)
     if "momentum" in table:
-        columns["one_minus_momentum"] = 1 - table["momentum"]
-    return pd.DataFrame(columns, index=table.index)
+        axes["one_minus_momentum"] = 1 - table["momentum"]
+    return pd.DataFrame(axes, index=table.index)
 
 
 def optima(

@@ -6,13 +6,14 @@ import abc
 import dataclasses
 import decimal
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Real
+
+from batchscale.numeric import plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,11 +265,12 @@ def number(where: str, value: object) -> float:
     >>> number("Uniform: low", 1)
     1.0
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    found = plain(value)
+    if found is None:
         raise TypeError(f"{where} is {value!r}, but must be a number.")
-    if not math.isfinite(value):
-        raise ValueError(f"{where} is {float(value)}, but must be finite.")
-    return float(value)
+    if not math.isfinite(found):
+        raise ValueError(f"{where} is {float(found)}, but must be finite.")
+    return float(found)
 
 
 def _check_order(kind: str, low: float, high: float) -> None:

@@ -7,7 +7,10 @@ import math
 import numpy as np
 import pandas as pd
 
+from batchscale import columns
 from batchscale.records import Origin, Status, StopReason
+
+_COLUMNS = columns.declare("settings compared", "trial", "seeds", "median", "missed", "upper")
 
 
 def leading(trials: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -96,7 +99,7 @@ def by_median(runs: pd.DataFrame) -> pd.DataFrame:
                 "upper": values[(3 * len(values)) // 4],
             }
         )
-    table = pd.DataFrame(rows, columns=["trial", "seeds", "median", "missed", "upper"])
+    table = pd.DataFrame(rows, columns=list(_COLUMNS))
     table = table.sort_values(["median", "missed", "upper", "trial"], ignore_index=True)
     return table.drop(columns="upper")
 

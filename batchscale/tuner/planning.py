@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
-
 import numpy as np
 import pandas as pd
 from scipy.stats import qmc
 
+from batchscale.numeric import plain
 from batchscale.tuner.distributions import Distribution
 from batchscale.tuner.search_space import SearchSpace
 
@@ -43,9 +42,8 @@ def plan(space: SearchSpace, *, batch_size: int, trials: int, seed: int) -> pd.D
     1             0.2198       0.9
     2             1.6508       0.9
     """
-    _check_whole("batch_size", batch_size, least=1)
-    _check_whole("trials", trials, least=1)
-    _check_whole("seed", seed, least=0)
+    batch_size = _whole("batch_size", batch_size, least=1)
+    trials, seed = _whole("trials", trials, least=1), _whole("seed", seed, least=0)
     resolved = space.at(batch_size)
     units = iter(_sobol(len(resolved.searched), trials, seed=seed, batch_size=batch_size).T)
     columns = {
@@ -67,8 +65,10 @@ def _sobol(dimensions: int, points: int, *, seed: int, batch_size: int) -> np.nd
     return sequence.random_base2((points - 1).bit_length())[:points]
 
 
-def _check_whole(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+def _whole(name: str, value: object, *, least: int) -> int:
+    number = plain(value)
+    if not isinstance(number, int):
         raise TypeError(f"plan: {name} is {value!r}, but must be a whole number.")
-    if value < least:
+    if number < least:
         raise ValueError(f"plan: {name} is {value}, but must be at least {least}.")
+    return number

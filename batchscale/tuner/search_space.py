@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from batchscale import columns
 from batchscale.tuner.distributions import Distribution, number
 
 Resolved = float | Distribution
@@ -12,13 +13,6 @@ Resolved = float | Distribution
 
 Dimension = Resolved | Callable[[int], Resolved]
 """A fixed value, a distribution, or a function of batch size that returns either."""
-
-# Columns that tables of results already have.
-_TAKEN = {
-    *("batch_size", "trial", "replicate", "step", "steps", "previous_evaluation", "origin"),
-    *("status", "steps_trained", "stop_reason", "first_crossing"),
-    *("effective_learning_rate", "one_minus_momentum"),
-}
 
 
 class SearchSpace(Mapping[str, Dimension]):
@@ -52,12 +46,7 @@ class SearchSpace(Mapping[str, Dimension]):
                 "SearchSpace: no hyperparameters. Give at least one, such as "
                 "SearchSpace(learning_rate=LogUniform(0.001, 10))."
             )
-        for name in dimensions:
-            if name in _TAKEN:
-                raise ValueError(
-                    f"SearchSpace: {name!r} is already a column of the result tables. "
-                    "Give the hyperparameter another name."
-                )
+        columns.check_hyperparameters(dimensions)
         self._dimensions = {
             name: dimension if callable(dimension) else _resolved(name, dimension)
             for name, dimension in dimensions.items()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from batchscale import columns, numeric
 from batchscale.metrics import Goal, _tables
 from batchscale.metrics._crossings import check_trained, search_crossings
 from batchscale.records import (
@@ -22,6 +23,13 @@ from batchscale.records import (
 )
 from batchscale.tuner.distributions import Choice, Distribution
 from batchscale.tuner.search_space import SearchSpace
+
+_SHARES = ("reached", "near", "infeasible")
+columns.declare(
+    "sensitivity",
+    *("batch_size", "trials", "steps", "*_width", "known"),
+    *(share + end for share in _SHARES for end in ("", "_low", "_high")),
+)
 
 
 def sensitivity(
@@ -93,8 +101,7 @@ def sensitivity(
     budget = _budget(max_steps, max_epochs, train_examples)
     if not 1 <= within < math.inf:
         raise ValueError(f"within: got {within!r}, wanted a factor of at least 1, such as 2.0.")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
+    confidence = numeric.confidence(confidence)
     missing = [name for name in space.searched if name not in trials]
     if missing:
         raise KeyError(
@@ -128,7 +135,7 @@ def sensitivity(
             "trials": len(group),
             "steps": group["fewest"].iloc[0],
         }
-        for share in ("reached", "near", "infeasible"):
+        for share in _SHARES:
             hits = float(np.count_nonzero(group[share]))
             if share == "reached" and not np.all(group["known"]):
                 hits = math.nan
@@ -155,8 +162,8 @@ def _budget(
         raise ValueError("max_epochs: needs train_examples, the size of the training set.")
     given = {"max_steps": max_steps, "max_epochs": max_epochs, "train_examples": train_examples}
     for name, value in given.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}: must be a positive number, got {value!r}.")
+        if value is not None:
+            numeric.above(name, value, 0, "a number above 0")
     if max_epochs is not None:
         examples = math.floor(Fraction(str(max_epochs)) * int(train_examples or 0))
         return lambda batch_size: examples // batch_size

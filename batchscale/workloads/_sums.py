@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -27,3 +29,60 @@ def wide(values: Array) -> Array:
 def examples_in(batch: PyTree) -> int:
     """The number of examples of a batch or split: the length of its arrays."""
     return len(jax.tree.leaves(batch)[0])
+
+
+def mean_or_each(loss: Any, batch: PyTree) -> tuple[Array, Array]:
+    """The sum and the count of a loss that is one value an example, or their mean.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    loss, count = jnp.asarray(loss), examples_in(batch)
+    if loss.shape not in ((), (count,)):
+        raise ValueError(
+            f"loss: got an array of shape {loss.shape} for a batch of {count}, wanted "
+            f"({count},), one value an example, or their mean. {_PAIRS}"
+        )
+    if loss.ndim == 0:
+        return wide(loss) * count, jnp.asarray(count)
+    return total(loss), jnp.asarray(loss.size)
+
+
+def sums(metric: Any, batch: PyTree, name: str) -> tuple[Array, Array]:
+    """The sum and the count of a metric that is one value an example, or just these two.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if isinstance(metric, tuple) and len(metric) == 2 and all(jnp.ndim(x) == 0 for x in metric):
+        return jnp.asarray(metric[0]), jnp.asarray(metric[1])
+    metric, count = jax.tree.map(jnp.asarray, metric), examples_in(batch)
+    if not isinstance(metric, jax.Array):
+        raise ValueError(
+            f"metric {name!r}: got {jax.tree.map(jnp.shape, metric)} (shapes), wanted ({count},), "
+            f"one value an example, or (sum, count). {_SUMS.format(name=name)}"
+        )
+    if metric.ndim == 0:
+        raise ValueError(
+            f"metric {name!r}: got one number for a batch of {count}, wanted ({count},), one "
+            "value an example, or (sum, count). A split is evaluated in batches, and what is no "
+            "mean over examples, such as R^2, is not the mean of its values on batches. "
+            f"{_SUMS.format(name=name)}"
+        )
+    if metric.shape != (count,):
+        raise ValueError(
+            f"metric {name!r}: got an array of shape {metric.shape} for a batch of {count}, wanted "
+            f"({count},), one value an example, or (sum, count). {_PAIRS}"
+        )
+    return total(metric), jnp.asarray(metric.size)
+
+
+_PAIRS = (
+    "Labels of shape (N, 1) beside predictions of shape (N,) give every pair of both: make the "
+    "shapes the same, with labels[:, 0]. Of several values an example take the mean, or use the "
+    "full contract of Workload, which counts them."
+)
+_SUMS = (
+    "Of a mean over examples, leave the mean out; of anything else, return sums over the batch, "
+    "and give finalize={{{name!r}: function of the added sums}}."
+)

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from batchscale import keys
 from batchscale.optimizers import Hyperparameters
+from batchscale.workloads import modes
 from batchscale.workloads._sums import total
 
 
@@ -24,6 +25,8 @@ def fields(
     example: jax.ShapeDtypeStruct,
     labels: str,
     scale: float,
+    mode: Mapping[str, tuple[Any, Any]] | None = None,
+    label_shape: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """The fields of a `Workload` that classifies, all but its name and its data.
 
@@ -32,15 +35,11 @@ def fields(
       example: the shape and type of one input.
       labels: the field of the labels.
       scale: unsigned 8-bit inputs are divided by it.
+      mode: arguments of the module's call, with their values in training and in evaluation.
+      label_shape: of one label.
     """
+    switches = modes.switches(module, mode or {})
     takes = inspect.signature(type(module).__call__).parameters
-
-    unknown = sorted({"training", "is_training"}.intersection(takes))
-    if unknown:
-        raise ValueError(
-            f"module: the call of {type(module).__name__} takes {unknown[0]!r}, wanted 'train' or "
-            "'deterministic': by one of them it is told whether it is trained. Rename it."
-        )
 
     def inputs(batch: PyTree) -> Array:
         (field,) = [name for name in batch if name != labels]
@@ -51,9 +50,7 @@ def fields(
         return {k: _scaled(v, scale) if k != labels else v for k, v in batch.items()}
 
     def arguments(train: bool, hyperparameters: Hyperparameters) -> dict[str, Any]:
-        chosen: dict[str, Any] = {"train": train} if "train" in takes else {}
-        if "deterministic" in takes:
-            chosen["deterministic"] = not train
+        chosen = {name: values[not train] for name, values in switches.items()}
         if "dropout_rate" in takes and "dropout_rate" in hyperparameters:
             chosen["dropout_rate"] = hyperparameters["dropout_rate"]
         return chosen
@@ -103,12 +100,16 @@ def fields(
 
         def forward(key: Any, x: Array) -> Array:
             x = _scaled(x, scale)
-            variables = module.init(key, x, **arguments(False, {}))
+            with modes.nested(module):
+                variables = module.init(key, x, **arguments(False, {}))
             logits: Any = module.apply(variables, x, **arguments(False, {}))
             return logits
 
         return jax.eval_shape(forward, key, x).shape
 
+    *of_labels, classes = logits_shape()[1:] or (None,)
+    if tuple(of_labels) != tuple(label_shape) or classes is None:
+        _refuse_labels(labels, label_shape, tuple(of_labels), classes)
     known = ["label_smoothing"] + ["dropout_rate"] * ("dropout_rate" in takes)
     return {
         "init": init,
@@ -116,9 +117,27 @@ def fields(
         "metrics": metrics,
         "preprocess": preprocess,
         "hyperparameters": tuple(known),
-        "classes": logits_shape()[-1],
+        "classes": classes,
         "labels": labels,
     }
+
+
+def _refuse_labels(
+    name: str, got: tuple[int, ...], wanted: tuple[int, ...], classes: int | None
+) -> None:
+    if classes is None:
+        raise ValueError(
+            "module: it returns one number an example, wanted its logits, one for each class."
+        )
+    remedy = "Give each label the shape that its logits have, without the classes."
+    if got == (*wanted, 1):
+        remedy = f"Give {name}[..., 0]."
+    elif got == (*wanted, classes):
+        remedy = f"If they are one-hot, give {name}.argmax(-1), the integers."
+    raise ValueError(
+        f"labels: one of {name!r} has the shape {got}, wanted {wanted}, an integer for the "
+        f"{classes} logits. {remedy}"
+    )
 
 
 def example(split: Mapping[str, np.ndarray], labels: str) -> jax.ShapeDtypeStruct:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from batchscale import datasets, keys, models
+from batchscale import columns, datasets, keys, models
 from batchscale.workloads import classifier
 from batchscale.workloads.workload import Splits, Workload
 
@@ -28,6 +28,7 @@ _DATASETS = {
     "fashion_mnist": _Images((28, 28, 1), 55_000, 255.0),
 }
 _CLASSES = 10
+_COLUMNS = columns.declare("workloads", "workload", "train_examples", "parameters", "flops")
 
 
 @functools.cache
@@ -104,4 +105,4 @@ def table() -> pd.DataFrame:
             }
             size = models.parameter_count(params)
             rows.append((workload.name, images.train_examples, size, workload.flops(one)))
-    return pd.DataFrame(rows, columns=["workload", "train_examples", "parameters", "flops"])
+    return pd.DataFrame(rows, columns=list(_COLUMNS))

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from batchscale import datasets, keys
+from batchscale import columns, datasets, keys, numeric
 from batchscale.workloads import classifier
-from batchscale.workloads._sums import examples_in, total, wide
+from batchscale.workloads._sums import examples_in, mean_or_each, sums
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -47,6 +47,8 @@ class Workload:
       labels: the field of the labels.
       train_examples: the size of the training set, where it is known before loading.
       titled: `titled(name, splits) -> name`, where the name depends on the data that are found.
+      unpaired: fields whose entries belong to no example, such as samples of another distribution;
+        a loss of all pairs of theirs and the others' is refused as a mistake otherwise.
     """
 
     name: str
@@ -62,10 +64,14 @@ class Workload:
     labels: str = "label"
     train_examples: int | None = None
     titled: Callable[[str, Splits], str] | None = None
+    unpaired: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("init", "loss", "metrics"):
             object.__setattr__(self, name, _arrays(getattr(self, name)))
+        for name in ("train_examples", "classes"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, numeric.integer(name, getattr(self, name), 1))
         if not callable(self.data):
             _check_splits(self.data, self)
             examples = examples_in(self.data["train"])
@@ -78,7 +84,8 @@ class Workload:
         loss: Callable[[PyTree, PyTree], Array],
         *,
         data: Any,
-        metrics: Mapping[str, Callable[[PyTree, PyTree], Array]] | None = None,
+        metrics: Mapping[str, Callable[[PyTree, PyTree], Any]] | None = None,
+        finalize: Mapping[str, Callable[[PyTree], float]] | None = None,
         name: str = "own",
         **others: Any,
     ) -> Workload:
@@ -89,13 +96,20 @@ class Workload:
           loss: `loss(params, batch)`, one loss an example, or their mean; any other shape is
             refused before anything compiles.
           data: splits by name: mappings of arrays, or pairs `(inputs, labels)`, which become the
-            fields `input` and `label`.
-          metrics: functions like `loss`, by name. One boolean an example (wrong or not) is counted
-            in integers. The loss itself is always measured, as `loss`.
+            fields `input` and `label`; or a function that returns them.
+          metrics: functions of the same arguments, by name, that return one value an example, or
+            `(sum, count)`, two scalars over the batch. One boolean an example (wrong or not) is
+            counted in integers. The loss itself is always measured, as `loss`.
+          finalize: for metrics that are no mean over examples: such a metric returns sums over the
+            batch, any pytree of them, which are added over all batches; the function of that name
+            makes the metric of them, on the host.
           name: what tables and figures call it.
           **others: further fields of `Workload`.
 
-        >>> import numpy as np
+        Raises:
+          ValueError: a metric is called `loss`, or `finalize` names none.
+
+        >>> import jax.numpy as jnp
         >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
         >>> workload = Workload.from_functions(
         ...     init=lambda key: {"slope": jnp.zeros(())},
@@ -104,42 +118,55 @@ class Workload:
         ... )
         >>> workload.train_examples
         64
-        """
-        measured = {"loss": loss, **(metrics or {})}
 
-        def sums(values: Array, batch: PyTree, what: str) -> tuple[Array, Array]:
-            count = examples_in(batch)
-            if values.shape not in ((), (count,)):
-                raise ValueError(
-                    f"{what}: got an array of shape {values.shape} for a batch of {count}, wanted "
-                    f"({count},), one value an example, or their mean. Labels of shape (N, 1) "
-                    "beside predictions of shape (N,) give every pair of both: make the shapes the "
-                    "same. Of several values an example take the mean, or use the full contract of "
-                    "Workload, which counts them."
-                )
-            if values.ndim == 0:
-                return wide(values) * count, jnp.asarray(count)
-            return total(values), jnp.asarray(values.size)
+        R^2 is no mean: of each batch it takes sums, and of their sums over a split the metric.
+
+        >>> def sums(params, batch):
+        ...     error = params["slope"] * batch["input"] - batch["label"]
+        ...     y = batch["label"]
+        ...     return {"n": y.size, "y": y.sum(), "yy": (y**2).sum(), "ee": (error**2).sum()}
+        >>> def r2(s):
+        ...     return 1 - s["ee"] / (s["yy"] - s["y"] ** 2 / s["n"])
+        >>> workload = Workload.from_functions(
+        ...     init=lambda key: {"slope": jnp.zeros(())},
+        ...     loss=lambda params, batch: (params["slope"] * batch["input"] - batch["label"]) ** 2,
+        ...     metrics={"r2": sums},
+        ...     finalize={"r2": r2},
+        ...     data={"train": (x, 2 * x), "validation": (x[::4], 2 * x[::4])},
+        ... )
+        """
+        measured, finalize = dict(metrics or {}), dict(finalize or {})
+        if "loss" in measured:
+            raise ValueError(
+                "metrics: got 'loss', which is measured already: the loss that is trained. Give "
+                "the other one another name, such as 'plain_loss'."
+            )
+        unknown = [name for name in finalize if name not in measured]
+        if unknown:
+            raise ValueError(
+                f"finalize: there is no metric {unknown[0]!r}; wanted some of "
+                f"{', '.join(measured) or 'none'}."
+            )
 
         def total_loss(params, model_state, batch, key, hyperparameters):
             del key, hyperparameters
-            return sums(loss(params, batch), batch, "loss"), model_state
+            return mean_or_each(loss(params, batch), batch), model_state
 
         def all_metrics(params, model_state, batch):
             del model_state
-            return {
-                name: sums(
-                    value(params, batch), batch, name if name == "loss" else f"metric {name!r}"
-                )
-                for name, value in measured.items()
-            }
+            found = {"loss": mean_or_each(loss(params, batch), batch)}
+            for name, metric in measured.items():
+                value = metric(params, batch)
+                found[name] = value if name in finalize else sums(value, batch, name)
+            return found
 
         return cls(
             name=name,
             init=lambda key: (init(key), {}),
             loss=total_loss,
             metrics=all_metrics,
-            data=_from_arrays(data) if isinstance(data, Mapping) else data,
+            data=(lambda: _from_arrays(data())) if callable(data) else _from_arrays(data),
+            finalize=finalize,
             **{"hyperparameters": (), **others},
         )
 
@@ -152,25 +179,34 @@ class Workload:
         name: str | None = None,
         labels: str = "label",
         scale: float = 255.0,
+        mode: Mapping[str, tuple[Any, Any]] | None = None,
         **others: Any,
     ) -> Workload:
         """A classifier from a Flax (Linen) module that maps inputs to logits.
 
         The loss is the softmax cross-entropy, with `label_smoothing` where that is a
         hyperparameter; the metrics are `error`, the share of wrong examples, and `loss`. A module
-        whose call takes `train` or `deterministic` is told whether it is trained; `dropout_rate`
-        reaches a module whose call takes it, for `models.layers.dropout`, whose rate can be tuned
-        (that of `nn.Dropout` is a constant). Convolutions are several times as fast on a CPU with
+        whose call takes `train`, `deterministic` or `use_running_average` is told whether it is
+        trained, and by `mode` whatever its switch is called. `dropout_rate` reaches a module whose
+        call takes it, for `models.layers.dropout`, whose rate can be tuned (that of `nn.Dropout` is
+        a constant). Convolutions are several times as fast on a CPU with
         `nn.Conv(..., conv_general_dilated=models.layers.fast_conv_general_dilated)`.
 
         Args:
           module: called as `module(inputs)`.
           data: splits by name: pairs `(inputs, labels)`, or mappings with the field of the labels
-            and one more, the inputs.
+            and one more, the inputs; or a function that returns them, which is called here.
           name: what tables and figures call it; the module's class by default.
           labels: the field of the labels, integers from 0.
           scale: unsigned 8-bit inputs are divided by it; others are taken as they are.
+          mode: other arguments of the module's call, each with its value in training and its value
+            in evaluation: `{"is_train": (True, False)}`. A switch that the call has by default, or
+            another one within it, is not left to its default.
           **others: further fields of `Workload`.
+
+        Raises:
+          ValueError: a switch of the module is neither known nor in `mode`; labels are not integers
+            of the shape that the logits have, or out of range; the data is not as above.
 
         >>> from batchscale import models
         >>> images = np.zeros((32, 8, 8, 1), np.uint8)
@@ -179,9 +215,14 @@ class Workload:
         >>> workload.name, workload.classes
         ('Perceptron', 10)
         """
-        splits = _from_arrays(data)
+        splits = _from_arrays(data() if callable(data) else data)
         fields = classifier.fields(
-            module, example=classifier.example(splits["train"], labels), labels=labels, scale=scale
+            module,
+            example=classifier.example(splits["train"], labels),
+            labels=labels,
+            scale=scale,
+            mode=mode or {},
+            label_shape=splits["train"][labels].shape[1:],
         )
         return cls(name=name or type(module).__name__, data=splits, **{**fields, **others})
 
@@ -255,23 +296,13 @@ def _array(leaf: Any) -> Array:
     return array if keys.is_key(array) else array.astype(array.dtype)
 
 
-def check_sums(what: str, sums: PyTree) -> None:
-    """Refuses sums and counts in types that stop growing, or overflow, as batches grow.
-
-    >>> check_sums("loss", (jnp.ones((), jnp.bfloat16), 3))
-    Traceback (most recent call last):
-    ValueError: loss: a sum or a count of it is bfloat16, wanted 32 bits or more, since narrower...
-    """
-    for leaf in jax.tree.leaves(sums):
-        if jnp.dtype(jnp.result_type(leaf)).itemsize < 4:
-            raise ValueError(
-                f"{what}: a sum or a count of it is {jnp.result_type(leaf)}, wanted 32 bits or "
-                "more, since narrower ones stop growing or overflow as batches grow. Sum floats "
-                "with .sum(dtype=jnp.float32), and count with .sum(dtype=jnp.int32)."
-            )
-
-
-def _from_arrays(data: Mapping[str, Any]) -> Splits:
+def _from_arrays(data: Any) -> Splits:
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"data: got {type(data).__name__}, wanted splits by name, such as "
+            '{"train": (inputs, labels), "validation": (inputs, labels)}, or a function that '
+            "returns them."
+        )
     others = sorted(set(data) - {"train", "validation", "test"})
     if "train" not in data or others:
         raise ValueError(
@@ -286,10 +317,24 @@ def _from_arrays(data: Mapping[str, Any]) -> Splits:
 def _loaded(workload: Workload) -> Splits:
     splits = workload.data() if callable(workload.data) else workload.data
     _check_splits(splits, workload)
+    loaded, stated = examples_in(splits["train"]), workload.train_examples
+    if stated is not None and stated != loaded:
+        raise ValueError(
+            f"data: {workload.name!r} states train_examples={stated}, and {loaded} were loaded. "
+            'Batch sizes ("full") and budgets in epochs go by that number: state the right one, or '
+            "none."
+        )
     return splits
 
 
 def _check_splits(splits: Splits, workload: Workload) -> None:
+    if not isinstance(splits, Mapping) or not all(isinstance(x, Mapping) for x in splits.values()):
+        raise TypeError(
+            f"data: {workload.name!r} has {_kinds(splits)}, wanted splits by name, each a mapping "
+            "of arrays by field. datasets.from_arrays makes them of pairs (inputs, labels)."
+        )
+    for split in splits:
+        columns.check_name(f"data: {workload.name!r} has a split", split)
     if "train" not in splits:
         raise ValueError(
             f"data: {workload.name!r} has the splits {sorted(splits)}, and no 'train'. "
@@ -304,3 +349,9 @@ def _check_splits(splits: Splits, workload: Workload) -> None:
             )
     if workload.classes is not None:
         datasets.check_labels(splits, workload.classes, field=workload.labels)
+
+
+def _kinds(splits: Any) -> str:
+    if not isinstance(splits, Mapping):
+        return f"a {type(splits).__name__}"
+    return ", ".join(f"{split!r}: a {type(fields).__name__}" for split, fields in splits.items())

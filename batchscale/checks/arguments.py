@@ -1,0 +1,115 @@
+"""The arguments of a study, checked before anything is compiled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+from batchscale import numeric
+from batchscale.metrics import Goal
+from batchscale.numeric import integer
+from batchscale.tuner import SearchSpace
+from batchscale.workloads import Workload
+
+PerBatchSize = int | Mapping[int, int] | Callable[[int], int]
+
+
+def kinds(workload: Any, space: Any, goal: Any) -> None:
+    """Refuses what is not a workload, a space and a goal.
+
+    >>> kinds(None, None, None)
+    Traceback (most recent call last):
+    TypeError: workload: got None, wanted a Workload: workloads.get(name), or one of your own.
+    """
+    if not isinstance(workload, Workload):
+        raise TypeError(
+            f"workload: got {workload!r}, wanted a Workload: workloads.get(name), or one of your "
+            "own."
+        )
+    if not isinstance(space, SearchSpace):
+        raise TypeError(
+            f"space: got {space!r}, wanted a SearchSpace, such as "
+            "SearchSpace(learning_rate=LogUniform(0.001, 10))."
+        )
+    check_goal("goal", goal)
+
+
+def check_goal(name: str, goal: Any) -> None:
+    """Refuses an argument `name` that is not a goal.
+
+    >>> check_goal("goal", ("validation/loss", 0.4))
+    Traceback (most recent call last):
+    TypeError: goal: got ('validation/loss', 0.4), wanted a Goal, such as Goal("validation/error",
+    0.03).
+    """
+    if not isinstance(goal, Goal):
+        raise TypeError(
+            f'{name}: got {goal!r}, wanted a Goal, such as Goal("validation/error", 0.03).'
+        )
+
+
+def patience(value: float) -> float:
+    """A factor that does not end runs before the steps they are compared with.
+
+    >>> patience(1)
+    Traceback (most recent call last):
+    ValueError: patience: got 1, wanted a factor above 1, such as 4.0.
+    """
+    return float(numeric.above("patience", value, 1, "a factor above 1, such as 4.0"))
+
+
+def batch_sizes(
+    given: Sequence[int | Literal["full"]], train_examples: int, workload: str
+) -> list[int]:
+    """The batch sizes as integers, in increasing order.
+
+    >>> batch_sizes(["full", 1, 2], 50, "mine")
+    [1, 2, 50]
+    """
+    sizes = []
+    for batch_size in given:
+        size = train_examples if batch_size == "full" else batch_size
+        size = integer("batch_sizes", size, 1, others=", or 'full'")
+        if size > train_examples:
+            raise ValueError(
+                f"batch_sizes: {size} is larger than the {train_examples:,} training examples of "
+                f"{workload!r}. Batches are drawn without replacement; use at most "
+                f'{train_examples} ("full").'
+            )
+        sizes.append(size)
+    if not sizes:
+        raise ValueError("batch_sizes: got none, wanted at least one.")
+    if len(set(sizes)) < len(sizes):
+        twice = next(size for size in sizes if sizes.count(size) > 1)
+        raise ValueError(f"batch_sizes: {twice} is given twice; wanted each once.")
+    return sorted(sizes)
+
+
+def budget(
+    max_steps: PerBatchSize | None,
+    max_epochs: float | None,
+    *,
+    batch_size: int,
+    train_examples: int,
+) -> int:
+    """The budget of a trial in steps.
+
+    >>> budget(None, 1.5, batch_size=10, train_examples=45)
+    7
+    """
+    if max_epochs is not None:
+        epochs = numeric.above("max_epochs", max_epochs, 0, "a number above 0")
+        steps: Any = math.ceil(Fraction(str(epochs)) * train_examples / batch_size)
+    elif callable(max_steps):
+        steps = max_steps(batch_size)
+    elif isinstance(max_steps, Mapping):
+        if batch_size not in max_steps:
+            raise ValueError(
+                f"max_steps: has no entry for batch size {batch_size}; wanted one for each."
+            )
+        steps = max_steps[batch_size]
+    else:
+        steps = max_steps
+    return integer(f"max_steps at batch size {batch_size}", steps, 1, 2**31 - 1)

@@ -1,0 +1,94 @@
+"""The functions of users, traced: what goes wrong in one is told with what it was and what to do.
+
+A function is traced on shapes, so that nothing is computed and no backend starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+from jax.errors import (
+    ConcretizationTypeError,
+    TracerArrayConversionError,
+    TracerIntegerConversionError,
+)
+from jaxtyping import PyTree
+
+_TRACED = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
+
+
+@contextmanager
+def told(what: str, *, lookup: str, remedy: str) -> Iterator[None]:
+    """Turns what is raised inside into a `ValueError` of ours.
+
+    Args:
+      what: begins the message: whose function it is.
+      lookup: what could be looked up, if a name is missing.
+      remedy: what to do about anything else.
+
+    >>> with told("schedule 'mine'", lookup="The space has a.", remedy="Mend it."):
+    ...     {}["b"]
+    Traceback (most recent call last):
+    ValueError: schedule 'mine': 'b' is looked up in it. The space has a.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{what}: {error} is looked up in it. {lookup}") from error
+    except _TRACED as error:
+        raise ValueError(
+            f"{what}: it asks for the value of a number that is traced: hyperparameters, steps and "
+            "examples are arguments of a compiled program, without a value while it is made. "
+            "Schedules of optax, such as optax.cosine_decay_schedule(h['learning_rate'], ...), do "
+            "so, and Python's `if`, `float` and `int`. Write a schedule as a function of (step, "
+            "hyperparameters) in jax.numpy, given as schedule=..., and jnp.where instead of `if`."
+        ) from error
+    except Exception as error:
+        if isinstance(error, ValueError) and _raised_here(error):
+            raise
+        words = str(error).strip().splitlines()
+        raise ValueError(
+            f"{what}: it raises {type(error).__name__}: {words[0] if words else 'nothing more'}. "
+            f"{remedy}"
+        ) from error
+
+
+def shapes(function: Callable[..., PyTree], *arguments: PyTree) -> Any:
+    """The shapes of what a function returns; a function of its own, so that nothing is cached."""
+    return jax.eval_shape(lambda *given: function(*given), *arguments)
+
+
+def described(tree: PyTree) -> str:
+    """The arrays of a tree in words.
+
+    >>> described({"x": jax.ShapeDtypeStruct((2, 3), "float32")})
+    'x float32 (2, 3)'
+    """
+    words = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = "/".join(
+            str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path
+        )
+        words.append(f"{name} {leaf.dtype} {tuple(leaf.shape)}".strip())
+    return ", ".join(words) or "nothing"
+
+
+def alike(some: PyTree, other: PyTree) -> bool:
+    """Whether two trees of shapes have one structure and the same shapes; types may differ."""
+    leaves, others = jax.tree.leaves(some), jax.tree.leaves(other)
+    return jax.tree.structure(some) == jax.tree.structure(other) and all(
+        tuple(a.shape) == tuple(b.shape) for a, b in zip(leaves, others, strict=True)
+    )
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether this library raised an error itself, in words that need no others around them."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith(
+        "batchscale."
+    )
