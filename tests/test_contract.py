@@ -111,10 +111,7 @@ def test_names_of_splits_workloads_and_optimizers_are_checked():
 
 def lookahead(h):
     """optax's, whose parameters are pairs of which only the fast ones have a gradient."""
-    ahead = optax.lookahead(optax.sgd(h["learning_rate"]), 5, h["slow"])
-    return optax.GradientTransformation(
-        ahead.init, lambda gradient, state, params: ahead.update(gradient.fast, state, params)
-    )
+    return optax.lookahead(optax.sgd(h["learning_rate"]), 5, h["slow"])
 
 
 def averaged(h):

@@ -246,8 +246,8 @@ def misspelt(**functions):
         (
             {"loss": lambda params, state, batch, key, h: batch["lable"]},
             "workload 'slope': its loss: 'lable' is looked up in it. The fields of its examples "
-            "are "
-            "input, label; those of its parameters w; and the hyperparameters are learning_rate.",
+            "are input, label; those of its parameters w; and the hyperparameters are "
+            "learning_rate.",
         ),
         (
             {"loss": lambda params, state, batch, key, h: h["dropout"]},
