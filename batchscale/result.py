@@ -9,13 +9,14 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from batchscale import audit, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
-from batchscale.records import Status
+from batchscale.records import TRIAL_COLUMNS, Status
 from batchscale.tuner import SearchSpace
 
 
@@ -130,7 +131,7 @@ class Result:
         side = self.folder / records.REFINED
         if not (side / "plan.json").exists():
             return self.trials.iloc[:0]
-        return records.load_tables(side)[1]
+        return _with_hyperparameters(records.load_tables(side)[1], self.definition)
 
     def confirmation(self, *, confidence: float = 0.9) -> Confirmation:
         """The tuned settings under fresh seeds, as far as `Study.confirm` has run.
@@ -152,6 +153,7 @@ class Result:
         with records.Records.open(side, write=False) as stored:
             plan = stored.read_plan() or {}
             measurements, trials = stored.tables()
+        trials = _with_hyperparameters(trials, self.definition)
         steps = self.steps_to_target()
         now = dict(zip(steps["batch_size"].tolist(), steps["steps"].tolist(), strict=True))
         before = {int(size): best for size, best in plan["best"].items()}
@@ -336,4 +338,18 @@ def load(folder: str | os.PathLike[str]) -> Result:
             f"{folder}: no plan.json. Give the folder that study.run was given; tables alone are "
             "read by batchscale.records.load_tables and analysed by batchscale.metrics."
         )
-    return Result(Path(folder), Plan.from_json(plan).definition, trials, measurements)
+    definition = Plan.from_json(plan).definition
+    return Result(
+        Path(folder),
+        definition,
+        _with_hyperparameters(trials, definition),
+        metrics.with_goal(measurements, definition.goal),
+    )
+
+
+def _with_hyperparameters(trials: pd.DataFrame, definition: Definition) -> pd.DataFrame:
+    """The trials with a column a hyperparameter, which a table without rows lacks."""
+    names = {name for space in definition.spaces.values() for name in space}
+    lacking = sorted(names.difference(trials.columns))
+    columns = [*sorted({*names, *trials.columns} - set(TRIAL_COLUMNS)), *TRIAL_COLUMNS]
+    return trials.assign(**dict.fromkeys(lacking, np.nan))[columns] if lacking else trials

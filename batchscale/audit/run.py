@@ -64,6 +64,7 @@ def audit(
     Returns:
       The checks, each with its verdict, the evidence and the remedy.
     """
+    measurements = metrics.with_goal(measurements, goal)
     if "origin" not in trials:
         trials = trials.assign(origin=str(Origin.PLAN))
     if "first_crossing" not in trials:
