@@ -45,8 +45,9 @@ def with_goal(measurements: pd.DataFrame, goal: Goal) -> pd.DataFrame:
     A study has no such column before its first whole evaluation, only bounds, and no column at all
     before its first evaluation.
 
-    >>> table = example_measurements().rename(columns={"validation/error": "validation/error_at_least"})
-    >>> with_goal(table, Goal("validation/error", 0.3)).columns.tolist()
+    >>> goal = Goal("validation/error", 0.3)
+    >>> table = example_measurements().rename(columns={goal.metric: goal.bound})
+    >>> with_goal(table, goal).columns.tolist()
     ['validation/error', 'validation/error_at_least']
     """
     if goal.metric in measurements.columns:
@@ -90,7 +91,7 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
 
 
 def _only_bounds(measurements: pd.DataFrame, metric: str) -> bool:
-    """Whether every evaluation of a metric's split was cut short, so that none names its metrics."""
+    """Whether all evaluations of a split were cut short, so that none names its metrics."""
     own = [c for c in measurements.columns if c.startswith(metric.partition("/")[0] + "/")]
     whole = [column for column in own if not column.endswith(BOUNDS)]
     return len(measurements) == 0 or (

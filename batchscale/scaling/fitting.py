@@ -72,6 +72,21 @@ class Fit:
             f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, spread {self.spread:.2f}"
         )
 
+    def refuse(self, why: str) -> Fit:
+        """The same curve without its B_crit, for a reason that steps alone do not tell.
+
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
+        ... )
+        >>> print(fit(table).refuse("the plateau is a warm-up's"))
+        no critical batch size is quoted: the plateau is a warm-up's
+        """
+        if self.refused or not why:
+            return self
+        return dataclasses.replace(
+            self, b_crit=math.nan, b_crit_interval=Interval(0.0, math.inf), refused=why
+        )
+
     def steps(self, batch_sizes: ArrayLike) -> Float[np.ndarray, " batch_sizes"]:
         """The steps of the curve at batch sizes, also where B_crit is refused.
 
