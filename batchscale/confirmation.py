@@ -100,6 +100,7 @@ def confirmation(
         at, and a batch size where they were not all run is not done. All that were run by default.
       confidence: of the interval of the median.
     """
+    median_ranks(1, confidence)  # refuses one that is none, also where nothing was run yet
     runs = trials.loc[(trials["origin"] == Origin.CONFIRM).to_numpy()]
     previous = crossings["previous_evaluation"].reindex(runs.index).fillna(0.0)
     runs = runs.assign(steps=math.nan, previous=previous)
@@ -159,7 +160,12 @@ def median_ranks(seeds: int, confidence: float) -> tuple[int, int]:
 
     >>> median_ranks(21, 0.9), median_ranks(4, 0.9)
     ((6, 14), (-1, 4))
+
+    Raises:
+      ValueError: the confidence is none.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
     # The median is missed on one side if no more than `low` of the seeds lie below it.
     tails = scipy.stats.binom.cdf(np.arange(seeds), seeds, 0.5)
     low = int(np.searchsorted(tails, (1 - confidence) / 2, side="right")) - 1

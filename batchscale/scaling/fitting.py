@@ -14,7 +14,7 @@ import scipy.stats
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from batchscale.scaling.curve import Form, Interval, log_steps, points
+from batchscale.scaling.curve import Form, Interval, check_begun, log_steps, points
 
 # Choices.
 _FEWEST = {"hyperbolic": 4, "generalised": 5}  # batch sizes that reach the goal
@@ -96,8 +96,11 @@ class Fit:
         >>> fit(table).steps([16]).round(-1)
         array([120.])
         """
+        sizes = np.asarray(batch_sizes, np.float64)
+        if not (sizes >= 0).all():
+            raise ValueError(f"batch_sizes: got {batch_sizes!r}, wanted numbers of at least 0.")
         with np.errstate(divide="ignore"):
-            log_b = np.log(np.asarray(batch_sizes, np.float64))
+            log_b = np.log(sizes)
         return np.exp(log_steps(log_b, math.log(self.s_min), self._log_b_crit, self.sharpness))
 
     def batch_size_at_overhead(self, overhead: float) -> float:
@@ -113,7 +116,7 @@ class Fit:
         >>> round(found.batch_size_at_overhead(0.2) / found.b_crit, 3)
         0.2
         """
-        if not overhead > 0:
+        if not 0 < overhead < math.inf:
             raise ValueError(f"overhead: got {overhead!r}, wanted a share above 0, such as 0.2.")
         return self.b_crit * ((1 + overhead) ** self.sharpness - 1) ** (1 / self.sharpness)
 
@@ -151,8 +154,7 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence!r}, wanted a number between 0 and 1.")
     table = points(steps)
-    if 0 in table["steps"].to_numpy():
-        raise ValueError("steps: the goal held before the first step; choose a harder one.")
+    check_begun(table)
     reached = np.isfinite(table["steps"])
     count, misses = int(reached.sum()), int((~reached).sum())
     nothing = Interval(math.nan, math.nan)

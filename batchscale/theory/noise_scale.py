@@ -127,13 +127,14 @@ def noise_scale(
         squares.append(of_each[0])
         losses.append(of_each[1])
     mean = total / count
-    if not np.isfinite(mean).all():
+    each = np.concatenate(squares)  # which may overflow where the gradients do not
+    if not (np.isfinite(mean).all() and np.isfinite(each).all()):
         raise ValueError(
-            f"params: gradients of single examples of {workload.name!r} are not finite there. Of a "
-            "loss that sees the whole batch (a norm of batches) an example has none of its own: "
-            "use noise_scale_of_batches."
+            f"params: gradients of single examples of {workload.name!r} are not finite there, or "
+            "their squares are not. Of a loss that sees the whole batch (a norm of batches) an "
+            "example has none of its own: use noise_scale_of_batches."
         )
-    moments = Moments(float(mean @ mean), np.concatenate(squares))
+    moments = Moments(float(mean @ mean), each)
     # Of a loss that is not random the first examples tell so.
     redrawn = loss.redrawn(parts[0])
     if redrawn.any():
@@ -192,7 +193,7 @@ def noise_scale_of_batches(
       The noise scale; `b_noise` is NaN.
 
     Raises:
-      ValueError: an argument is not as above.
+      ValueError: an argument is not as above; or a gradient is not finite.
 
     >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
     >>> workload = Workload.from_functions(
@@ -230,6 +231,11 @@ def noise_scale_of_batches(
                 apart = again.gradient / again.weight - own
                 redrawn = small * (apart @ apart) / 2
         mean = total / weight
+        if not (np.isfinite(squares).all() and np.isfinite([mean @ mean, redrawn]).all()):
+            raise ValueError(
+                f"params: gradients of batches of {small} examples of {workload.name!r} are not "
+                "finite there; wanted parameters of a trial that has not diverged, and finite data."
+            )
         trace = (np.mean(squares) - mean @ mean) / (1 / small - 1 / big)
         rows.append((trace, mean @ mean, redrawn, losses / weight))
     table = np.array(rows)
