@@ -22,7 +22,7 @@ from batchscale.stopping import evaluation_grid
 _LOST = 1 / 8  # of the steps: by as much B_crit would be too small, which is half its interval
 _FALL = 2 / 3  # of the rate, within a factor of two of the steps: faster than 1 / sqrt(step)
 _TRIALS = 0.9  # of the plan: what a hyperparameter of the schedule could mend is not its doing
-_SPACING = 0.05
+_SPACING = 0.02
 _SETTINGS, _UPDATES = 4, 2**11  # of one's own optimizer: how many are looked at, for how long
 _ROUGH = 0.01
 

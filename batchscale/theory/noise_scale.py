@@ -28,7 +28,7 @@ from jaxtyping import Float, PyTree
 from batchscale import checks
 from batchscale.scaling import Interval
 from batchscale.theory._ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
-from batchscale.theory._training_loss import TrainingLoss, microbatches
+from batchscale.theory._training_loss import Sums, TrainingLoss, microbatches
 from batchscale.workloads import Workload
 
 if TYPE_CHECKING:
@@ -220,22 +220,15 @@ def noise_scale_of_batches(
         total, losses, weight = np.zeros(loss.parameters), 0.0, 0.0
         squares, redrawn = [], 0.0
         for place, part in enumerate(microbatches(chosen, small)):
-            sums = loss.sums(part, draw=2 * number)
-            own = sums.gradient / sums.weight
+            sums, own = _mean_gradient(loss, part, draw=2 * number)
             total += sums.gradient
             losses += sums.loss
             weight += sums.weight
             squares.append(own @ own)
             if place == 0:
-                again = loss.sums(part, draw=2 * number + 1)
-                apart = again.gradient / again.weight - own
-                redrawn = small * (apart @ apart) / 2
+                _, again = _mean_gradient(loss, part, draw=2 * number + 1)
+                redrawn = small * ((again - own) @ (again - own)) / 2
         mean = total / weight
-        if not (np.isfinite(squares).all() and np.isfinite([mean @ mean, redrawn]).all()):
-            raise ValueError(
-                f"params: gradients of batches of {small} examples of {workload.name!r} are not "
-                "finite there; wanted parameters of a trial that has not diverged, and finite data."
-            )
         trace = (np.mean(squares) - mean @ mean) / (1 / small - 1 / big)
         rows.append((trace, mean @ mean, redrawn, losses / weight))
     table = np.array(rows)
@@ -309,6 +302,24 @@ def noise_scales(
         rows.append((point.step, found.loss, found.b_simple, *found.interval, *curved))
     columns = ["step", "loss", "b_simple", "low", "high", "b_noise", "b_noise_low", "b_noise_high"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _mean_gradient(
+    loss: TrainingLoss, examples: np.ndarray, *, draw: int
+) -> tuple[Sums, Float[np.ndarray, " parameters"]]:
+    """The sums of a batch, and the gradient of its mean loss.
+
+    Raises:
+      ValueError: it is not finite.
+    """
+    sums = loss.sums(examples, draw=draw)
+    if not (np.isfinite(sums.gradient).all() and sums.weight > 0):
+        raise ValueError(
+            f"params: gradients of batches of {len(examples)} examples of "
+            f"{loss.workload.name!r} are not finite there; wanted parameters of a trial that has "
+            "not diverged, and batches that count something."
+        )
+    return sums, sums.gradient / sums.weight
 
 
 def _along(

@@ -359,7 +359,7 @@ def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:
             "others in increasing order."
         )
     if any(not 0 <= alpha < math.inf for _, alpha in pieces):
-        raise ValueError("learning_rate: wanted finite numbers of at least 0.")
+        raise ValueError("learning_rate: wanted numbers of at least 0, and finite.")
     return pieces
 
 
