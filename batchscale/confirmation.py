@@ -32,12 +32,14 @@ class Confirmation:
       settings: one row a setting that was compared: `batch_size`, `trial`, `seeds`, `median`,
         `missed`, and `chosen`.
       confidence: of `low` and `high`.
+      paces: between which steps the schedule decides when the goal is reached, by batch size.
     """
 
     table: pd.DataFrame
     settings: pd.DataFrame
     runs: pd.DataFrame
     confidence: float
+    paces: Mapping[int, scaling.Pace] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.table.to_string(index=False, float_format="{:.4g}".format)
@@ -55,11 +57,17 @@ class Confirmation:
         self, *, seconds_per_step: scaling.StepTimes | None = None
     ) -> scaling.Recommendation:
         """Which batch size to train with, by the medians; see `scaling.recommend`."""
-        return scaling.recommend(self.steps_to_target(), seconds_per_step=seconds_per_step)
+        return scaling.recommend(
+            self.steps_to_target(), self.scaling(), seconds_per_step=seconds_per_step
+        )
 
     def scaling(self, *, form: scaling.Form = "hyperbolic") -> scaling.Fit:
-        """The critical batch size of the medians; see `scaling.fit`."""
-        return scaling.fit(self.steps_to_target(), form=form)
+        """The critical batch size of the medians; see `scaling.fit`.
+
+        It is refused where the plateau is the schedule's doing; see `scaling.paced`.
+        """
+        steps = self.steps_to_target()
+        return scaling.fit(steps, form=form).refuse(scaling.paced(steps, self.paces).refusal)
 
 
 def confirmation(
@@ -157,7 +165,11 @@ def median_ranks(seeds: int, confidence: float) -> tuple[int, int]:
 
     >>> median_ranks(21, 0.9), median_ranks(4, 0.9)
     ((6, 14), (-1, 4))
+
+    Raises:
+      ValueError: the confidence is none.
     """
+    confidence = numeric.confidence(confidence)
     # The median is missed on one side if no more than `low` of the seeds lie below it.
     tails = scipy.stats.binom.cdf(np.arange(seeds), seeds, 0.5)
     low = int(np.searchsorted(tails, (1 - confidence) / 2, side="right")) - 1

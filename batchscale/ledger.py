@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from batchscale.metrics import Goal
+from batchscale.metrics import Goal, with_goal
 from batchscale.packs import HyperparametersOf, TrialId
 from batchscale.records import (
     MEASUREMENT_INDEX,
@@ -83,7 +83,7 @@ class Ledger:
         self._unwritten: list[tuple[TrialId, int, Mapping[str, float]]] = []
         goal = question.goal
         if len(measurements):
-            values = measurements[goal.metric].to_numpy()
+            values = with_goal(measurements, goal)[goal.metric].to_numpy()
             past = goal.reached(values)
             for (_, number, replicate, step), reached in zip(measurements.index, past, strict=True):
                 self._note(TrialId(number, replicate), step, bool(reached))
@@ -200,10 +200,11 @@ class Ledger:
         found = np.array([row.get(goal.metric, math.nan) for row in values.values()])
         diverged = set(diverged)
         self._diverged |= dict.fromkeys(diverged, step)
-        for (trial, row), past in zip(values.items(), goal.reached(found), strict=True):
+        # An interruption in between must leave no trial measured whose row is not to be written.
+        self._unwritten += [(t, step, row) for t, row in values.items() if t not in diverged]
+        for trial, past in zip(values, goal.reached(found), strict=True):
             if trial not in diverged:
                 self._note(trial, step, bool(past))
-                self._unwritten.append((trial, step, row))
         if step == max(self._measured.values(), default=0):
             self._note_best(found)
 
@@ -218,13 +219,16 @@ class Ledger:
                 self._reasons[trial] = enough if whole else ended
 
     def unwritten(self) -> pd.DataFrame:
-        """The measurements that have not been handed out yet."""
+        """The measurements that `written` was not told of yet."""
         keys = [(self.question.batch_size, *trial, step) for trial, step, _ in self._unwritten]
         rows = [values for _, _, values in self._unwritten]
-        self._unwritten = []
         if not rows:
             return pd.DataFrame()
         return pd.DataFrame(rows, pd.MultiIndex.from_tuples(keys, names=MEASUREMENT_INDEX))
+
+    def written(self) -> None:
+        """All that `unwritten` has handed out is on disk."""
+        self._unwritten = []
 
     def trials(
         self, hyperparameters: HyperparametersOf, origin: Callable[[TrialId], Origin]

@@ -135,6 +135,8 @@ _OPTIMIZERS = {
     )
 }
 
+NAMES = tuple(_OPTIMIZERS)
+
 
 def get(optimizer: str | Factory) -> Optimizer:
     """An optimizer by name, or from one's own function of the hyperparameters.

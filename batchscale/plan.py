@@ -14,6 +14,7 @@ from batchscale import tuner
 from batchscale.layout import Layout
 from batchscale.metrics import Goal
 from batchscale.records import Origin
+from batchscale.scaling import Pace
 from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.tuner import SearchSpace
 
@@ -136,6 +137,8 @@ class Plan:
       fingerprint: what the data and the program hash to.
       rows: by batch size, a mapping for every trial: its hyperparameters, and why it is there.
       examples: of every split.
+      paces: between which steps the schedule decides when a goal is reached, by batch size, where
+        it does; None if it is not known.
       mixes_examples: whether the loss of an example depends on the others of its batch; None if it
         is not known.
     """
@@ -146,6 +149,7 @@ class Plan:
     rows: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     mixes_examples: bool | None = None
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
+    paces: dict[int, Pace] | None = None
 
     @property
     def batch_dependent(self) -> bool | None:
@@ -153,6 +157,12 @@ class Plan:
         if not self.mixes_examples:
             return self.mixes_examples
         return len({min(size, layout.microbatch) for size, layout in self.layouts.items()}) > 1
+
+    def planned(self, batch_size: int) -> list[Mapping[str, float]]:
+        """The hyperparameters of the trials of the search itself, without replacements."""
+        return [
+            row["hyperparameters"] for row in self.rows[batch_size] if row["origin"] == Origin.PLAN
+        ]
 
     def extend(self, batch_size: int, count: int, origin: Origin) -> bool:
         """Makes sure that a batch size has `count` trials; says whether it had fewer."""
@@ -187,6 +197,9 @@ class Plan:
             "fingerprint": dict(self.fingerprint),
             "mixes_examples": self.mixes_examples,
             "examples": self.examples,
+            "paces": None
+            if self.paces is None
+            else {str(b): dataclasses.asdict(pace) for b, pace in self.paces.items()},
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
         }
@@ -221,7 +234,13 @@ class Plan:
             _by_size(plan["trials"], list),
             plan.get("mixes_examples"),
             plan.get("examples", {}),
+            None if plan.get("paces") is None else _by_size(plan["paces"], _pace),
         )
+
+
+def _pace(fields: Mapping[str, Any]) -> Pace:
+    falls = fields["falls"]
+    return Pace(fields["rises_until"], None if falls is None else (falls[0], falls[1]))
 
 
 def _by_size(table: Mapping[str, Any], make: Any) -> dict[int, Any]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from batchscale import audit, metrics, records, scaling, tuner
+from batchscale import audit, metrics, optimizers, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
-from batchscale.records import Status
+from batchscale.records import TRIAL_COLUMNS, Status
 from batchscale.tuner import SearchSpace
 
 
@@ -30,12 +31,15 @@ class Result:
         `origin`, `status`, `steps_trained`, `stop_reason`, `first_crossing`.
       measurements: one row an evaluation, indexed by (batch_size, trial, replicate, step), with a
         column a `split/metric`; NaN where it was not evaluated.
+      paces: between which steps the schedule decides when a goal is reached, by batch size, where
+        it does; None if it is not known.
     """
 
     folder: Path
     definition: Definition
     trials: pd.DataFrame
     measurements: pd.DataFrame
+    paces: Mapping[int, scaling.Pace] | None = None
 
     def __str__(self) -> str:
         head = f"{self.name}, {self.goal}, {self.definition.trials} trials a batch size"
@@ -117,20 +121,24 @@ class Result:
 
         The steps are minima over trials, whose luck the interval holds as scatter about the curve;
         that luck also makes all steps too few, more so with more trials, and where curves are
-        noisier, so that it moves B_crit too; `confirmation().scaling()` is free of it.
+        noisier, so that it moves B_crit too; `confirmation().scaling()` is free of it. It is
+        refused where the plateau is the schedule's doing; see `scaling.paced`.
 
         Args:
           goal: another goal than the study's, to be read off the same curves.
           form: `hyperbolic`, or `generalised`, whose bend may be sharper.
         """
-        return scaling.fit(self.steps_to_target(goal), form=form)
+        return self._fit(self.steps_to_target(goal), form)
+
+    def _fit(self, steps: pd.DataFrame, form: scaling.Form = "hyperbolic") -> scaling.Fit:
+        return scaling.fit(steps, form=form).refuse(scaling.paced(steps, self.paces or {}).refusal)
 
     def refined(self) -> pd.DataFrame:
         """The trials of `Study.refine`, as in `trials`; empty if there are none."""
         side = self.folder / records.REFINED
         if not (side / "plan.json").exists():
             return self.trials.iloc[:0]
-        return records.load_tables(side)[1]
+        return _with_hyperparameters(records.load_tables(side)[1], self.definition)
 
     def confirmation(self, *, confidence: float = 0.9) -> Confirmation:
         """The tuned settings under fresh seeds, as far as `Study.confirm` has run.
@@ -152,10 +160,11 @@ class Result:
         with records.Records.open(side, write=False) as stored:
             plan = stored.read_plan() or {}
             measurements, trials = stored.tables()
+        trials = _with_hyperparameters(trials, self.definition)
         steps = self.steps_to_target()
         now = dict(zip(steps["batch_size"].tolist(), steps["steps"].tolist(), strict=True))
         before = {int(size): best for size, best in plan["best"].items()}
-        return confirmation(
+        found = confirmation(
             trials,
             metrics.first_crossings(measurements, self.goal),
             steps,
@@ -169,6 +178,7 @@ class Result:
             limits={int(size): limit for size, limit in plan["limits"].items()},
             confidence=confidence,
         )
+        return dataclasses.replace(found, paces=self.paces or {})
 
     def audit(self) -> audit.Audit:
         """Whether the study is careful enough to be believed: named checks; see `batchscale.audit`.
@@ -188,6 +198,7 @@ class Result:
             confirmation=self.confirmation() if confirmed else None,
             evaluation_examples=plan.examples.get(self.goal.metric.partition("/")[0]),
             refined=self.refined(),
+            paces=self.paces,
         )
 
     def _plan(self) -> Plan:
@@ -228,8 +239,9 @@ class Result:
 
         By the best of N trials; `confirmation().recommend()` goes by the medians of tuned settings.
         """
+        steps = self.steps_to_target(goal)
         return scaling.recommend(
-            self.steps_to_target(goal), seconds_per_step=seconds_per_step, tolerance=tolerance
+            steps, self._fit(steps), seconds_per_step=seconds_per_step, tolerance=tolerance
         )
 
     def sensitivity(
@@ -336,4 +348,22 @@ def load(folder: str | os.PathLike[str]) -> Result:
             f"{folder}: no plan.json. Give the folder that study.run was given; tables alone are "
             "read by batchscale.records.load_tables and analysed by batchscale.metrics."
         )
-    return Result(Path(folder), Plan.from_json(plan).definition, trials, measurements)
+    read = Plan.from_json(plan)
+    definition, paces = read.definition, read.paces
+    if definition.schedule == "constant" and definition.optimizer in optimizers.NAMES:
+        paces = {}  # also of a plan that was written before they were looked for
+    return Result(
+        Path(folder),
+        definition,
+        _with_hyperparameters(trials, definition),
+        metrics.with_goal(measurements, definition.goal),
+        paces,
+    )
+
+
+def _with_hyperparameters(trials: pd.DataFrame, definition: Definition) -> pd.DataFrame:
+    """The trials with a column a hyperparameter, which a table without rows lacks."""
+    names = {name for space in definition.spaces.values() for name in space}
+    lacking = sorted(names.difference(trials.columns))
+    columns = [*sorted({*names, *trials.columns} - set(TRIAL_COLUMNS)), *TRIAL_COLUMNS]
+    return trials.assign(**dict.fromkeys(lacking, np.nan))[columns] if lacking else trials

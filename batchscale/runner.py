@@ -254,6 +254,7 @@ class BatchSizeRun:
         """Writes down what is new: first the rows, then who is where, then the states."""
         began = time.monotonic()
         self._records.append_measurements(self._ledger.unwritten())
+        self._ledger.written()  # only now: an interrupted write is made again
         trials = self._ledger.trials(self._hyperparameters, self._origin)
         if len(trials):
             self._records.write_trials(self._batch_size, trials)

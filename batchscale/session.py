@@ -20,6 +20,7 @@ from batchscale import (
     columns,
     compilation,
     devices,
+    keys,
     layout,
     optimizers,
     parallel,
@@ -29,6 +30,7 @@ from batchscale import (
 from batchscale.engine import Engine
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.mixing import mixes_examples
+from batchscale.pacing import paces
 from batchscale.plan import Definition, Plan
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
@@ -210,6 +212,14 @@ def _planned(
         plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
         if batch_size not in plan.layouts:
             plan.layouts[batch_size] = choose_layout(study, batch_size, on)
+    if plan.paces is None or extend:
+        plan.paces = paces(
+            schedule,
+            optimizers.get(study.optimizer),
+            jax.eval_shape(study.workload.init, keys.shape())[0],
+            {b: plan.planned(b) for b in plan.definition.batch_sizes},
+            plan.definition.max_steps,
+        )
     folder.write_plan(plan.to_json())
     return plan
 

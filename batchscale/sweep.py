@@ -11,7 +11,7 @@ import pandas as pd
 from batchscale import rehearsal
 from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
-from batchscale.metrics import Goal
+from batchscale.metrics import BOUNDS, Goal, with_goal
 from batchscale.packs import TrialId
 from batchscale.plan import Plan
 from batchscale.records import Origin, Records, Status
@@ -105,14 +105,10 @@ def warn_of_misses(
     if not missed:
         return
     best = "nothing finite was measured"
-    if goal.metric in measurements:
-        some = measurements.loc[
-            measurements.index.get_level_values("batch_size").isin(missed), goal.metric
-        ]
-        if some.notna().any():
-            best = (
-                f"the best value there was {some.min() if goal.mode == 'min' else some.max():.4g}"
-            )
+    some = with_goal(measurements, goal)[goal.metric]
+    some = some.loc[some.index.get_level_values("batch_size").isin(missed)]
+    if some.notna().any():
+        best = f"the best value there was {some.min() if goal.mode == 'min' else some.max():.4g}"
     warnings.warn(
         f"no trial reached {goal} at batch size {', '.join(map(str, missed))}; {best}. "
         "Their steps are inf; a goal has to be passed strictly. Choose an easier goal, or extend "
@@ -124,7 +120,7 @@ def warn_of_misses(
 def _never_numbers(measurements: pd.DataFrame) -> list[str]:
     """The metrics that are NaN wherever others of their split were measured."""
     found = []
-    metrics = [name for name in measurements if not str(name).endswith("_at_least")]
+    metrics = [name for name in measurements if not str(name).endswith(BOUNDS)]
     for split in dict.fromkeys(str(name).partition("/")[0] for name in metrics):
         own = measurements[[name for name in metrics if str(name).startswith(f"{split}/")]]
         seen = own.loc[own.notna().any(axis=1)]

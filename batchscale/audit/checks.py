@@ -13,6 +13,7 @@ from batchscale import columns
 from batchscale.confirmation import Confirmation
 from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
+from batchscale.scaling import Pace
 from batchscale.tuner import SearchSpace
 
 NOTHING = "no batch size reached the goal"
@@ -110,6 +111,8 @@ class Evidence:
       confirmation: of the tuned settings, if there is one.
       evaluation_examples: of the goal's split; guessed from the values if None.
       refined: the trials of `Study.refine`, if there are any.
+      paces: between which steps the schedule decides when the goal is reached, by batch size, where
+        it does; None if not known.
     """
 
     measurements: pd.DataFrame
@@ -122,6 +125,7 @@ class Evidence:
     confirmation: Confirmation | None
     evaluation_examples: int | None = None
     refined: pd.DataFrame | None = None
+    paces: Mapping[int, Pace] | None = None
 
     def plain(self) -> pd.DataFrame:
         """The trials that count, diverged or not, with `batch_size` and `trial` as columns."""

@@ -170,6 +170,29 @@ def looks(evidence: Evidence) -> Check:
     return Check(name, Verdict.PASS, f"{low} to {high} evaluations in the octave before it")
 
 
+def schedule(evidence: Evidence) -> Check:
+    """Whether steps are those that training needs, not those that a schedule takes."""
+    name = "steps not made by the schedule"
+    if evidence.reached().empty:
+        return Check(name, Verdict.UNKNOWN, NOTHING)
+    if evidence.paces is None:
+        return Check(
+            name, Verdict.UNKNOWN, "it is not known how the learning rate changes with the step"
+        )
+    found = scaling.paced(evidence.steps, evidence.paces)
+    if found.why:
+        return Check(
+            name,
+            Verdict.FAIL if found.plateau else Verdict.WARN,
+            found.why,
+            "Choose a harder goal, a shorter warm-up and another horizon, or search their lengths "
+            "as hyperparameters, from next to nothing on.",
+        )
+    return Check(
+        name, Verdict.PASS, "no crossing lies at a warm-up, or at the horizon of a schedule"
+    )
+
+
 def test_set(evidence: Evidence) -> Check:
     """Whether the data that hyperparameters are chosen by are not those of the final test."""
     name = "not tuned on the test set"
@@ -260,7 +283,7 @@ def extrapolated(evidence: Evidence) -> Check:
         medians = evidence.confirmation.steps_to_target()
         if len(medians) == len(table):  # else it is not finished
             table, of = medians, "tuned setting's median"
-    found = scaling.fit(table)
+    found = scaling.fit(table).refuse(scaling.paced(table, evidence.paces or {}).refusal)
     if found.refused:
         return Check(
             name,

@@ -13,6 +13,7 @@ from batchscale.audit.checks import Audit, Evidence
 from batchscale.confirmation import Confirmation
 from batchscale.metrics import Goal
 from batchscale.records import Origin
+from batchscale.scaling import Pace
 from batchscale.tuner import SearchSpace
 
 _CHECKS = (
@@ -26,6 +27,7 @@ _CHECKS = (
     measurement.noise_floor,
     measurement.resolution,
     measurement.looks,
+    measurement.schedule,
     measurement.test_set,
     measurement.batch_dependent,
     measurement.reproducible,
@@ -45,6 +47,7 @@ def audit(
     confirmation: Confirmation | None = None,
     evaluation_examples: int | None = None,
     refined: pd.DataFrame | None = None,
+    paces: Mapping[int, Pace] | None = None,
 ) -> Audit:
     """Checks whether a study is careful enough to be believed, whoever made its tables.
 
@@ -60,10 +63,13 @@ def audit(
       confirmation: of the tuned settings, if there is one.
       evaluation_examples: of the goal's split; guessed from the values of the metric if None.
       refined: the trials of `Study.refine`, as `Result.refined`.
+      paces: between which steps the schedule decides when the goal is reached, by batch size, where
+        it does, as `Result.paces`; empty of a constant learning rate, None if not known.
 
     Returns:
       The checks, each with its verdict, the evidence and the remedy.
     """
+    measurements = metrics.with_goal(measurements, goal)
     if "origin" not in trials:
         trials = trials.assign(origin=str(Origin.PLAN))
     if "first_crossing" not in trials:
@@ -80,5 +86,6 @@ def audit(
         confirmation,
         evaluation_examples,
         refined,
+        paces,
     )
     return Audit(tuple(check(evidence) for check in _CHECKS))

@@ -10,11 +10,13 @@ leave some out, as in `trials[trials.status != "incomplete"]`.
 """
 
 from batchscale.metrics._tables import example_measurements as example_measurements
+from batchscale.metrics._tables import with_goal as with_goal
 from batchscale.metrics.best_of import best_of as best_of
 from batchscale.metrics.best_of import tuning_curve as tuning_curve
 from batchscale.metrics.budgets import best_measurement as best_measurement
 from batchscale.metrics.budgets import epoch_budget as epoch_budget
 from batchscale.metrics.budgets import step_budget as step_budget
+from batchscale.metrics.goal import BOUNDS as BOUNDS
 from batchscale.metrics.goal import Goal as Goal
 from batchscale.metrics.goal import Mode as Mode
 from batchscale.metrics.steps import first_crossings as first_crossings

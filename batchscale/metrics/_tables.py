@@ -42,6 +42,23 @@ def example_measurements() -> pd.DataFrame:
     return pd.DataFrame({"validation/error": [0.9, 0.4, 0.3, 0.9, 0.5, 0.2, 0.9, 0.1]}, index)
 
 
+def with_goal(measurements: pd.DataFrame, goal: Goal) -> pd.DataFrame:
+    """The measurements with a column for the goal's metric, NaN where it was not measured.
+
+    A study has no such column before its first whole evaluation, only bounds, and no column at all
+    before its first evaluation.
+
+    >>> goal = Goal("validation/error", 0.3)
+    >>> table = example_measurements().rename(columns={goal.metric: goal.bound})
+    >>> with_goal(table, goal).columns.tolist()
+    ['validation/error', 'validation/error_at_least']
+    """
+    if goal.metric in measurements.columns:
+        return measurements
+    column = np.full(len(measurements), np.nan)
+    return measurements.assign(**{goal.metric: column}).sort_index(axis=1)
+
+
 def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFrame:
     """The evaluations of one metric, in order.
 
@@ -49,9 +66,12 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
       Columns batch_size, trial, replicate, step, `value`, `previous`, the step of that trial's
       evaluation before, NaN for its first, and `bound`: whether the evaluation was cut short, so
       that `value` is only the best it can be, infinite where nothing is known of it.
+
+    Raises:
+      KeyError: the metric is no column, though its split was evaluated whole.
     """
     check_index(measurements, MEASUREMENT_INDEX, "measurements")
-    if metric not in measurements.columns and len(measurements):
+    if metric not in measurements.columns and not _only_bounds(measurements, metric):
         raise KeyError(
             f"measurements: no column {metric!r}; it has {', '.join(sorted(measurements.columns))}."
         )
@@ -71,6 +91,15 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
     curves = curves.dropna().sort_values(list(MEASUREMENT_INDEX), ignore_index=True)
     curves["previous"] = curves.groupby(list(TRIAL_INDEX))["step"].shift()
     return curves
+
+
+def _only_bounds(measurements: pd.DataFrame, metric: str) -> bool:
+    """Whether all evaluations of a split were cut short, so that none names its metrics."""
+    own = [c for c in measurements.columns if c.startswith(metric.partition("/")[0] + "/")]
+    whole = [column for column in own if not column.endswith(BOUNDS)]
+    return len(measurements) == 0 or (
+        len(own) > len(whole) and not measurements[whole].notna().to_numpy().any()
+    )
 
 
 def trials_of(measurements: pd.DataFrame) -> pd.MultiIndex:

@@ -252,7 +252,7 @@ def _check_whole(goal: Goal, first: pd.DataFrame) -> None:
 
 def _membership(plain: pd.DataFrame, feasible_trials: int) -> pd.DataFrame:
     """`plain_trials` with the columns of `members`."""
-    if feasible_trials < 1:
+    if not feasible_trials >= 1:
         raise ValueError(f"feasible_trials: must be at least 1, got {feasible_trials}.")
     infeasible = plain["status"] == Status.INFEASIBLE
     diverged = plain["steps_trained"].astype(float).where(infeasible, np.inf)

@@ -93,9 +93,9 @@ def frontier(
     >>> plt.close(ax.figure)
     """
     if confirmed:
-        steps = result.confirmation().steps_to_target()
-        table = scaling.frontier(steps, seconds_per_step=seconds_per_step)
-        fit = scaling.fit(steps)
+        found = result.confirmation()
+        table = scaling.frontier(found.steps_to_target(), seconds_per_step=seconds_per_step)
+        fit = found.scaling()
     else:
         table, fit = result.frontier(seconds_per_step=seconds_per_step), result.scaling()
     table = table.take(np.flatnonzero(np.isfinite(table["steps"])))

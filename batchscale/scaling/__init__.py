@@ -16,6 +16,9 @@ from batchscale.scaling.frontier import recommend as recommend
 from batchscale.scaling.learning_rates import Rules as Rules
 from batchscale.scaling.learning_rates import learning_rates as learning_rates
 from batchscale.scaling.learning_rates import rules as rules
+from batchscale.scaling.pace import Pace as Pace
+from batchscale.scaling.pace import Paced as Paced
+from batchscale.scaling.pace import paced as paced
 from batchscale.scaling.regimes import Regimes as Regimes
 from batchscale.scaling.regimes import overhead as overhead
 from batchscale.scaling.regimes import regimes as regimes

@@ -35,6 +35,17 @@ def log_steps(
     return log_s_min + np.logaddexp(0, beyond) / sharpness
 
 
+def check_begun(table: pd.DataFrame) -> None:
+    """Refuses steps of 0, which are no multiple of any other.
+
+    >>> check_begun(pd.DataFrame({"batch_size": [8], "steps": [0]}))
+    Traceback (most recent call last):
+    ValueError: steps: the goal held before the first step; choose a harder one.
+    """
+    if 0 in table["steps"].to_numpy():
+        raise ValueError("steps: the goal held before the first step; choose a harder one.")
+
+
 def points(steps: pd.DataFrame) -> pd.DataFrame:
     """A table of steps to target, checked, in the order of batch sizes.
 
@@ -70,9 +81,14 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
     ).sort_values("batch_size", ignore_index=True)
     if table["batch_size"].duplicated().any():
         raise ValueError("steps: a batch size stands twice; wanted one row a batch size.")
-    numbers = table[["batch_size", "steps"]].to_numpy()
-    if not ((numbers[:, 0] > 0) & (numbers[:, 1] >= 0)).all():
+    sizes, count, after = table.to_numpy().T
+    if not ((sizes > 0) & (sizes < np.inf) & (count >= 0)).all():
         raise ValueError(
-            "steps: wanted batch sizes above 0 and steps of at least 0, inf for a miss."
+            "steps: wanted finite batch sizes above 0 and steps of at least 0, inf for a miss."
+        )
+    if not (np.isnan(after) | ((after >= 0) & (after < count))).all():
+        raise ValueError(
+            "steps: a previous_evaluation is not from 0 on and before its steps; wanted the step "
+            "of the evaluation before, or NaN where it is not known."
         )
     return table

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from batchscale import numeric
-from batchscale.scaling.curve import Form, Interval, log_steps, points
+from batchscale.scaling.curve import Form, Interval, check_begun, log_steps, points
 
 # Choices.
 _FEWEST = {"hyperbolic": 4, "generalised": 5}  # batch sizes that reach the goal
@@ -73,6 +73,21 @@ class Fit:
             f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, spread {self.spread:.2f}"
         )
 
+    def refuse(self, why: str) -> Fit:
+        """The same curve without its B_crit, for a reason that steps alone do not tell.
+
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
+        ... )
+        >>> print(fit(table).refuse("the plateau is a warm-up's"))
+        no critical batch size is quoted: the plateau is a warm-up's
+        """
+        if self.refused or not why:
+            return self
+        return dataclasses.replace(
+            self, b_crit=math.nan, b_crit_interval=Interval(0.0, math.inf), refused=why
+        )
+
     def steps(self, batch_sizes: ArrayLike) -> Float[np.ndarray, " batch_sizes"]:
         """The steps of the curve at batch sizes, also where B_crit is refused.
 
@@ -82,8 +97,11 @@ class Fit:
         >>> fit(table).steps([16]).round(-1)
         array([120.])
         """
+        sizes = np.asarray(batch_sizes, np.float64)
+        if not (sizes >= 0).all():
+            raise ValueError(f"batch_sizes: got {batch_sizes!r}, wanted numbers of at least 0.")
         with np.errstate(divide="ignore"):
-            log_b = np.log(np.asarray(batch_sizes, np.float64))
+            log_b = np.log(sizes)
         return np.exp(log_steps(log_b, math.log(self.s_min), self._log_b_crit, self.sharpness))
 
     def batch_size_at_overhead(self, overhead: float) -> float:
@@ -99,7 +117,7 @@ class Fit:
         >>> round(found.batch_size_at_overhead(0.2) / found.b_crit, 3)
         0.2
         """
-        if not overhead > 0:
+        if not 0 < overhead < math.inf:
             raise ValueError(f"overhead: got {overhead!r}, wanted a share above 0, such as 0.2.")
         return self.b_crit * ((1 + overhead) ** self.sharpness - 1) ** (1 / self.sharpness)
 
@@ -136,8 +154,7 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
         raise ValueError(f"form: got {form!r}, wanted 'hyperbolic' or 'generalised'.")
     confidence = numeric.confidence(confidence)
     table = points(steps)
-    if 0 in table["steps"].to_numpy():
-        raise ValueError("steps: the goal held before the first step; choose a harder one.")
+    check_begun(table)
     reached = np.isfinite(table["steps"])
     count, misses = int(reached.sum()), int((~reached).sum())
     nothing = Interval(math.nan, math.nan)

@@ -86,9 +86,9 @@ def learning_rates(
 
     Raises:
       KeyError: no `learning_rate`, or the metric is not a column of `measurements`.
-      ValueError: an argument is not as above; or a stop rule ended trials before `within` times
-        the fewest steps, which hides how wide the optimum is. Trials that ended with their budget
-        are known to need more than it.
+      ValueError: an argument is not as above, or a learning rate not above 0; or a stop rule ended
+        trials before `within` times the fewest steps, which hides how wide the optimum is. Trials
+        that ended with their budget are known to need more than it.
 
     >>> from batchscale.metrics import example_measurements
     >>> index = pd.MultiIndex.from_tuples(
@@ -117,6 +117,12 @@ def learning_rates(
     axes = derived(plain)
     if "effective_learning_rate" not in axes:
         raise KeyError("learning_rates: no column 'learning_rate' in the trials.")
+    rates = axes["effective_learning_rate"].to_numpy(float)
+    if not ((rates > 0) & (rates < np.inf)).all():
+        raise ValueError(
+            f"trials: an effective learning rate is {rates[~((rates > 0) & (rates < np.inf))][0]}; "
+            "wanted learning rates above 0 and momenta below 1, for logarithms are taken."
+        )
     momentum = _MOMENTUM
     searched_momentum = momentum in axes and len(np.unique(axes[momentum].to_numpy())) > 1
     rows = []

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale import columns
-from batchscale.scaling.curve import points
+from batchscale.scaling.curve import check_begun, points
 
 columns.declare("overhead", "batch_size", "steps", "examples", "overhead")
 
@@ -47,11 +47,15 @@ def overhead(steps: pd.DataFrame) -> pd.DataFrame:
       over those of the smallest batch size, minus 1. Steps are minima over trials, and scatter, so
       that an overhead may be a little below 0; it is left as it is. A miss has inf.
 
+    Raises:
+      ValueError: the table is not as above, or the goal held before the first step.
+
     >>> table = pd.DataFrame({"batch_size": [1, 4, 16], "steps": [1000, 240, 120]})
     >>> overhead(table)["overhead"].round(2).tolist()
     [0.0, -0.04, 0.92]
     """
     table = points(steps)
+    check_begun(table)
     examples = table["batch_size"] * table["steps"]
     first = examples.iloc[0] if len(examples) else math.nan
     table = table[["batch_size", "steps"]].assign(
@@ -80,7 +84,7 @@ def regimes(steps: pd.DataFrame, *, tolerance: float = 0.2) -> Regimes:
     >>> found.perfect_until, found.plateau_from, found.useful_until
     (4.0, 16.0, 16.0)
     """
-    if not tolerance > 0:
+    if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance: got {tolerance!r}, wanted a share above 0, such as 0.2.")
     table = overhead(steps)
     sizes, count = table["batch_size"].to_numpy(float), table["steps"].to_numpy(float)

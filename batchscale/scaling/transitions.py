@@ -84,10 +84,10 @@ def _points(steps: pd.DataFrame, tolerance: float) -> dict[str, Any]:
     why = next((why for why in steps.get("why", []) if why), "")
     if why:
         return {**nothing, "refused": why}
+    if (steps["steps"] == 0).any():
+        return {**nothing, "refused": "the goal holds before the first step"}
     found = regimes(steps, tolerance=tolerance)
     read = {"perfect_until": found.perfect_until, "plateau_from": found.plateau_from}
-    if (steps["steps"] == 0).any():
-        return {**nothing, **read, "refused": "the goal holds before the first step"}
     fitted = fit(steps)
     low, high = fitted.b_crit_interval
     return {**read, "b_crit": fitted.b_crit, "low": low, "high": high, "refused": fitted.refused}

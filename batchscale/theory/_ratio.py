@@ -67,6 +67,13 @@ def population_without_noise(examples: int, redrawn: float, trace: float) -> flo
 
 
 def ratio(value: float, by: float, *, otherwise: float = math.inf) -> float:
+    """One over the other; `otherwise` where that is not above 0, NaN where one of them is.
+
+    >>> ratio(1.0, 0.0), ratio(1.0, math.nan)
+    (inf, nan)
+    """
+    if math.isnan(value) or math.isnan(by):
+        return math.nan
     return float(value / by) if by > 0 else otherwise
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Float, PyTree
 from batchscale import checks, columns
 from batchscale.scaling import Interval
 from batchscale.theory._ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
-from batchscale.theory._training_loss import TrainingLoss, microbatches
+from batchscale.theory._training_loss import Sums, TrainingLoss, microbatches
 from batchscale.workloads import Workload
 
 if TYPE_CHECKING:
@@ -131,13 +131,14 @@ def noise_scale(
         squares.append(of_each[0])
         losses.append(of_each[1])
     mean = total / count
-    if not np.isfinite(mean).all():
+    each = np.concatenate(squares)  # which may overflow where the gradients do not
+    if not (np.isfinite(mean).all() and np.isfinite(each).all()):
         raise ValueError(
-            f"params: gradients of single examples of {workload.name!r} are not finite there. Of a "
-            "loss that sees the whole batch (a norm of batches) an example has none of its own: "
-            "use noise_scale_of_batches."
+            f"params: gradients of single examples of {workload.name!r} are not finite there, or "
+            "their squares are not. Of a loss that sees the whole batch (a norm of batches) an "
+            "example has none of its own: use noise_scale_of_batches."
         )
-    moments = Moments(float(mean @ mean), np.concatenate(squares))
+    moments = Moments(float(mean @ mean), each)
     # Of a loss that is not random the first examples tell so.
     redrawn = loss.redrawn(parts[0])
     if redrawn.any():
@@ -196,7 +197,7 @@ def noise_scale_of_batches(
       The noise scale; `b_noise` is NaN.
 
     Raises:
-      ValueError: an argument is not as above.
+      ValueError: an argument is not as above; or a gradient is not finite.
 
     >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
     >>> workload = Workload.from_functions(
@@ -223,16 +224,14 @@ def noise_scale_of_batches(
         total, losses, weight = np.zeros(loss.parameters), 0.0, 0.0
         squares, redrawn = [], 0.0
         for place, part in enumerate(microbatches(chosen, small)):
-            sums = loss.sums(part, draw=2 * number)
-            own = sums.gradient / sums.weight
+            sums, own = _mean_gradient(loss, part, draw=2 * number)
             total += sums.gradient
             losses += sums.loss
             weight += sums.weight
             squares.append(own @ own)
             if place == 0:
-                again = loss.sums(part, draw=2 * number + 1)
-                apart = again.gradient / again.weight - own
-                redrawn = small * (apart @ apart) / 2
+                _, again = _mean_gradient(loss, part, draw=2 * number + 1)
+                redrawn = small * ((again - own) @ (again - own)) / 2
         mean = total / weight
         trace = (np.mean(squares) - mean @ mean) / (1 / small - 1 / big)
         rows.append((trace, mean @ mean, redrawn, losses / weight))
@@ -306,6 +305,24 @@ def noise_scales(
         curved = (found.b_noise, *found.b_noise_interval)
         rows.append((point.step, found.loss, found.b_simple, *found.interval, *curved))
     return pd.DataFrame(rows, columns=list(_COLUMNS))
+
+
+def _mean_gradient(
+    loss: TrainingLoss, examples: np.ndarray, *, draw: int
+) -> tuple[Sums, Float[np.ndarray, " parameters"]]:
+    """The sums of a batch, and the gradient of its mean loss.
+
+    Raises:
+      ValueError: it is not finite.
+    """
+    sums = loss.sums(examples, draw=draw)
+    if not (np.isfinite(sums.gradient).all() and sums.weight > 0):
+        raise ValueError(
+            f"params: gradients of batches of {len(examples)} examples of "
+            f"{loss.workload.name!r} are not finite there; wanted parameters of a trial that has "
+            "not diverged, and batches that count something."
+        )
+    return sums, sums.gradient / sums.weight
 
 
 def _along(

@@ -19,6 +19,7 @@ import scipy.optimize
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from batchscale import checks
 from batchscale.stopping import evaluation_grid
 from batchscale.theory._moments import Leap, parts
 
@@ -71,8 +72,14 @@ class NoisyQuadratic:
             values = np.array(getattr(self, field.name), np.float64)
             fields[field.name] = values
             object.__setattr__(self, field.name, values)
-            if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
-                raise ValueError(f"{field.name}: wanted a vector of finite numbers of at least 0.")
+            if (
+                values.ndim != 1
+                or not values.size
+                or not (np.isfinite(values) & (values >= 0)).all()
+            ):
+                raise ValueError(
+                    f"{field.name}: wanted a vector, not empty, of finite numbers of at least 0."
+                )
         if len({len(values) for values in fields.values()}) != 1:
             raise ValueError(
                 "curvature, noise, start: got lengths "
@@ -165,6 +172,7 @@ class NoisyQuadratic:
         >>> model.steps_to_target(0.5, learning_rate=0.5, batch_size=64)
         27.0
         """
+        _check_target(target)
         grid = evaluation_grid(max_steps, _SPACING)
 
         def below(steps: list[int]) -> np.ndarray:
@@ -205,6 +213,7 @@ class NoisyQuadratic:
         >>> best.steps <= model.steps_to_target(0.2, learning_rate=0.2, batch_size=16)
         True
         """
+        _check_target(target)
         if self._risk_of(self.start) < target:
             raise ValueError(
                 f"target: got {target!r}, and the risk is below it before the first step. Give a "
@@ -260,8 +269,11 @@ class NoisyQuadratic:
         >>> model.simulate([0, 5], learning_rate=0.1, batch_size=4, runs=3).shape
         (3, 2)
         """
+        steps = checks.increasing("steps", steps)
+        _pieces(learning_rate)
+        _check(batch_size, momentum, 0.0, 0.0)
         random = np.random.default_rng(seed)
-        shape = (runs, len(self.start))
+        shape = (checks.integer("runs", runs, 1), len(self.start))
         theta = random.normal(size=shape) * np.sqrt(self.start)
         velocity = np.zeros(shape)
         scale = np.sqrt(self.noise / batch_size)
@@ -329,6 +341,11 @@ class NoisyQuadratic:
         )
 
 
+def _check_target(target: float) -> None:
+    if math.isnan(target):
+        raise ValueError(f"target: got {target!r}, wanted a number.")
+
+
 def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:
     pieces = (
         [(0, float(learning_rate))]
@@ -341,8 +358,8 @@ def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:
             f"learning_rate: got pieces from steps {starts}, wanted the first from step 0 and the "
             "others in increasing order."
         )
-    if any(not alpha >= 0 for _, alpha in pieces):
-        raise ValueError("learning_rate: wanted numbers of at least 0.")
+    if any(not 0 <= alpha < math.inf for _, alpha in pieces):
+        raise ValueError("learning_rate: wanted numbers of at least 0, and finite.")
     return pieces
 
 

@@ -27,6 +27,7 @@ def effective_learning_rate(table: pd.DataFrame) -> pd.Series:
 
     Raises:
       KeyError: there is no column `learning_rate`.
+      ValueError: a momentum is above 1.
 
     >>> table = pd.DataFrame({"learning_rate": [0.1, 0.1], "momentum": [0.0, 0.75]})
     >>> effective_learning_rate(table).tolist()
@@ -39,6 +40,10 @@ def effective_learning_rate(table: pd.DataFrame) -> pd.Series:
         )
     rate = table["learning_rate"]
     if "momentum" in table:
+        if (table["momentum"] > 1).any():
+            raise ValueError(
+                f"effective_learning_rate: a momentum is {table['momentum'].max()}, wanted below 1."
+            )
         rate = rate / (1 - table["momentum"])
     return pd.Series(rate, name="effective_learning_rate")
 

@@ -145,12 +145,17 @@ def crowding(
     Returns:
       The chance, by edge: `low` and `high`.
 
+    Raises:
+      ValueError: a value is NaN, or none leads.
+
     >>> values = np.array([0.02, 0.3, 0.5, 0.7, 0.8, 0.9, 0.99])
     >>> found = crowding(Uniform(0.0, 1.0), values, values > 0.65)
     >>> round(found["high"], 4), found["low"]
     (0.0081, 1.0)
     """
     place = dimension.unit(values)
+    if np.isnan(place).any() or not leads.any():
+        raise ValueError("crowding: wanted values without NaN, of which at least one leads.")
     chances = {}
     for edge, distance in (("low", place), ("high", 1 - place)):
         far = float(distance[leads].max())

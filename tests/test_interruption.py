@@ -1,0 +1,221 @@
+"""A study that is interrupted at any moment goes on, and ends with the same tables."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import perceptron
+
+import batchscale as bs
+from batchscale import runner, session
+
+# From 1,000 examples on evaluations may be bounds: the first ones are nothing else.
+STUDY = bs.Study(
+    workload=perceptron(validation=1_000),
+    optimizer="sgd",
+    space=bs.SearchSpace(learning_rate=bs.LogUniform(1.0, 3.0)),
+    batch_sizes=[50, "full"],
+    goal=bs.Goal("validation/error", 0.45),
+    trials=3,
+    max_steps=6,
+    stop="budget",
+)
+CALLS = {
+    "run": lambda folder, **how: STUDY.run(folder, **how),
+    "refine": lambda folder, **how: STUDY.refine(folder, rounds=1, trials=2, **how),
+    "confirm": lambda folder, **how: STUDY.confirm(
+        folder, settings=2, selection_seeds=2, seeds=2, **how
+    ),
+}
+ANALYSES = ("steps_to_target", "optima", "audit", "confirmation", "refined", "variants", "layouts",
+            "learning_rates", "sensitivity", "tuning_curve", "frontier", "recommend")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch, kept):
+    """Runs share programs; what is tested is what they write and read."""
+    for name in ("fingerprint", "mixes_examples", "engine"):
+        function = getattr(session, name)
+
+        def once(*arguments, name=name, function=function):
+            if name not in kept:
+                kept[name] = function(*arguments)
+            return contextlib.nullcontext(kept[name]) if name == "engine" else kept[name]
+
+        monkeypatch.setattr(session, name, once)
+    monkeypatch.setattr(runner, "_WRITE_SECONDS", 0.0)  # after every evaluation
+    monkeypatch.setattr(runner, "_WRITE_SHARE", 0.0)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return {}
+
+
+@contextlib.contextmanager
+def watching(folder: Path, monkeypatch, before=lambda name: None, after=lambda name: None):
+    """Calls functions before and after each file in the folder takes its place."""
+    replace = os.replace
+
+    def watched(source, target):
+        inside = Path(target).is_relative_to(folder)
+        name = os.path.relpath(target, folder)
+        if inside:
+            before(name)
+        replace(source, target)
+        if inside:
+            after(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", watched)
+        yield
+
+
+def tables(folder: Path) -> list[pd.DataFrame]:
+    """All that a study has found, also what was run beside it."""
+    found = []
+    for part in (folder, folder / "refine", folder / "confirm"):
+        if (part / "plan.json").exists():
+            found += bs.records.load_tables(part)
+    return found
+
+
+def assert_same(folder: Path, whole: list[pd.DataFrame]) -> None:
+    found = tables(folder)
+    assert len(found) == len(whole)
+    for table, expected in zip(found, whole, strict=True):
+        pd.testing.assert_frame_equal(table, expected, check_exact=True)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """Folders before each call, copies of them at every write in it, and the tables in the end."""
+    return {}
+
+
+def play(call: str, finished, tmp_path_factory, monkeypatch):
+    """Runs the calls up to one; what there was before it, at each write, and after it."""
+    for name in CALLS:
+        if name not in finished:
+            folder = tmp_path_factory.mktemp(name) / "study"
+            start = tmp_path_factory.mktemp(name) / "start"
+            previous = list(finished.values())
+            if previous:
+                shutil.copytree(previous[-1]["end"], folder)
+            else:
+                folder.mkdir()
+            shutil.copytree(folder, start)
+            copies: list[Path] = []
+
+            def copy(_, name=name, folder=folder, copies=copies):
+                copies.append(tmp_path_factory.mktemp(name) / "copy")
+                shutil.copytree(folder, copies[-1])
+
+            with watching(folder, monkeypatch, before=copy, after=copy):
+                CALLS[name](folder, progress=False)
+            finished[name] = {"start": start, "copies": copies, "end": folder}
+        if name == call:
+            return finished[name]
+    raise KeyError(call)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_before_or_after_any_write_changes_no_table(
+    call, finished, tmp_path_factory, monkeypatch
+):
+    played = play(call, finished, tmp_path_factory, monkeypatch)
+    monkeypatch.setattr(runner, "_WRITE_SECONDS", 60.0)
+    whole = tables(played["end"])
+    assert len(played["copies"]) > 20
+    # Every write of the first evaluations, and then one in so many: they repeat themselves.
+    chosen = played["copies"][:10] + played["copies"][10:-4:9] + played["copies"][-4:]
+    for copy in chosen:
+        CALLS[call](copy, progress=False)
+        assert_same(copy, whole)
+
+
+@pytest.mark.filterwarnings("ignore:.*not finished, and left out")
+def test_every_analysis_has_an_answer_or_a_reason_at_any_moment(
+    finished, tmp_path_factory, monkeypatch
+):
+    """Not a KeyError of a column that early tables do not have."""
+    answered = set()
+    for call in CALLS:
+        for copy in play(call, finished, tmp_path_factory, monkeypatch)["copies"][:14:2]:
+            if not (copy / "plan.json").exists():
+                continue
+            result = bs.load(copy)
+            assert STUDY.goal.metric in result.measurements
+            assert "learning_rate" in result.trials
+            for name in ANALYSES:
+                try:
+                    getattr(result, name)()
+                    answered.add(name)
+                except (ValueError, FileNotFoundError):
+                    pass  # what, and what to do
+    assert answered >= {"steps_to_target", "optima", "audit", "refined", "layouts", "frontier"}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interruption_at_a_write_goes_on_to_the_same_tables(
+    call, when, finished, tmp_path_factory, tmp_path, monkeypatch
+):
+    """What is interrupted is written again at once, so that no row is lost and none twice."""
+    played = play(call, finished, tmp_path_factory, monkeypatch)
+    whole = tables(played["end"])
+    kinds = {"run": ["plan", "parts/measurements", "parts/trials", "state", "measurements"],
+             "refine": ["refine/parts/measurements", "refine/state", "refine/trials"],
+             "confirm": ["confirm/plan", "confirm/parts/measurements"]}[call]  # fmt: skip
+    for kind in kinds:
+        for count in (1, 2):
+            folder = tmp_path / f"{kind}-{count}"
+            shutil.copytree(played["start"], folder)
+            seen = []
+
+            def interrupt(name, kind=kind, count=count, seen=seen):
+                if name.startswith(kind):
+                    seen.append(name)
+                    if len(seen) == count:
+                        raise KeyboardInterrupt
+
+            with watching(folder, monkeypatch, **{when: interrupt}):
+                try:
+                    CALLS[call](folder, progress=False)
+                except KeyboardInterrupt:
+                    assert len(seen) >= count
+                else:
+                    assert len(seen) < count  # the kind is not written so often
+            CALLS[call](folder, progress=False)
+            assert_same(folder, whole)
+
+
+@pytest.mark.parametrize("told", [1, 2, 3, 9])
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interruption_by_whoever_watches_goes_on_to_the_same_tables(
+    call, told, finished, tmp_path_factory, tmp_path, monkeypatch
+):
+    played = play(call, finished, tmp_path_factory, monkeypatch)
+    folder = tmp_path / "study"
+    shutil.copytree(played["start"], folder)
+    heard = []
+
+    def interrupt(progress):
+        heard.append(progress)
+        if len(heard) == told:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CALLS[call](folder, progress=interrupt)
+    CALLS[call](folder, progress=False)
+    assert_same(folder, tables(played["end"]))
+
+
+def test_the_first_tables_are_bounds_alone(finished, tmp_path_factory, monkeypatch):
+    """Else the tests above would not test them."""
+    played = play("run", finished, tmp_path_factory, monkeypatch)
+    early = [bs.records.load_tables(copy)[0] for copy in played["copies"][2:8]]
+    assert ["validation/error_at_least"] in [list(table.columns) for table in early]

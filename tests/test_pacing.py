@@ -1,0 +1,225 @@
+"""What a schedule made is no plateau: warm-ups and horizons are found, and other things are not."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+
+import batchscale as bs
+from batchscale import optimizers, scaling
+from batchscale.confirmation import Confirmation
+from batchscale.pacing import paces
+from batchscale.scaling import Pace, paced
+from batchscale.schedules import constant, linear_decay
+
+PARAMS = {
+    "w": jax.ShapeDtypeStruct((5, 3), np.float32),
+    "b": jax.ShapeDtypeStruct((3,), np.float32),
+}
+NAME = "steps not made by the schedule"
+
+
+def warm_up(step, h):
+    return h["learning_rate"] * jnp.minimum((step + 1) / h.get("warm_up", 10.0), 1.0)
+
+
+def found(schedule, optimizer="sgd", plan=None, max_steps=5_000):
+    plan = plan or [{"learning_rate": rate} for rate in (0.01, 0.1, 1.0)]
+    at = paces(schedule, optimizers.get(optimizer), PARAMS, {8: plan}, {8: max_steps})
+    return at.get(8, Pace())
+
+
+def searched(**ranges):
+    """Plans in which a hyperparameter of the schedule is searched over the values given."""
+    ((name, values),) = ranges.items()
+    return [{"learning_rate": 0.1, name: float(value)} for value in values]
+
+
+def decay(steps):
+    return [{"learning_rate": r, "learning_rate_decay_steps": float(steps),
+             "end_learning_rate_factor": 0.01} for r in (0.1, 1.0)]  # fmt: skip
+
+
+def test_a_linear_warm_up_matters_until_what_it_cost_is_an_eighth():
+    # Of w steps at (t + 1) / w of the rate the sum of what is missing is (w - 1) / 2.
+    assert found(warm_up).rises_until == 35  # 4.5 steps, lost of 36
+    long = found(lambda step, h: h["learning_rate"] * jnp.minimum((step + 1) / 100, 1.0))
+    assert long.rises_until == pytest.approx(8 * 99 / 2, rel=0.06)  # the grid is 5% apart
+    slight = found(lambda step, h: h["learning_rate"] * jnp.where(step < 100, 0.9, 1.0))
+    assert slight == Pace()  # a tenth of the steps is never an eighth
+
+
+def test_a_linear_decay_decides_from_half_its_horizon_to_twice_that():
+    horizon = found(linear_decay, plan=decay(400))
+    assert horizon.rises_until == 0
+    assert horizon.falls == pytest.approx((202, 796), rel=0.08)
+    far = found(linear_decay, plan=decay(100_000))
+    assert far == Pace()
+
+
+@pytest.mark.parametrize(
+    ("falls", "schedule"),
+    [
+        ((1_000, 2_000), lambda step, h: h["learning_rate"] * jnp.where(step < 1_000, 1.0, 0.1)),
+        (None, lambda step, h: h["learning_rate"] / jnp.sqrt(step + 1.0)),  # it has no horizon
+        (None, lambda step, h: h["learning_rate"] * jnp.exp(-step / 1e5)),
+        (None, constant),
+    ],
+)
+def test_what_has_no_horizon_near_is_none(falls, schedule):
+    pace = found(schedule)
+    assert pace.rises_until == 0
+    assert pace.falls == (None if falls is None else pytest.approx(falls, rel=0.06))
+
+
+def test_a_length_that_is_searched_is_the_schedules_doing_only_if_all_of_its_range_is():
+    assert found(warm_up, plan=searched(warm_up=np.geomspace(1, 50, 20))).rises_until <= 2
+    assert found(warm_up, plan=searched(warm_up=np.linspace(10, 50, 20))).rises_until >= 35
+    some = [decay(steps)[0] for steps in np.geomspace(50, 5_000, 20)]
+    assert found(linear_decay, plan=some) == Pace()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda h: optax.sgd(h["learning_rate"]),
+        lambda h: optax.sgd(h["learning_rate"], momentum=0.95),
+        lambda h: optax.sgd(h["learning_rate"], momentum=0.95, nesterov=True),
+        lambda h: optax.adam(h["learning_rate"]),
+        lambda h: optax.adamw(h["learning_rate"]),
+        lambda h: optax.rmsprop(h["learning_rate"]),
+        lambda h: optax.lion(h["learning_rate"]),
+        lambda h: optax.adagrad(h["learning_rate"]),
+        lambda h: optax.lamb(h["learning_rate"]),
+        lambda h: optax.adafactor(h["learning_rate"]),
+        lambda h: optax.MultiSteps(optax.sgd(h["learning_rate"]), 8),
+        lambda h: optax.noisy_sgd(h["learning_rate"], eta=1.0),
+        lambda h: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(h["learning_rate"])),
+    ],
+)
+def test_an_optimizer_that_gathers_momentum_is_no_warm_up(make):
+    assert found(constant, make, max_steps=300) == Pace()
+
+
+def test_a_warm_up_inside_ones_own_optimizer_is_found():
+    def inside(h):
+        return optax.adam(optax.linear_schedule(0.0, h["learning_rate"], 10), b1=0.9)
+
+    # At step t of the first ten 1 - t / 10 of the rate is missing: 5.5 steps.
+    assert found(constant, inside).rises_until == pytest.approx(44, abs=2)
+
+    def cosine(h):
+        return optax.sgd(optax.cosine_decay_schedule(h["learning_rate"], 1_000))
+
+    assert found(constant, cosine).falls[0] == pytest.approx(470, rel=0.1)
+    assert found(constant, cosine).rises_until == 0
+
+
+def table(steps):
+    sizes = [2**n for n in range(len(steps))]
+    return pd.DataFrame({"batch_size": sizes, "steps": steps})
+
+
+def everywhere(pace, steps):
+    return dict.fromkeys(table(steps)["batch_size"], pace)
+
+
+def test_a_plateau_at_a_warm_up_is_the_schedules_and_one_far_beyond_is_not():
+    steps = [900.0, 460, 230, 120, 65, 40, 26, 19, 18, 17, 17]
+    at = paced(table(steps), everywhere(Pace(rises_until=35), steps))
+    assert at.plateau
+    assert at.rising == (64, 128, 256, 512, 1024)
+    assert "17 to 26 steps at batch sizes 64, 128, 256, 512, 1024" in at.why
+    far = paced(table([10 * s for s in steps]), everywhere(Pace(rises_until=35), steps))
+    assert (far.plateau, far.why, far.refusal) == (False, "", "")
+
+
+def test_only_small_batches_at_a_horizon_leave_the_plateau_alone():
+    steps = [900.0, 460, 230, 120, 65, 40, 26, 19, 18, 17, 17]
+    found = paced(table(steps), everywhere(Pace(falls=(300, 1200)), steps))
+    assert found.falling == (1, 2)
+    assert not found.plateau
+    assert paced(table([math.inf, math.inf]), {}).why == ""
+
+
+def test_a_confirmation_refuses_what_its_study_does():
+    steps = table([900.0, 460, 230, 120, 65, 40, 26, 19, 18, 17, 17])
+    steps = steps.assign(previous_evaluation=0.95 * steps["steps"], trial=0)
+    confirmed = Confirmation(steps, steps.iloc[:0], steps.iloc[:0], 0.9)
+    assert confirmed.scaling().b_crit > 20
+    late = dataclasses.replace(confirmed, paces=everywhere(Pace(rises_until=35), steps["steps"]))
+    assert math.isnan(late.scaling().b_crit)
+    assert "the plateau may be the schedule's: the learning rate rises" in str(late.scaling())
+    assert "critical batch size is quoted: the plateau may be" in str(late.recommend())
+
+
+def regression():
+    """Linear regression; its validation loss is the distance to the truth."""
+    random, size = np.random.default_rng(0), 6
+    scales = np.linspace(1, 0.4, size)
+    x = random.normal(size=(512, size)) * scales
+    y = x.sum(1) + random.normal(size=512)
+    checks = np.diag(scales) * size**0.5
+    return bs.Workload.from_functions(
+        lambda key: {"w": jnp.zeros(size)},
+        lambda params, batch: 0.5 * (batch["input"] @ params["w"] - batch["label"]) ** 2,
+        data={"train": (x, y), "validation": (checks, checks.sum(1))},
+        name="regression",
+    )
+
+
+def test_a_warm_up_of_ten_steps_does_not_pass_for_a_critical_batch_size(tmp_path):
+    study = bs.Study(
+        workload=regression(),
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(3e-3, 3)),
+        batch_sizes=[1, 4, 16, 64, 256],
+        goal=bs.Goal("validation/loss", 0.02),
+        trials=12,
+        max_steps=1_000,
+    )
+    plain = study.run(tmp_path / "plain", progress=False)
+    assert plain.audit().of(NAME).verdict == "pass"
+    truth = plain.scaling().b_crit
+    late = dataclasses.replace(study, schedule=warm_up).run(tmp_path / "late", progress=False)
+    assert late.steps_to_target()["steps"].iloc[-1] < 20
+    # What was quoted before: another critical batch size, and quite sure of it.
+    assert scaling.fit(late.steps_to_target()).b_crit_interval.high < truth
+    fit = late.scaling()
+    assert math.isnan(fit.b_crit)
+    assert fit.refused.startswith("the plateau may be the schedule's")
+    check = late.audit().of(NAME)
+    assert check.verdict == "fail"
+    assert "over an eighth of the steps is lost to it" in check.evidence
+    # Tables alone say so too: the schedule is not at hand when a study is loaded.
+    assert bs.load(tmp_path / "late").paces[256] == Pace(rises_until=35)
+
+
+def test_a_plan_without_paces_is_one_of_a_constant_rate_or_not_known(tmp_path):
+    study = bs.Study(
+        workload=regression(),
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=0.3, warm_up=10.0),
+        batch_sizes=[8],
+        goal=bs.Goal("validation/loss", 0.5),
+        trials=1,
+        max_steps=40,
+        schedule=warm_up,
+    )
+    study.run(tmp_path, progress=False)
+    with bs.records.Records.open(tmp_path) as folder:
+        plan = folder.read_plan()
+        del plan["paces"]
+        folder.write_plan(plan)
+    older = bs.load(tmp_path)
+    assert older.paces is None
+    assert older.audit().of(NAME).verdict == "unknown"
+    with bs.records.Records.open(tmp_path) as folder:
+        plan["study"]["schedule"] = "constant"
+        folder.write_plan(plan)
+    assert bs.load(tmp_path).audit().of(NAME).verdict == "pass"
