@@ -72,7 +72,8 @@ def _masked(workload: Workload, split: PyTree) -> list[str]:
     ]
 
     def counts(state: PyTree, prepared: PyTree, names: Sequence[str]) -> list[Any]:
-        found = workload.metrics(*state, prepared)
+        params, model_state = state
+        found = workload.metrics(params, model_state, prepared)
         return [found[name][1] for name in names]
 
     def hangs(on: int, names: Sequence[str]) -> bool:

@@ -214,12 +214,8 @@ class Engine:
             packs, splits, layout=layout, trials=trials, bounded=bounded
         )
         for pack in packs:
-            if pack.sound is not None:
-                sound = np.asarray(pack.sound)
-                found.diverged.update(
-                    trial for trial, well in zip(pack.ids, sound, strict=True)
-                    if trial in found.rows and not well
-                )  # fmt: skip
+            lanes = [] if pack.sound is None else np.flatnonzero(~np.asarray(pack.sound))
+            found.diverged.update(found.rows.keys() & {pack.ids[lane] for lane in lanes})
         return found
 
     def params(self, states: HostStates, trial: TrialId) -> tuple[PyTree, PyTree]:

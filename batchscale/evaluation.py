@@ -84,7 +84,7 @@ class Evaluations:
         self._state = self._evaluated(state)
         splits = workload.splits()
         if examples is None:
-            examples = Evaluate().counts(splits, self._goal_split)
+            examples = Evaluate().counts(splits, None if goal is None else self._goal_split)
         splits = {
             name: _subset(split, examples[name])
             for name, split in splits.items()
@@ -216,7 +216,7 @@ class Evaluations:
                 name: jax.tree.map(lambda x, lanes=lanes: _exact_sum(x[lanes]), tree)
                 for name, tree in parts.items()
             }
-            endless = self._not_finite(sums) if split == self._goal_split else {}
+            endless = self._not_finite(split, sums)
             for i, (lane, row) in enumerate(zip(lanes, self._rows(split, sums), strict=True)):
                 trial = pack.ids[lane]
                 assert trial is not None
@@ -240,11 +240,13 @@ class Evaluations:
                 waiting.append((pack, lanes, out))
         return waiting
 
-    def _not_finite(self, sums: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
-        """Of which trials a sum of floats is not finite, by metric; what it is divided by may be.
+    def _not_finite(self, split: str, sums: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
+        """Of which trials a sum of floats on the goal's split is not finite, by metric.
 
-        An integer sums nothing that can be so, and what `finalize` makes of finite sums is its own.
+        Not what it is divided by: 0 / 0 may well be NaN, as may what `finalize` makes of sums.
         """
+        if self._goal is None or split != self._goal_split:
+            return {}
         found = {}
         for name, tree in sums.items():
             of = tree if name in self._workload.finalize else tree[0]
@@ -280,8 +282,9 @@ class Evaluations:
         return [{name: float(column[i]) for name, column in table.items()} for i in range(trials)]
 
     @property
-    def _goal_split(self) -> str | None:
-        return None if self._goal is None else self._goal.metric.partition("/")[0]
+    def _goal_split(self) -> str:
+        assert self._goal is not None
+        return self._goal.metric.partition("/")[0]
 
     @property
     def _goal_name(self) -> str:

@@ -452,7 +452,12 @@ class Study:
                 plan = Plan.from_json(stored.read_plan() or {})
             packing = plan.layouts[batch_size]
             if plan.definition.evaluate == self.evaluate:
-                measured = plan.measured or None
+                measured = plan.measured
+        measured = dict(measured or session.counts(self))
+        if until is not None:
+            split = until.metric.partition("/")[0]
+            all_splits = dataclasses.replace(self, evaluate=Evaluate())
+            measured.setdefault(split, session.counts(all_splits)[split])
         with compilation.cached(), session.engine(self, mesh, measured) as engine:
             return trial_run.run_trial(
                 engine,

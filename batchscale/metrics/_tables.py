@@ -51,6 +51,7 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
     if metric not in measurements.columns and len(measurements):
         raise KeyError(
             f"measurements: no column {metric!r}; it has {', '.join(sorted(measurements.columns))}."
+            f"{not_measured(metric, measurements)}"
         )
     curves = measurements.index.to_frame(index=False).astype(np.int64)
     values, bound = np.full(len(curves), np.nan), np.zeros(len(curves), bool)
@@ -68,6 +69,21 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
     curves = curves.dropna().sort_values(list(MEASUREMENT_INDEX), ignore_index=True)
     curves["previous"] = curves.groupby(list(TRIAL_INDEX))["step"].shift()
     return curves
+
+
+def not_measured(metric: str, measurements: pd.DataFrame) -> str:
+    """What to do where nothing of a metric's split was measured; empty where something was.
+
+    >>> not_measured("test/error", example_measurements())
+    " Nothing of 'test' was measured: the study's evaluate=Evaluate(...) says of which splits."
+    """
+    split = metric.partition("/")[0]
+    if any(str(column).startswith(f"{split}/") for column in measurements.columns):
+        return ""
+    return (
+        f" Nothing of {split!r} was measured: the study's evaluate=Evaluate(...) says of which "
+        "splits."
+    )
 
 
 def trials_of(measurements: pd.DataFrame) -> pd.MultiIndex:
