@@ -51,10 +51,11 @@ class Evaluate:
         every field of an example has several (64 sequences of 256 tokens; no fewer than 64).
       every: they are measured about each time that the steps have grown by this factor. By default
         2; where evaluations of the goal's split are bounds, 8 for `train`, from step 64 on, and
-        the others at the end of the budget. Besides, at each trial's first crossing.
-      share: of the operations of training, what the evaluations of these splits may cost at most:
-        they begin at the step from which on that is so, or at once where they are quick in any
-        case. None for no such limit.
+        the others at the end of the budget alone. And once at each trial's first crossing,
+        whatever it costs.
+      share: of the operations of training, what these evaluations may cost at most: they begin at
+        the step from which on that is so, or at once where they are quick in any case (one more
+        at the end of the budget is not counted). None for no such limit.
 
     Raises:
       ValueError: a field is not as above.
@@ -157,11 +158,12 @@ class Evaluate:
         found = {}
         for split, count in others.items():
             cost = count * work.evaluation
-            needed = 0.0
-            if self.share is not None and not cost <= _QUICK * _STEP:
-                needed = cost * len(others) / (self.share * step)
+            if self.share is None or cost <= _QUICK * _STEP or math.isnan(cost / step):
+                found[split] = 0
+                continue
+            needed = cost * len(others) / (self.share * step)
             # Coarse, so that it does not hang on how a version of XLA counts.
-            found[split] = 0 if needed <= 1 else 1 << math.ceil(math.log2(needed))
+            found[split] = 1 << max(math.ceil(math.log2(needed)), 0)
         return found
 
     def steps(self, split: str, grid: list[int], *, first: int, bounds: bool) -> set[int]:

@@ -1,4 +1,4 @@
-"""Which trials have diverged: by parameters, the optimizer's state, or the loss that was measured."""
+"""Which trials have diverged: by parameters, the optimizer's state, or the measured loss."""
 
 import dataclasses
 import re
