@@ -14,6 +14,7 @@ from batchscale import scaling as scaling
 from batchscale import theory as theory
 from batchscale import tuner as tuner
 from batchscale import workloads as workloads
+from batchscale.evaluate import Evaluate as Evaluate
 from batchscale.metrics import Goal as Goal
 from batchscale.result import Result as Result
 from batchscale.result import load as load

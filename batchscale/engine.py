@@ -6,9 +6,8 @@ or files: which trials run how far is the runner's business.
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ from jaxtyping import PyTree
 
 from batchscale import devices, keys, parallel, sampling, train
 from batchscale import packs as packing
-from batchscale.evaluation import Evaluations
+from batchscale.evaluation import Evaluations, Measured
 from batchscale.layout import Layout
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
@@ -33,20 +32,6 @@ from batchscale.workloads import Workload
 _DRAWN = 2**15  # a choice: so many examples of every trial are drawn at once
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What an evaluation of packs found.
-
-    Attributes:
-      rows: the metrics of every trial, named `split/metric`, in float64; where its evaluation was
-        cut short, the bound of the goal's metric instead of that split's.
-      diverged: the trials whose parameters are no longer finite.
-    """
-
-    rows: dict[TrialId, dict[str, float]]
-    diverged: set[TrialId]
-
-
 class Engine:
     """Runs trials of one workload, optimizer and schedule on a mesh of devices.
 
@@ -58,6 +43,7 @@ class Engine:
       seed: the study's.
       mesh: the devices, from `parallel.mesh`.
       goal: what evaluations are compared with; None if they are not.
+      examples: how many are measured of each split that is, by name; by default as `Evaluate` says.
     """
 
     def __init__(
@@ -70,6 +56,7 @@ class Engine:
         seed: int,
         mesh: Mesh,
         goal: Goal | None = None,
+        examples: Mapping[str, int] | None = None,
     ) -> None:
         self.mesh = mesh
         self._workload, self._optimizer, self._schedule = workload, optimizer, schedule
@@ -84,12 +71,14 @@ class Engine:
             self._programs.scalars,
         )
         self._state = jax.eval_shape(keys.raw, self._typed)
-        self._evaluations = Evaluations(workload, goal, mesh, self._programs, self._typed)
+        self._evaluations = Evaluations(
+            workload, goal, mesh, self._programs, self._typed, examples=examples
+        )
         self._seconds = 0.0
 
     @property
     def splits(self) -> list[str]:
-        """The splits that can be measured; `train` is a fixed subset of the training set."""
+        """The splits that can be measured."""
         return self._evaluations.splits
 
     @property
@@ -194,7 +183,9 @@ class Engine:
                 steps = min(to, since + block) - at
                 numbers = self._numbers(at, batch_size, (at - since) * batch_size, steps)
                 shared = (self._train_data, numbers)
-                pack.state = program(pack.state, (pack.hyperparameters, drawn), shared, pack.busy)
+                pack.state, pack.sound = program(
+                    pack.state, (pack.hyperparameters, drawn), shared, pack.busy
+                )
                 at += steps
         jax.block_until_ready([pack.state.key for pack in packs])
         self._seconds += time.monotonic() - began
@@ -220,9 +211,13 @@ class Engine:
         """
         if trials is None:
             trials = [trial for pack in packs for trial in pack.trials]
-        return Measured(
-            *self._evaluations.measure(packs, splits, layout=layout, trials=trials, bounded=bounded)
+        found = self._evaluations.measure(
+            packs, splits, layout=layout, trials=trials, bounded=bounded
         )
+        for pack in packs:
+            lanes = [] if pack.sound is None else np.flatnonzero(~np.asarray(pack.sound))
+            found.diverged.update(found.rows.keys() & {pack.ids[lane] for lane in lanes})
+        return found
 
     def params(self, states: HostStates, trial: TrialId) -> tuple[PyTree, PyTree]:
         """The parameters and the model's state of one trial, as host arrays."""
@@ -287,13 +282,13 @@ class Engine:
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
         recipe, drawn = self._recipe(batch_size, layout.microbatch), self._drawn(batch_size)
 
-        def segment(state: Any, own: Any, shared: Any, busy: Any) -> TrainState:
+        def segment(state: Any, own: Any, shared: Any, busy: Any) -> tuple[TrainState, Any]:
             values, drawn = own
             data, (number, size, first, steps) = shared
             batch = train.Batch(drawn, first, size)
             state = keys.typed(state, self._typed)
             state = train.segment(recipe, state, values, data, batch, number, steps * busy)
-            return keys.raw(state)
+            return keys.raw(state), train.sound(recipe, state, values)
 
         return self._programs.begin(
             ("segment", recipe.microbatch, recipe.rest, recipe.whole, drawn.size),

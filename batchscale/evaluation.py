@@ -9,6 +9,7 @@ is, so the tables do not depend on the order either.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -21,7 +22,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from batchscale import keys, parallel, train
+from batchscale import counts, keys, parallel, train
+from batchscale.evaluate import Evaluate
 from batchscale.layout import Layout, evaluation_batch
 from batchscale.metrics import Goal
 from batchscale.packs import Pack, TrialId
@@ -29,9 +31,25 @@ from batchscale.programs import Programs
 from batchscale.train import TrainState
 from batchscale.workloads import Workload
 
-_TRAIN_SUBSET = 5_000  # a choice: of so many examples the train metrics are taken
 _BOUNDED_FROM = 1_000  # a choice: smaller splits are evaluated whole faster than they are bounded
 _RANKING_PAYS = 2  # examples looked at in vain, over those that a new ranking looks at
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an evaluation of packs found.
+
+    Attributes:
+      rows: the metrics of every trial, named `split/metric`, in float64; where its evaluation was
+        cut short, the bound of the goal's metric instead of that split's.
+      diverged: the trials whose parameters, or whose optimizer's state, are no longer finite.
+      not_finite: the trials of which, on the goal's split, sums of floats over the examples are
+        not, and the metrics' names.
+    """
+
+    rows: dict[TrialId, dict[str, float]]
+    diverged: set[TrialId]
+    not_finite: dict[TrialId, list[str]]
 
 
 class Evaluations:
@@ -43,43 +61,56 @@ class Evaluations:
       mesh: the devices.
       programs: where evaluations are compiled.
       state: shapes of a trial's state, its keys typed.
+      examples: how many are measured of each split that is, by name.
 
     Attributes:
-      splits: what can be measured, by name; `train` is a fixed subset of the training set.
+      splits: what can be measured, by name; where not all examples are, a fixed subset.
       bounded: whether evaluations can end early: the goal's metric counts examples, many of them.
       seconds: spent here, without compilation.
     """
 
     def __init__(
-        self, workload: Workload, goal: Goal | None, mesh: Mesh, programs: Programs, state: Any
+        self,
+        workload: Workload,
+        goal: Goal | None,
+        mesh: Mesh,
+        programs: Programs,
+        state: Any,
+        *,
+        examples: Mapping[str, int] | None = None,
     ) -> None:
         self.seconds = 0.0
         self._workload, self._goal, self._mesh, self._programs = workload, goal, mesh, programs
         self._typed = self._evaluated(state)
         self._state = jax.eval_shape(keys.raw, self._typed)
-        splits = dict(workload.splits())
-        splits["train"] = _subset(splits["train"], _TRAIN_SUBSET)
+        splits = workload.splits()
+        if examples is None:
+            examples = Evaluate().counts(splits, None if goal is None else self._goal_split)
+        splits = {
+            name: _subset(split, examples[name])
+            for name, split in splits.items()
+            if name in examples
+        }
+        counts.refuse_empty(workload, splits)
         self._splits = {name: parallel.replicate(split, mesh) for name, split in splits.items()}
         self.splits = list(splits)
         self._apart: dict[str, Callable[[Any], Any]] = {}
         self._masks: dict[bytes, jax.Array] = {}  # what was sent to the devices is not sent again
-        self._count = None
-        if goal is not None and train.examples(splits[self._goal_split]) >= _BOUNDED_FROM:
-            self._count = _count(workload, goal, splits[self._goal_split])
-        self.bounded = self._count is not None
+        self._count: int | None = None
+        self.bounded = goal is not None and is_bounded(workload, goal, splits[self._goal_split])
         if self.bounded:
             assert goal is not None
-            assert self._count is not None
+            self._count = counts.of_goal(workload, goal, splits[self._goal_split])
             limit = goal.limit(self._count)
             self._bound = {goal.bound: limit / self._count}
             enough = limit if goal.mode == "min" else self._count - limit
             self._enough = parallel.replicate(np.int32(enough), mesh)
             self._ranked = self._splits[self._goal_split]
-            examples = train.examples(self._ranked)
+            size = train.examples(self._ranked)
             # Of words or pixels an example may have many.
-            enough = math.ceil(enough * examples / self._count)
-            self._batch = evaluation_batch(examples, enough=enough)
-            self._mistakes = np.zeros(train.examples(self._ranked))
+            enough = math.ceil(enough * size / self._count)
+            self._batch = evaluation_batch(size, enough=enough)
+            self._mistakes = np.zeros(size)
             self._in_vain = 0.0
             self._rank_by = jax.jit(
                 lambda split, order: jax.tree.map(lambda x: x[order], split),
@@ -108,22 +139,21 @@ class Evaluations:
         layout: Layout,
         trials: Collection[TrialId],
         bounded: Collection[TrialId],
-    ) -> tuple[dict[TrialId, dict[str, float]], set[TrialId]]:
+    ) -> Measured:
         """Evaluates trials of packs; see `Engine.measure`."""
-        rows: dict[TrialId, dict[str, float]] = {trial: {} for trial in trials}
-        diverged: set[TrialId] = set()
+        found = Measured({trial: {} for trial in trials}, set(), {})
         for split in splits:
             whole = set(trials)
             asked = whole.intersection(bounded)
             if asked and self.bounded and split == self._goal_split:
-                left, found = self._reject(packs, layout, asked)
-                diverged |= found
+                left, diverged = self._reject(packs, layout, asked)
+                found.diverged.update(diverged)
                 for trial in asked - left:
-                    rows[trial] |= self._bound
+                    found.rows[trial] |= self._bound
                 whole -= asked - left
             if whole:
-                diverged |= self._measure_whole(packs, split, layout, whole, rows)
-        return rows, diverged
+                self._measure_whole(packs, split, layout, whole, found)
+        return found
 
     def _reject(
         self, packs: Sequence[Pack], layout: Layout, trials: set[TrialId]
@@ -176,23 +206,27 @@ class Evaluations:
         split: str,
         layout: Layout,
         trials: set[TrialId],
-        rows: dict[TrialId, dict[str, float]],
-    ) -> set[TrialId]:
-        """Adds whole evaluations to the rows of trials; returns those that have diverged."""
+        found: Measured,
+    ) -> None:
+        """Adds whole evaluations of trials to what was found."""
         program = self._programs.wait(self._whole_program(split, layout))
         began = time.monotonic()
-        diverged = set()
         for pack, lanes, out in self._dispatch(program, packs, trials, self._splits[split]):
             finite, parts = self._apart[split](jax.device_get(out))
-            found = self._rows(split, jax.tree.map(lambda x, lanes=lanes: x[lanes], parts))
-            for lane, row in zip(lanes, found, strict=True):
+            sums = {
+                name: jax.tree.map(lambda x, lanes=lanes: _exact_sum(x[lanes]), tree)
+                for name, tree in parts.items()
+            }
+            endless = self._not_finite(split, sums)
+            for i, (lane, row) in enumerate(zip(lanes, self._rows(split, sums), strict=True)):
                 trial = pack.ids[lane]
                 assert trial is not None
-                rows[trial] |= row
+                found.rows[trial] |= row
                 if not finite[lane]:
-                    diverged.add(trial)
+                    found.diverged.add(trial)
+                if names := [name for name, which in endless.items() if which[i]]:
+                    found.not_finite[trial] = names
         self.seconds += time.monotonic() - began
-        return diverged
 
     def _dispatch(
         self, program: Any, packs: Sequence[Pack], trials: set[TrialId], shared: Any
@@ -207,9 +241,24 @@ class Evaluations:
                 waiting.append((pack, lanes, out))
         return waiting
 
-    def _rows(self, split: str, parts: Mapping[str, PyTree]) -> list[dict[str, float]]:
-        """Adds the parts of evaluations, exactly, and makes metrics of the sums."""
-        sums = {name: jax.tree.map(_exact_sum, tree) for name, tree in parts.items()}
+    def _not_finite(self, split: str, sums: Mapping[str, PyTree]) -> dict[str, np.ndarray]:
+        """Of which trials a sum of floats on the goal's split is not finite, by metric.
+
+        Not what it is divided by: 0 / 0 may well be NaN, as may what `finalize` makes of sums.
+        """
+        if self._goal is None or split != self._goal_split:
+            return {}
+        found = {}
+        for name, tree in sums.items():
+            of = tree if name in self._workload.finalize else tree[0]
+            leaves = [x for x in jax.tree.leaves(of) if x.dtype == np.float64]
+            found[name] = np.any(
+                [~np.isfinite(x).reshape(len(x), -1).all(1) for x in leaves], axis=0
+            )
+        return {name: which for name, which in found.items() if which.any()}
+
+    def _rows(self, split: str, sums: Mapping[str, PyTree]) -> list[dict[str, float]]:
+        """Makes metrics of sums."""
         trials = len(jax.tree.leaves(sums)[0])
         table: dict[str, Sequence[float]] = {}
         for name, tree in sums.items():
@@ -331,6 +380,11 @@ class Evaluations:
         )
 
 
+def is_bounded(workload: Workload, goal: Goal, split: PyTree) -> bool:
+    """Whether evaluations on the goal's split can end early: its metric counts examples, many."""
+    return train.examples(split) >= _BOUNDED_FROM and counts.is_count(workload, goal, split)
+
+
 def _exact_sum(parts: np.ndarray) -> np.ndarray:
     exact = np.int64 if np.issubdtype(parts.dtype, np.integer) else np.float64
     return parts.astype(exact).sum(1)
@@ -363,26 +417,6 @@ def _together(tree: PyTree) -> tuple[dict[str, jax.Array], Callable[[Any], Any]]
         return jax.tree.unflatten(treedef, found)
 
     return vectors, apart
-
-
-def _count(workload: Workload, goal: Goal, split: Mapping[str, np.ndarray]) -> int | None:
-    """What the goal's metric counts in a split; None where it is not a count.
-
-    The metrics are computed for nothing but their count, so the compiler leaves out all else.
-    """
-    name = goal.metric.partition("/")[2]
-
-    def metric(data: PyTree) -> PyTree:
-        shapes = jax.eval_shape(workload.init, keys.shape())
-        params, model_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return workload.metrics(params, model_state, workload.prepare(data, None))[name]
-
-    if name in workload.finalize:
-        return None
-    shapes = jax.eval_shape(metric, split)
-    if not all(jnp.issubdtype(x.dtype, jnp.integer) and x.shape == () for x in shapes):
-        return None
-    return int(jax.jit(lambda data: metric(data)[1])(split))
 
 
 def _subset(split: Mapping[str, np.ndarray], size: int) -> Mapping[str, np.ndarray]:

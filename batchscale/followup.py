@@ -262,14 +262,16 @@ def _run(
         budgets=definition.earlier_budgets.get(batch_size, ()),
     )
     last = next((step for step in grid if step >= limit), grid[-1])
+    grid = [step for step in grid if step <= last]
     question = Question(
         batch_size=batch_size,
         trials=len(candidates),
         max_infeasible=0,
-        grid=[step for step in grid if step <= last],
+        grid=grid,
         goal=definition.goal,
         rule=StopRule.of("all"),
         exact=False,
+        others=plan.others(batch_size, grid, bounds=engine.bounded),
         candidates=tuple(candidates),
     )
     measurements, trials = _of(side, batch_size)

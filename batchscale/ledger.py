@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from batchscale.records import (
     Status,
     StopReason,
 )
-from batchscale.stopping import StopRule, part_of_grid
+from batchscale.stopping import StopRule, part_of_grid, whole_steps
 
 _ENDED = {
     "first": StopReason.FIRST_CROSSING,
@@ -45,6 +45,7 @@ class Question:
       goal: what is looked for.
       rule: when trials stop.
       exact: whether every evaluation is wanted whole.
+      others: the steps at which splits besides the goal's are measured, by name.
       candidates: the trials that are asked about, whatever becomes of others; where there are none,
         at each step the first N that have not diverged.
     """
@@ -56,6 +57,7 @@ class Question:
     goal: Goal
     rule: StopRule
     exact: bool
+    others: Mapping[str, Collection[int]] = dataclasses.field(default_factory=dict)
     candidates: tuple[TrialId, ...] = ()
 
 
@@ -73,7 +75,7 @@ class Ledger:
     ) -> None:
         self.question = question
         self.sparse = part_of_grid(question.grid, ratio=2)
-        self.rare = part_of_grid(question.grid, ratio=8, first=64)
+        self.rare = whole_steps(question.grid)
         self.first_crossing = math.inf
         self.best = math.nan
         self._measured: dict[TrialId, int] = {}  # the last step

@@ -32,6 +32,7 @@ class Pack:
       state: training states, lanes along axis 0, on the devices.
       busy: one a device: 1, or 0 where all of its lanes are idle.
       drawn: the examples that are seen from some step on, a row a lane; and that step.
+      sound: whether the optimizer's state is finite, one a lane; None before any step here.
     """
 
     ids: list[TrialId | None]
@@ -39,6 +40,7 @@ class Pack:
     state: TrainState
     busy: jax.Array
     drawn: tuple[jax.Array, int] | None = None
+    sound: jax.Array | None = None
 
     @property
     def trials(self) -> list[TrialId]:

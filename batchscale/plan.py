@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from batchscale import tuner
+from batchscale.evaluate import Evaluate
 from batchscale.layout import Layout
 from batchscale.metrics import Goal
 from batchscale.records import Origin
@@ -40,6 +41,7 @@ class Definition:
       evaluation_spacing: the relative distance of evaluations.
       seed: of plans and trials.
       train_examples: the size of the training set.
+      evaluate: what is measured besides the goal's split.
     """
 
     workload: str
@@ -56,6 +58,7 @@ class Definition:
     evaluation_spacing: float
     seed: int
     train_examples: int
+    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -67,7 +70,7 @@ class Definition:
         names = ("workload", "optimizer", "schedule", "goal", "evaluation_spacing", "seed")
         found = [
             f"{name}: {getattr(self, name)} there, {getattr(other, name)} here"
-            for name in (*names, "train_examples")
+            for name in (*names, "train_examples", "evaluate")
             if getattr(self, name) != getattr(other, name)
         ]
         spaces = [
@@ -141,6 +144,8 @@ class Plan:
         it does; None if it is not known.
       mixes_examples: whether the loss of an example depends on the others of its batch; None if it
         is not known.
+      measured: how many examples are measured of every split that is.
+      measured_from: by batch size, the step from which on each split besides the goal's is.
     """
 
     definition: Definition
@@ -150,6 +155,8 @@ class Plan:
     mixes_examples: bool | None = None
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
     paces: dict[int, Pace] | None = None
+    measured: dict[str, int] = dataclasses.field(default_factory=dict)
+    measured_from: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_dependent(self) -> bool | None:
@@ -163,6 +170,13 @@ class Plan:
         return [
             row["hyperparameters"] for row in self.rows[batch_size] if row["origin"] == Origin.PLAN
         ]
+
+    def others(self, batch_size: int, grid: list[int], *, bounds: bool) -> dict[str, set[int]]:
+        """The steps at which splits besides the goal's are measured, by name."""
+        return {
+            split: self.definition.evaluate.steps(split, grid, first=first, bounds=bounds)
+            for split, first in self.measured_from[batch_size].items()
+        }
 
     def extend(self, batch_size: int, count: int, origin: Origin) -> bool:
         """Makes sure that a batch size has `count` trials; says whether it had fewer."""
@@ -193,6 +207,7 @@ class Plan:
                 "earlier_budgets": {
                     str(b): list(steps) for b, steps in definition.earlier_budgets.items()
                 },
+                "evaluate": definition.evaluate.to_json(),
             },
             "fingerprint": dict(self.fingerprint),
             "mixes_examples": self.mixes_examples,
@@ -200,6 +215,8 @@ class Plan:
             "paces": None
             if self.paces is None
             else {str(b): dataclasses.asdict(pace) for b, pace in self.paces.items()},
+            "measured": self.measured,
+            "measured_from": {str(b): first for b, first in self.measured_from.items()},
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
         }
@@ -216,7 +233,7 @@ class Plan:
                 f"plan.json: got format {plan.get('format')!r}, wanted {_FORMAT}. "
                 "It was written by another version of batchscale; open it with that one."
             )
-        study = {"curves": "exact"} | plan["study"]
+        study = {"curves": "exact", "evaluate": {}} | plan["study"]
         definition = Definition(
             **study
             | {
@@ -224,6 +241,7 @@ class Plan:
                 "spaces": _by_size(study["spaces"], SearchSpace.from_json),
                 "max_steps": _by_size(study["max_steps"], int),
                 "earlier_budgets": _by_size(study["earlier_budgets"], tuple),
+                "evaluate": Evaluate.from_json(study["evaluate"]),
             }
         )
         layouts = _by_size(plan["layouts"], lambda layout: Layout(**layout))
@@ -235,6 +253,8 @@ class Plan:
             plan.get("mixes_examples"),
             plan.get("examples", {}),
             None if plan.get("paces") is None else _by_size(plan["paces"], _pace),
+            plan.get("measured", {}),
+            _by_size(plan.get("measured_from", {}), dict),
         )
 
 

@@ -115,6 +115,27 @@ def seconds_per_step(
     return statistics.median(times)
 
 
+def seconds_per_evaluation(
+    engine: Engine,
+    split: str,
+    batch_size: int,
+    layout: Layout,
+    hyperparameters: HyperparametersOf,
+    trials: int,
+) -> float:
+    """Seconds of a whole evaluation of one trial on a split, in a full pack."""
+    width = engine.mesh.size * layout.lanes
+    ids = [TrialId(n % trials) for n in range(width)]
+    packs = engine.start(ids, hyperparameters, batch_size=batch_size, layout=layout)
+    engine.measure(packs, [split], layout=layout)  # compiles
+    times = []
+    while len(times) < _TIMINGS:
+        began = time.perf_counter()
+        engine.measure(packs, [split], layout=layout)
+        times.append((time.perf_counter() - began) / width)
+    return statistics.median(times)
+
+
 def _fitting(
     engine: Engine,
     batch_size: int,

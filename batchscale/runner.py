@@ -200,32 +200,37 @@ class BatchSizeRun:
 
     def _measure(self, cohort: _Cohort, trials: list[TrialId]) -> None:
         """Evaluates a cohort's trials: the goal's split always, the others now and then."""
-        ledger, goal = self._ledger, self._ledger.question.goal
+        ledger, question = self._ledger, self._ledger.question
+        goal = question.goal
         split = goal.metric.partition("/")[0]
         others = [name for name in self._engine.splits if name != split]
-        bounds = self._engine.bounded and not ledger.question.exact
-        now = []
-        if cohort.step == ledger.question.grid[-1] or (not bounds and cohort.step in ledger.sparse):
-            now = others
-        elif bounds and cohort.step in ledger.rare:
-            now = [name for name in others if name == "train"]
-        whole = not bounds or cohort.step in ledger.rare
+        now = [name for name in others if cohort.step in question.others.get(name, ())]
+        # Who was past the goal before is likely to be so again: it is not worth a try.
+        short = {trial for trial in trials if math.isinf(ledger.crossing(trial))}
+        if not self._engine.bounded or cohort.step in ledger.rare:
+            short = set()
         found = self._engine.measure(
             cohort.packs,
             [split, *now],
             layout=self._layout,
             trials=trials,
-            # Who was past the goal before is likely to be so again: it is not worth a try.
-            bounded=[]
-            if whole
-            else [trial for trial in trials if math.isinf(ledger.crossing(trial))],
+            bounded=() if question.exact else short,
         )
-        crossing = [
+        past = {
             trial
             for trial, row in found.rows.items()
             if goal.reached(np.asarray(row.get(goal.metric, math.nan)))
-            and math.isinf(ledger.crossing(trial))
-            and trial not in found.diverged
+        }
+        # Where bounds would have done, nothing else is heard: so they change no trial.
+        heard = [trial for trial in found.not_finite if trial in past or trial not in short]
+        heard = [trial for trial in heard if trial not in found.diverged]
+        if heard:
+            self._refuse_metrics(split, {name for t in heard for name in found.not_finite[t]})
+            found.diverged.update(heard)
+        crossing = [
+            trial
+            for trial in found.rows
+            if trial in past - found.diverged and math.isinf(ledger.crossing(trial))
         ]
         if crossing and now != others:
             left = [name for name in others if name not in now]
@@ -234,6 +239,30 @@ class BatchSizeRun:
                 found.rows[trial] |= more.rows[trial]
         # Only now, and all at once: an interruption before leaves the step unmeasured.
         ledger.record(cohort.step, found.rows, found.diverged)
+
+    def _refuse_metrics(self, split: str, names: set[str]) -> None:
+        """Refuses metrics that are not finite before the first step: that is no divergence.
+
+        Raises:
+          ValueError: there is one that is so of every trial of a pack.
+        """
+        width = self._engine.mesh.size * self._layout.lanes
+        packs = self._engine.start(
+            self._ledger.members(-1)[:width],
+            self._hyperparameters,
+            batch_size=self._batch_size,
+            layout=self._layout,
+        )
+        found = self._engine.measure(packs[:1], [split], layout=self._layout)
+        always = names.intersection(*(found.not_finite.get(trial, ()) for trial in packs[0].trials))
+        if always:
+            raise ValueError(
+                f"metrics: the sum of {', '.join(map(repr, sorted(always)))} over the split "
+                f"{split!r} is not finite, already with the parameters of `init`, so that it does "
+                "not tell which trials diverge. Look for values in the data that are not finite, "
+                "for a division by 0 or a logarithm of it in the metric; mask such examples, or "
+                "leave the metric out."
+            )
 
     def _merge(self) -> None:
         """Puts cohorts that have come to the same step together, and drops those that diverged."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
@@ -25,21 +27,35 @@ from batchscale import (
     optimizers,
     parallel,
     records,
+    rehearsal,
     schedules,
+    tuner,
 )
 from batchscale.engine import Engine
+from batchscale.evaluate import Work
+from batchscale.evaluation import is_bounded
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.mixing import mixes_examples
 from batchscale.pacing import paces
+from batchscale.packs import HyperparametersOf
 from batchscale.plan import Definition, Plan
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
 from batchscale.runner import Progress
+from batchscale.stopping import evaluation_grid
 
 if TYPE_CHECKING:
     from batchscale.study import Study
 
-_COLUMNS = columns.declare("estimate", "batch_size", "max_steps", "trials", "examples", "flops")
+_COST = columns.declare(
+    "estimate",
+    *("batch_size", "max_steps", "trials", "examples", "flops"),
+    *("goal_examples", "other_examples", "evaluation_flops"),
+)
+_SECONDS = columns.declare(
+    "estimate in seconds",
+    *("batch_size", "training_seconds", "goal_seconds", "other_seconds", "seconds"),
+)
 
 
 class Session(NamedTuple):
@@ -90,7 +106,7 @@ def opened(
         stored = stack.enter_context(Records.open(folder))
         stack.enter_context(compilation.cached())
         plan = _planned(study, definition, stored, on, extend=extend)
-        trains = stack.enter_context(engine(study, on))
+        trains = stack.enter_context(engine(study, on, plan.measured))
         if plan.batch_dependent:
             warnings.warn(
                 f"workload {study.workload.name!r}: the loss of an example depends on the others "
@@ -136,8 +152,13 @@ def mesh(chosen: Sequence[Any] | None) -> Mesh:
     return parallel.mesh(chosen)
 
 
-def engine(study: Study, on: Mesh) -> Engine:
-    """What trains the study's trials on a mesh."""
+def engine(study: Study, on: Mesh, measured: Mapping[str, int] | None = None) -> Engine:
+    """What trains the study's trials on a mesh, and how many examples of which splits it measures.
+
+    A plan says how many; without one the study does.
+    """
+    if measured is None:
+        measured = counts(study)
     return Engine(
         study.workload,
         optimizers.get(study.optimizer),
@@ -146,7 +167,13 @@ def engine(study: Study, on: Mesh) -> Engine:
         seed=study.seed,
         mesh=on,
         goal=study.goal,
+        examples=measured,
     )
+
+
+def counts(study: Study) -> dict[str, int]:
+    """How many examples the study measures of every split that it does."""
+    return study.evaluate.counts(study.workload.splits(), study.goal.metric.partition("/")[0])
 
 
 def choose_layout(study: Study, batch_size: int, on: Mesh) -> layout.Layout:
@@ -163,13 +190,76 @@ def choose_layout(study: Study, batch_size: int, on: Mesh) -> layout.Layout:
 
 def cost(study: Study, definition: Definition) -> pd.DataFrame:
     """The table of `Study.estimate`."""
-    each = study.workload.flops(names=study.space.names)
+    work, measured = _work(study), counts(study)
+    goal_split = study.goal.metric.partition("/")[0]
+    split = study.workload.splits()[goal_split]
+    bounds = study.curves == "bounds" and is_bounded(study.workload, study.goal, split)
     rows = []
     for batch_size in definition.batch_sizes:
         steps = definition.max_steps[batch_size]
-        examples = steps * batch_size * definition.trials
-        rows.append((batch_size, steps, definition.trials, examples, examples * each))
-    return pd.DataFrame(rows, columns=list(_COLUMNS))
+        first = study.evaluate.first_steps(measured, goal_split, batch_size, work)
+        grid = evaluation_grid(steps, definition.evaluation_spacing)
+        times = {  # and once more at the crossing
+            split: len(study.evaluate.steps(split, grid, first=first[split], bounds=bounds)) + 1
+            for split in first
+        }
+        examples = steps * batch_size
+        of_goal = len(grid) * measured[goal_split]
+        others = sum(count * measured[split] for split, count in times.items())
+        totals = np.array([examples, of_goal, others]) * definition.trials
+        rows.append((batch_size, steps, definition.trials, *totals.tolist()))
+    sizes = ["batch_size", "max_steps", "trials", "examples", "goal_examples", "other_examples"]
+    table = pd.DataFrame(rows, columns=sizes)
+    evaluated = table["goal_examples"] + table["other_examples"]
+    table = table.assign(
+        flops=table["examples"] * work.training, evaluation_flops=evaluated * work.evaluation
+    )
+    return table[list(_COST)]
+
+
+def seconds(study: Study, definition: Definition, on: Mesh) -> pd.DataFrame:
+    """The table of `Study.estimate_seconds`."""
+    table, sizes = cost(study, definition), np.array(definition.batch_sizes)
+    goal_split = study.goal.metric.partition("/")[0]
+    far = np.abs(np.log(sizes / math.sqrt(sizes[0] * sizes[-1])))
+    timed = sorted({int(sizes[0]), int(sizes[far.argmin()]), int(sizes[-1])})
+
+    def values(batch_size: int) -> HyperparametersOf:
+        space = definition.spaces[batch_size]
+        plan = tuner.plan(space, batch_size=batch_size, trials=1, seed=definition.seed)
+        return lambda _: plan.to_dict("records")[0]  # pyright: ignore[reportReturnType]
+
+    with engine(study, on) as trains:
+        steps = [
+            rehearsal.seconds_per_step(
+                trains, size, choose_layout(study, size, on), values(size), definition.trials
+            )
+            for size in timed
+        ]
+        size = timed[0]
+        packing = choose_layout(study, size, on)
+        whole = {
+            split: rehearsal.seconds_per_evaluation(
+                trains, split, size, packing, values(size), definition.trials
+            )
+            for split in trains.splits
+        }
+    training = np.interp(sizes, timed, steps) * table["max_steps"] * definition.trials
+    measured = counts(study)
+    others = [split for split in measured if split != goal_split]
+    of_others = sum(whole[split] for split in others) / max(sum(measured[s] for s in others), 1)
+    found = table[["batch_size"]].assign(
+        training_seconds=training,
+        goal_seconds=table["goal_examples"] * whole[goal_split] / measured[goal_split],
+        other_seconds=table["other_examples"] * of_others,
+    )
+    return found.assign(seconds=found.drop(columns="batch_size").sum(axis=1))[list(_SECONDS)]
+
+
+def _work(study: Study) -> Work:
+    """The operations of an example; starts JAX, and compiles nothing."""
+    names = study.space.names
+    return Work(study.workload.flops(names=names), study.workload.evaluation_flops())
 
 
 def _planned(
@@ -208,7 +298,20 @@ def _planned(
         plan.mixes_examples = mixes_examples(
             study.workload, plan.definition.spaces[plan.definition.batch_sizes[0]]
         )
+    goal_split = study.goal.metric.partition("/")[0]
+    if stored is not None and not plan.measured:  # of a version that knew no limits
+        plan.measured = counts(study) | {
+            "train": min(5_000, len(jax.tree.leaves(study.workload.splits()["train"])[0]))
+        }
+        plan.measured_from = {size: dict.fromkeys(plan.measured, 0) for size in plan.layouts}
+    plan.measured = plan.measured or counts(study)
+    work = None
     for batch_size in plan.definition.batch_sizes:
+        if batch_size not in plan.measured_from:
+            work = work or _work(study)
+            plan.measured_from[batch_size] = study.evaluate.first_steps(
+                plan.measured, goal_split, batch_size, work
+            )
         plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
         if batch_size not in plan.layouts:
             plan.layouts[batch_size] = choose_layout(study, batch_size, on)

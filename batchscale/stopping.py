@@ -37,7 +37,7 @@ def evaluation_grid(max_steps: int, spacing: float, *, budgets: Iterable[int] = 
     return sorted({*steps, max_steps, *(budget for budget in budgets if budget < max_steps)})
 
 
-def part_of_grid(grid: list[int], *, ratio: int, first: int = 0) -> set[int]:
+def part_of_grid(grid: list[int], *, ratio: float, first: int = 0) -> set[int]:
     """The part of the grid about each power of a ratio, from a first step on, and its last step.
 
     >>> sorted(part_of_grid(evaluation_grid(30, 0.1), ratio=2))
@@ -46,13 +46,18 @@ def part_of_grid(grid: list[int], *, ratio: int, first: int = 0) -> set[int]:
     [70, 541, 1000]
     """
     part = {grid[-1], *(step for step in grid if step == 0 == first)}
-    mark = max(first, 1)
+    mark: float = max(first, 1)
     for step in grid:
         if step >= mark:
             part.add(step)
             while mark <= step:
                 mark *= ratio
     return part
+
+
+def whole_steps(grid: list[int]) -> set[int]:
+    """The steps at which the goal's split is evaluated whole, also where bounds would do."""
+    return part_of_grid(grid, ratio=8, first=64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,6 +27,7 @@ from batchscale import (
 )
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
+from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.numeric import above, plain
 from batchscale.optimizers import Factory
@@ -82,6 +83,9 @@ class Study:
         for easier goals, for curves and budgets.
       schedule: `constant`, `linear_decay`, or a function of (step, hyperparameters).
       evaluation_spacing: evaluations are this share of the steps apart.
+      evaluate: which splits are measured besides the goal's, on how many examples of them and how
+        often; by default at most for a fifth of the operations of training. It changes no trial
+        and no crossing, but is part of what a folder holds.
       max_infeasible: diverged trials that are replaced at most; ten times `trials` by default.
       lanes: trials vmapped together on a device; `"auto"` chooses by the size of the model, and
         `"probe"` by timing, before the first step of a batch size: a few programs more to compile,
@@ -118,6 +122,7 @@ class Study:
     curves: Curves = "bounds"
     schedule: str | Schedule = "constant"
     evaluation_spacing: float = 0.05
+    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
     max_infeasible: int | None = None
     lanes: int | Literal["auto", "probe"] = "auto"
     microbatch: int | Literal["auto"] = "auto"
@@ -153,6 +158,10 @@ class Study:
             self._set("stop", plain(self.stop))
         if self.curves not in ("bounds", "exact"):
             raise ValueError(f"curves: got {self.curves!r}, wanted 'bounds' or 'exact'.")
+        if not isinstance(self.evaluate, Evaluate):
+            raise TypeError(f"evaluate: got {self.evaluate!r}, wanted bs.Evaluate(...).")
+        if not callable(self.workload.data):  # else that is found when it is loaded
+            session.counts(self)
         checks.names(self.space, optimizers.get(self.optimizer), self.schedule, self.workload)
         if self.workload.train_examples is not None:
             self._definition()
@@ -171,10 +180,33 @@ class Study:
         Returns:
           One row a batch size: `max_steps` of a trial; `trials`; `examples`, how many are trained
           on if every trial is trained for its whole budget; `flops`, the floating-point operations
-          of that (evaluation not counted). With `stop="first"` most studies cost far less.
+          of that; `goal_examples`, how many the goal's split is evaluated on then, whose
+          evaluations are part of what steps to target are, so that they may cost more than the
+          training; `other_examples`, on how many the other splits are, which `evaluate` says; and
+          `evaluation_flops` of both. With `stop="first"` most studies cost far less, and so do
+          evaluations that end early because they are bounds.
         """
         devices.ask_for_cores()  # for counting operations starts JAX
         return session.cost(self, self._definition())
+
+    def estimate_seconds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
+        """How long the study takes here at most, after a look at how fast it is.
+
+        Trains and evaluates for some seconds, at no more than three batch sizes, and counts as
+        `estimate` does; steps of other batch sizes are interpolated. Compilation is not counted.
+
+        Args:
+          devices: as in `run`.
+
+        Returns:
+          One row a batch size: `batch_size`; `training_seconds`; `goal_seconds` and
+          `other_seconds`, of evaluations of the goal's split and of the others; and `seconds`, the
+          sum. Of goals that are counts, most evaluations end early, and take a fraction of that.
+        """
+        with compilation.cached():
+            on = session.mesh(devices)
+            checks.metric(self.goal, self.workload, self.space.names)
+            return session.seconds(self, self._definition(), on)
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
@@ -426,10 +458,19 @@ class Study:
             checks.metric(until, self.workload, self.space.names)
         session.check(self)
         packing = session.choose_layout(self, batch_size, mesh)
+        measured = None
         if folder is not None:
             with Records.open(folder, write=False) as stored:
-                packing = Plan.from_json(stored.read_plan() or {}).layouts[batch_size]
-        with compilation.cached(), session.engine(self, mesh) as engine:
+                plan = Plan.from_json(stored.read_plan() or {})
+            packing = plan.layouts[batch_size]
+            if plan.definition.evaluate == self.evaluate:
+                measured = plan.measured
+        measured = dict(measured or session.counts(self))
+        if until is not None:
+            split = until.metric.partition("/")[0]
+            all_splits = dataclasses.replace(self, evaluate=Evaluate())
+            measured.setdefault(split, session.counts(all_splits)[split])
+        with compilation.cached(), session.engine(self, mesh, measured) as engine:
             return trial_run.run_trial(
                 engine,
                 definition,
@@ -484,6 +525,7 @@ class Study:
             stop=self.stop,
             curves=self.curves,
             evaluation_spacing=self.evaluation_spacing,
+            evaluate=self.evaluate,
             seed=self.seed,
             train_examples=self._train_examples(),
         )

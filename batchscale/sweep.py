@@ -138,18 +138,21 @@ def _batch_size_run(
     report: Callable[[Progress], None],
 ) -> BatchSizeRun:
     definition = plan.definition
+    grid = evaluation_grid(
+        definition.max_steps[batch_size],
+        definition.evaluation_spacing,
+        budgets=definition.earlier_budgets.get(batch_size, ()),
+    )
+    exact = definition.curves == "exact"
     question = Question(
         batch_size=batch_size,
         trials=definition.trials,
         max_infeasible=definition.max_infeasible,
-        grid=evaluation_grid(
-            definition.max_steps[batch_size],
-            definition.evaluation_spacing,
-            budgets=definition.earlier_budgets.get(batch_size, ()),
-        ),
+        grid=grid,
         goal=definition.goal,
         rule=StopRule.of(definition.stop),
-        exact=definition.curves == "exact",
+        exact=exact,
+        others=plan.others(batch_size, grid, bounds=engine.bounded and not exact),
     )
 
     def hyperparameters(trial: TrialId) -> Mapping[str, float]:

@@ -344,6 +344,28 @@ def finite(tree: PyTree[Array]) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
 
 
+def sound(recipe: Recipe, state: TrainState, hyperparameters: Hyperparameters) -> Bool[Array, ""]:
+    """Whether the optimizer's state of a trial is finite, but for what begins as infinite.
+
+    A least loss so far begins as infinity, and is no divergence. NaN always is; and so is what has
+    become infinite, also where parameters stay finite: a second moment that has overflowed makes
+    every update zero.
+
+    Args:
+      recipe: how the trial is trained; static.
+      state: of the trial.
+      hyperparameters: likewise.
+    """
+    first = start(recipe.optimizer, hyperparameters, state.params, _key(state.key, _OPTIMIZER))
+    pairs = zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(first), strict=True)
+    checks = [
+        jnp.all(jnp.isfinite(now) | (~jnp.isfinite(first) & ~jnp.isnan(now)))
+        for now, first in pairs
+        if jnp.issubdtype(now.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
 def trial_key(
     seed: Int[Array, ""] | int,
     batch_size: Int[Array, ""] | int,

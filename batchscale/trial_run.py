@@ -15,7 +15,7 @@ from batchscale.metrics import Goal
 from batchscale.packs import TrialId, unpack
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin
-from batchscale.stopping import evaluation_grid
+from batchscale.stopping import evaluation_grid, whole_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TrialRun:
       params: the parameters after the last step, host arrays.
       model_state: what the model keeps besides.
       hyperparameters: of the trial, by name.
-      diverged: whether the parameters stopped being finite.
+      diverged: whether the parameters, the optimizer's state or the loss stopped being finite.
       checkpoints: one for each of the steps that were asked for, up to where it diverged.
     """
 
@@ -91,12 +91,23 @@ def run_trial(
     rows: dict[tuple[int, ...], dict[str, float]] = {}
     checkpoints = []
     diverged = False
-    at = 0
+    goal = definition.goal
+    whole = whole_steps(
+        evaluation_grid(
+            definition.max_steps[batch_size],
+            definition.evaluation_spacing,
+            budgets=definition.earlier_budgets.get(batch_size, ()),
+        )
+    )
+    at, crossed = 0, False
     for step in evaluation_grid(budget, definition.evaluation_spacing, budgets=wanted):
         engine.advance(packs, batch_size=batch_size, layout=layout, step=at, to=step)
         at = step
         found = engine.measure(packs, engine.splits, layout=layout)
+        crossed |= bool(goal.reached(found.rows[trial][goal.metric]))
         diverged = trial in found.diverged
+        if trial in found.not_finite:  # and heard by the study, which might have had bounds
+            diverged |= crossed or not engine.bounded or step in whole
         if diverged:
             break
         rows[batch_size, *trial, step] = found.rows[trial]

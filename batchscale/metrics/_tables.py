@@ -74,6 +74,7 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
     if metric not in measurements.columns and not _only_bounds(measurements, metric):
         raise KeyError(
             f"measurements: no column {metric!r}; it has {', '.join(sorted(measurements.columns))}."
+            f"{not_measured(metric, measurements)}"
         )
     curves = measurements.index.to_frame(index=False).astype(np.int64)
     values, bound = np.full(len(curves), np.nan), np.zeros(len(curves), bool)
@@ -99,6 +100,21 @@ def _only_bounds(measurements: pd.DataFrame, metric: str) -> bool:
     whole = [column for column in own if not column.endswith(BOUNDS)]
     return len(measurements) == 0 or (
         len(own) > len(whole) and not measurements[whole].notna().to_numpy().any()
+    )
+
+
+def not_measured(metric: str, measurements: pd.DataFrame) -> str:
+    """What to do where nothing of a metric's split was measured; empty where something was.
+
+    >>> not_measured("test/error", example_measurements())
+    " Nothing of 'test' was measured: the study's evaluate=Evaluate(...) says of which splits."
+    """
+    split = metric.partition("/")[0]
+    if any(str(column).startswith(f"{split}/") for column in measurements.columns):
+        return ""
+    return (
+        f" Nothing of {split!r} was measured: the study's evaluate=Evaluate(...) says of which "
+        "splits."
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from batchscale.metrics._tables import not_measured
 from batchscale.plots.common import (
     BLUE,
     GREY,
@@ -98,6 +99,7 @@ def training_curves(
         raise ValueError(
             f"training_curves: {result.name!r} has no metric {metric!r}; "
             f"it has {listed(result.measurements.columns)}."
+            f"{not_measured(metric, result.measurements)}"
         )
     check_batch_size(result, batch_size, caller="training_curves")
     status: dict[Any, str] = plain_rows(result.trials, batch_size)["status"].to_dict()

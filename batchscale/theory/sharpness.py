@@ -19,6 +19,7 @@ import scipy.linalg
 from jaxtyping import Float, PyTree
 
 from batchscale import checks, columns
+from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
 from batchscale.theory._training_loss import TrainingLoss, microbatches
@@ -194,6 +195,11 @@ def generalisation(
         )
     until = Goal("train/loss", train_loss)
     checks.metric(Goal(f"{split}/loss", 0.0), study.workload, study.space.names)
+    # Whatever the study measured: what a trial is measured on does not change it.
+    examples = {name: n for name, n in study.evaluate.examples.items() if name in ("train", split)}
+    study = dataclasses.replace(
+        study, evaluate=Evaluate(splits=("train", split), examples=examples, share=None)
+    )
     rows = []
     for batch_size, trial in _leading(result, checks.integer("trials", trials, 1)):
         row: dict[str, Any] = {"batch_size": batch_size, "trial": trial, "step": math.inf}

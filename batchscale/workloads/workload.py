@@ -272,6 +272,16 @@ class Workload:
         lowered = jax.jit(jax.grad(loss)).lower(params, model_state, key, batch, values)
         return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
 
+    def evaluation_flops(self) -> float:
+        """Floating-point operations of the metrics of one example, likewise."""
+        batch = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self.splits()["train"]
+        )
+        key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
+        lowered = jax.jit(lambda *state: self.metrics(*state[:2], self.prepare(state[2], None)))
+        cost = lowered.lower(*jax.eval_shape(self.init, key), batch).cost_analysis()
+        return float((cost or {}).get("flops", float("nan")))
+
     def prepare(self, batch: PyTree, key: Any) -> PyTree:
         """A batch as the loss and the metrics take it."""
         return batch if self.preprocess is None else self.preprocess(batch, key)

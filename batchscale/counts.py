@@ -1,0 +1,120 @@
+"""What the metrics of a workload count in a split, where that hangs on the data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from batchscale import keys
+from batchscale.metrics import Goal
+from batchscale.workloads import Workload
+
+
+def is_count(workload: Workload, goal: Goal, split: PyTree) -> bool:
+    """Whether the goal's metric counts, in integers, of how many examples something is so."""
+    name = goal.metric.partition("/")[2]
+    if name in workload.finalize:
+        return False
+    shapes = jax.eval_shape(workload.metrics, *_state(workload), _prepared(workload, split))[name]
+    return all(jnp.issubdtype(x.dtype, jnp.integer) and x.shape == () for x in shapes)
+
+
+def of_goal(workload: Workload, goal: Goal, split: PyTree) -> int:
+    """Of how many examples of a split, or parts of examples, the goal's metric counts some.
+
+    Raises:
+      ValueError: it counts nothing.
+    """
+    where, _, name = goal.metric.partition("/")
+    count = int(_counted(workload, [name], split)[name])
+    _refuse_nothing(workload, {name: count}, where)
+    return count
+
+
+def refuse_empty(workload: Workload, splits: Mapping[str, PyTree]) -> None:
+    """Refuses splits in which a metric counts nothing, because all of it is masked.
+
+    A count that hangs on the parameters (of the examples that are taken for positive) may well be
+    nothing for some trial, and one that hangs on shapes alone needs no look.
+
+    Raises:
+      ValueError: a count is 0.
+    """
+    masked = _masked(workload, next(iter(splits.values())))
+    for split, data in splits.items():
+        if masked:
+            _refuse_nothing(workload, _counted(workload, masked, data), split)
+
+
+def _refuse_nothing(workload: Workload, counts: Mapping[str, Any], split: str) -> None:
+    empty = [name for name, count in counts.items() if count == 0]
+    if empty:
+        raise ValueError(
+            f"metrics: {', '.join(map(repr, empty))} of workload {workload.name!r} counts nothing "
+            f"in split {split!r}: the count is 0, of sum and count, as if every example were "
+            "masked, so that it would be NaN. Look at the mask and the data of this split, or "
+            "leave it out with evaluate=Evaluate(splits=[...])."
+        )
+
+
+def _masked(workload: Workload, split: PyTree) -> list[str]:
+    """The metrics whose count hangs on the data, and not on the parameters."""
+    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), split)
+    prepared, state = _prepared(workload, data), _state(workload)
+    pairs = [
+        name
+        for name, value in jax.eval_shape(workload.metrics, *state, prepared).items()
+        if name not in workload.finalize and isinstance(value, tuple) and len(value) == 2
+    ]
+
+    def counts(state: PyTree, prepared: PyTree, names: Sequence[str]) -> list[Any]:
+        params, model_state = state
+        found = workload.metrics(params, model_state, prepared)
+        return [found[name][1] for name in names]
+
+    def hangs(on: int, names: Sequence[str]) -> bool:
+        return _hangs(lambda *given: counts(*given, names), (state, prepared), on)
+
+    if not hangs(1, pairs):
+        return []
+    return [name for name in pairs if hangs(1, [name]) and not hangs(0, [name])]
+
+
+def _hangs(function: Callable[..., Any], arguments: tuple[PyTree, ...], on: int) -> bool:
+    """Whether what a function returns hangs on one of its arguments: found by tracing alone."""
+    axes = [0 if i == on else None for i in range(len(arguments))]
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), arguments[on])
+    given = [wide if i == on else argument for i, argument in enumerate(arguments)]
+    try:
+        jax.eval_shape(jax.vmap(function, in_axes=axes, out_axes=None, axis_size=2), *given)
+    except (ValueError, NotImplementedError):  # something comes out that has the axis
+        return True
+    return False
+
+
+def _counted(workload: Workload, names: Sequence[str], split: PyTree) -> dict[str, Any]:
+    """Counts over a split, computed for nothing else, so that the compiler leaves out the rest."""
+    shapes = _state(workload)
+
+    def counts(data: PyTree) -> dict[str, Any]:
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(keys.raw, shapes)
+        )
+        state = keys.typed(zeros, shapes)
+        found = workload.metrics(*state, workload.prepare(data, None))
+        return {name: found[name][1] for name in names}
+
+    return jax.tree.map(np.asarray, jax.jit(counts)(split))
+
+
+def _state(workload: Workload) -> tuple[PyTree, PyTree]:
+    return jax.eval_shape(workload.init, keys.shape())
+
+
+def _prepared(workload: Workload, data: PyTree) -> PyTree:
+    return jax.eval_shape(lambda batch: workload.prepare(batch, None), data)
