@@ -218,13 +218,16 @@ class Ledger:
                 self._reasons[trial] = enough if whole else ended
 
     def unwritten(self) -> pd.DataFrame:
-        """The measurements that have not been handed out yet."""
+        """The measurements that are not on disk yet."""
         keys = [(self.question.batch_size, *trial, step) for trial, step, _ in self._unwritten]
         rows = [values for _, _, values in self._unwritten]
-        self._unwritten = []
         if not rows:
             return pd.DataFrame()
         return pd.DataFrame(rows, pd.MultiIndex.from_tuples(keys, names=MEASUREMENT_INDEX))
+
+    def written(self) -> None:
+        """What `unwritten` gave is on disk."""
+        self._unwritten = []
 
     def trials(
         self, hyperparameters: HyperparametersOf, origin: Callable[[TrialId], Origin]

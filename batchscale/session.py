@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,7 @@ from batchscale import (
     compilation,
     devices,
     layout,
+    opening,
     optimizers,
     parallel,
     records,
@@ -27,6 +29,7 @@ from batchscale.engine import Engine
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.mixing import mixes_examples
 from batchscale.plan import Definition, Plan
+from batchscale.programs import float_type
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
 from batchscale.runner import Progress
@@ -74,7 +77,9 @@ def opened(
       beside: the name of a folder in the study's, where its trials are written instead.
 
     Raises:
-      ValueError: the folder holds another study, or a smaller one that may not grow.
+      ValueError: the folder holds another study, or a smaller one that may not grow; or one that
+        was begun under another type of floats.
+      DamagedError: a file in it was changed since it was written, or does not fit the others.
     """
     began = time.monotonic()
     with ExitStack() as stack:
@@ -83,6 +88,12 @@ def opened(
         stored = stack.enter_context(Records.open(folder))
         stack.enter_context(compilation.cached())
         plan = _planned(study, definition, stored, on, extend=extend)
+        stored.identity = identity(plan)
+        written = stored
+        if beside is not None:
+            opening.refinement(stored, plan)
+            opening.confirmed(stored, plan)
+            written = stack.enter_context(stored.beside(beside))
         trains = stack.enter_context(engine(study, on))
         stored.write_provenance(records.provenance())
         report: Callable[[Progress], None] = progress if callable(progress) else lambda _: None
@@ -97,9 +108,6 @@ def opened(
                     "Note: the loss of an example depends on the others of its batch, so that "
                     "every batch size has another objective; result.audit() says what to do."
                 )
-        written = stored
-        if beside is not None:
-            written = stack.enter_context(Records.open(stored.folder / beside))
         try:
             yield Session(plan, trains, written, report)
         except KeyboardInterrupt:
@@ -156,27 +164,95 @@ def cost(study: Study, definition: Definition) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _planned(
-    study: Study, definition: Definition, folder: Records, on: Mesh, *, extend: bool
-) -> Plan:
-    """The plan on disk, after what is new in it has been written there."""
+def conditions(on: Mesh) -> dict[str, Any]:
+    """What trials run under here."""
+    return records.conditions(on.devices.flat[0], str(float_type()))
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """What a training state must have been written under to be taken up."""
+    definition, floats = plan.definition, str(float_type())
+    return {"study": dict(plan.fingerprint), "seed": definition.seed, "type of floats": floats}
+
+
+def same_study(
+    plan: Plan, study: Study, definition: Definition, on: Mesh, where: os.PathLike[str]
+) -> None:
+    """Refuses a plan of another study, and tells what it was run under otherwise.
+
+    Args:
+      plan: that a folder holds.
+      study: that is to be run there.
+      definition: of the study.
+      on: where it is to be run.
+      where: the folder, for errors.
+
+    Raises:
+      ValueError: the data, the model or the study differ; or batch sizes were begun under another
+        type of floats, or another precision of matrix products.
+    """
     schedule, _ = schedules.get(study.schedule)
     marks = fingerprint(
         study.workload, optimizers.get(study.optimizer), schedule, study.space.names
     )
-    stored = folder.read_plan()
+    differ = plan.definition.differences(definition)
+    differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
+    if differ:
+        raise ValueError(
+            f"{where}: holds another study ({'; '.join(differ)}). "
+            "Give this one a folder of its own."
+        )
+    here = conditions(on)
+    for name, remedy in _TRAJECTORIES.items():
+        others = plan.begun_under_other(here, name)
+        if others:
+            there = plan.conditions[others[0]][0][name]
+            raise ValueError(
+                f"{where}: batch size {_listed(others)} was begun with {name} {there}, and here it "
+                f"is {here[name]}: trials would be others. {remedy.format(there)}; or give this "
+                "study a folder of its own."
+            )
+    moved = {}
+    for name in sorted(set(here) - set(_TRAJECTORIES)):
+        for size in plan.begun_under_other(here, name):
+            moved.setdefault(size, []).append(
+                f"{name} {plan.conditions[size][-1][name]}, here {here[name]}"
+            )
+    if moved:
+        first = next(iter(moved))
+        warnings.warn(
+            f"{where}: batch size {_listed(list(moved))} was run elsewhere "
+            f"({'; '.join(moved[first])}). What is trained now may differ from it in the last "
+            "bits; the plan records under what each batch size was run.",
+            stacklevel=6,
+        )
+
+
+_TRAJECTORIES = {
+    "float_type": "Run it with JAX_ENABLE_X64 as it was then (wanted {})",
+    "matmul_precision": "Set jax_default_matmul_precision as it was then (wanted {})",
+}
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def _planned(
+    study: Study, definition: Definition, folder: Records, on: Mesh, *, extend: bool
+) -> Plan:
+    """The plan on disk, after what is new in it has been written there."""
+    stored = opening.study(folder)
     if stored is None:
+        schedule, _ = schedules.get(study.schedule)
+        marks = fingerprint(
+            study.workload, optimizers.get(study.optimizer), schedule, study.space.names
+        )
         plan = Plan(definition, marks)
     else:
-        plan = Plan.from_json(stored)
-        differ = plan.definition.differences(definition)
-        differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
+        plan = stored.plan
+        same_study(plan, study, definition, on, folder.folder)
         lacks = plan.definition.lacks(definition)
-        if differ:
-            raise ValueError(
-                f"{folder.folder}: holds another study ({'; '.join(differ)}). "
-                "Give this one a folder of its own."
-            )
         if lacks and not extend:
             raise ValueError(
                 f"{folder.folder}: holds a smaller study ({'; '.join(lacks)}). Call "

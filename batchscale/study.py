@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,7 @@ from batchscale import (
     compilation,
     devices,
     followup,
+    opening,
     optimizers,
     parallel,
     records,
@@ -27,10 +29,11 @@ from batchscale import (
 )
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
+from batchscale.files import local_path
 from batchscale.metrics import Goal
 from batchscale.optimizers import Factory
 from batchscale.packs import TrialId
-from batchscale.plan import Definition, Plan
+from batchscale.plan import Definition
 from batchscale.records import Records, Status
 from batchscale.result import Result, load
 from batchscale.runner import Progress
@@ -219,9 +222,12 @@ class Study:
           The tables; of all that the folder holds, if that is a larger study of the same kind.
 
         Raises:
-          ValueError: the folder holds another study, or the data or the model have changed.
+          ValueError: the folder holds another study, or the data or the model have changed, or
+            batch sizes were begun under another type of floats.
+          DamagedError: a file in it was changed since it was written, or does not fit the others;
+            nothing is overwritten. `batchscale.repair` sets aside what is damaged.
         """
-        return self._run(folder, progress, devices, extend=False)
+        return self._run(local_path(folder), progress, devices, extend=False)
 
     def extend(
         self,
@@ -248,6 +254,7 @@ class Study:
           TypeError: something else is to be changed.
           ValueError: as in `run`.
         """
+        folder = local_path(folder)
         allowed = (
             "stop", "trials", "batch_sizes", "max_steps", "max_epochs", "max_infeasible", "curves"
         )  # fmt: skip
@@ -298,6 +305,7 @@ class Study:
           ValueError: trials were stopped too early to tell which lead; the folder holds another
             study, or an unfinished one.
         """
+        folder = local_path(folder)
         checks.integer("settings", settings, 1)
         checks.integer("selection_seeds", selection_seeds, 1)
         checks.integer("seeds", seeds, 1)
@@ -353,6 +361,7 @@ class Study:
           ValueError: fewer than two trials of a batch size reached the goal; the folder holds
             another study, or an unfinished one.
         """
+        folder = local_path(folder)
         checks.integer("rounds", rounds, 1)
         checks.integer("trials", trials, 1)
         checks.patience(patience)
@@ -394,7 +403,12 @@ class Study:
             Several, in increasing order: its parameters at each are kept as `checkpoints`.
           until: another goal, past which it ends instead, at the latest after `steps`.
           devices: as in `run`.
+
+        Raises:
+          ValueError: the folder holds another study, or one of another type of floats.
+          DamagedError: its plan was changed since it was written.
         """
+        folder = None if folder is None else local_path(folder)
         definition = self._definition()
         if batch_size not in definition.spaces:
             raise ValueError(
@@ -416,7 +430,16 @@ class Study:
         packing = session.choose_layout(self, batch_size, mesh)
         if folder is not None:
             with Records.open(folder, write=False) as stored:
-                packing = Plan.from_json(stored.read_plan() or {}).layouts[batch_size]
+                plan = opening.plan(stored)
+            if plan is None:
+                raise FileNotFoundError(f"{folder}: no plan.json. Give the folder of the study.")
+            session.same_study(plan, self, definition, mesh, folder)
+            if batch_size not in plan.layouts:
+                raise ValueError(
+                    f"{folder}: its study has no batch size {batch_size}; wanted one of "
+                    f"{', '.join(map(str, sorted(plan.layouts)))}."
+                )
+            packing = plan.layouts[batch_size]
         with compilation.cached(), session.engine(self, mesh) as engine:
             return trial_run.run_trial(
                 engine,
@@ -431,7 +454,7 @@ class Study:
 
     def _run(
         self,
-        folder: str | os.PathLike[str],
+        folder: Path,
         progress: bool | Callable[[Progress], None],
         devices: Sequence[Any] | None,
         *,
@@ -440,7 +463,8 @@ class Study:
         with session.opened(
             self, self._definition(), folder, progress, devices, extend=extend
         ) as opened:
-            sweep.run(*opened, probe=self.lanes == "probe")
+            conditions = session.conditions(opened.engine.mesh)
+            sweep.run(*opened, conditions=conditions, probe=self.lanes == "probe")
         result = load(folder)
         sweep.warn_of_misses(
             result.steps_to_target(), result.measurements, result.trials, result.goal
@@ -482,7 +506,7 @@ class Study:
         return len(jax.tree.leaves(self.workload.splits()["train"])[0])
 
 
-def _finished(folder: str | os.PathLike[str]) -> Result:
+def _finished(folder: Path) -> Result:
     result = load(folder)
     incomplete = (result.trials["status"] == Status.INCOMPLETE).any()
     done = set(result.trials.index.get_level_values("batch_size"))

@@ -120,12 +120,13 @@ def save(figure: Axes | Figure | np.ndarray, stem: str | Path) -> tuple[Path, Pa
     drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) else figure
     if not isinstance(drawn, Figure):
         drawn = drawn.get_figure(root=True)
-    stem = Path(stem)
+    stem = local_path(stem, "stem")
     png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
     stem.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(png, dpi=200)
-    with mpl.rc_context({"svg.hashsalt": "batchscale"}):
-        drawn.savefig(svg, metadata={"Date": None})
+    with open(png, "wb") as file:
+        drawn.savefig(file, format="png", dpi=200)
+    with open(svg, "wb") as file, mpl.rc_context({"svg.hashsalt": "batchscale"}):
+        drawn.savefig(file, format="svg", metadata={"Date": None})
     return png, svg
 
 
