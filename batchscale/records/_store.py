@@ -71,14 +71,14 @@ class Index:
     Attributes:
       study: names the study; its confirmation and its refinement bear the same name.
       files: the digest of every file, by its name in the folder.
-      gone: files that an interrupted change may not have removed yet.
+      gone: files that an interrupted change may not have removed yet, likewise.
       beside: folders in this one that belong to it.
       accepted: files of which hand edits were accepted for good.
     """
 
     study: str
     files: dict[str, str] = dataclasses.field(default_factory=dict)
-    gone: tuple[str, ...] = ()
+    gone: dict[str, str] = dataclasses.field(default_factory=dict)
     beside: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
 
@@ -105,11 +105,11 @@ class Index:
             found = {name: fields[name] for name in names}
             index = cls(
                 **found
-                | {name: tuple(found[name]) for name in ("gone", "beside", "accepted")}
-                | {"files": dict(found["files"])}
+                | {name: dict(found[name]) for name in ("files", "gone")}
+                | {name: tuple(found[name]) for name in ("beside", "accepted")}
             )
             written = index.to_bytes()
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"it is no index: {error!r}") from None
         if written != content:
             raise ValueError("its digest is not that of its content")
@@ -237,7 +237,7 @@ class Store:
                 with snapshot.open(name):
                     pass
             for name in self._names():
-                if name not in snapshot and name not in snapshot.index.gone:
+                if name not in snapshot and not self._is_left(snapshot.index, name):
                     raise DamagedError(
                         self.folder / name,
                         f"not of this study: {INDEX} does not name it.",
@@ -313,7 +313,14 @@ class Store:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(_beside(self.folder / name, digest), self.folder / name)
         for name in set(index.gone) - set(index.files):
-            (self.folder / name).unlink(missing_ok=True)
+            if self._is_left(index, name):
+                (self.folder / name).unlink()
+
+    def _is_left(self, index: Index, name: str) -> bool:
+        """Whether a file is one that a killed writer was about to remove."""
+        with contextlib.suppress(OSError), open(self.folder / name, "rb") as file:
+            return _digest(file) == index.gone.get(name)
+        return False
 
     def write(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
         """Puts a file into the place of the former one, when the change of `together` ends."""
@@ -376,7 +383,7 @@ class Store:
         if not changes and fields.items() <= dataclasses.asdict(former).items():
             return
         files = {n: d for n, d in {**former.files, **changes}.items() if d is not None}
-        gone = tuple(name for name, digest in changes.items() if digest is None)
+        gone = {name: former.files[name] for name, digest in changes.items() if digest is None}
         index = dataclasses.replace(former, **({"files": files, "gone": gone} | fields))
         for folder in {(self.folder / name).parent for name, digest in changes.items() if digest}:
             sync_folder(folder)
