@@ -17,6 +17,7 @@ from batchscale import tuner
 from batchscale.plan import Plan
 from batchscale.records import (
     TRIAL_COLUMNS,
+    TRIAL_INDEX,
     DamagedError,
     Origin,
     Status,
@@ -27,6 +28,7 @@ from batchscale.stopping import evaluation_grid
 from batchscale.tuner import SearchSpace
 
 # By number: what it was planned with, and the words that may say why it was run.
+_Table = dict[str, np.ndarray]
 _Planned = Mapping[int, tuple[Mapping[str, Any], tuple[str, ...]]]
 
 
@@ -82,12 +84,12 @@ def check_confirmation(
       DamagedError: says what does not fit.
     """
     words = (str(Origin.CONFIRM),)
-    for batch_size in _sizes(measurements, trials):
-        rows = enumerate(plan.rows.get(batch_size, ()))
-        planned = {number: (row["hyperparameters"], words) for number, row in rows}
+    for batch_size, rows, runs in _by_size(measurements, trials):
+        settings = enumerate(plan.rows.get(batch_size, ()))
+        planned = {number: (row["hyperparameters"], words) for number, row in settings}
         more = refined.trials(batch_size) if refined is not None else []
         planned |= {FIRST_REFINED + i: (values, words) for i, (values, _) in enumerate(more)}
-        _refuse(folder, _problem(plan, batch_size, planned, measurements, trials, side=True))
+        _refuse(folder, _problem(plan, batch_size, planned, rows, runs))
 
 
 def check_refinement(
@@ -114,10 +116,10 @@ def check_refinement(
             space = SearchSpace.from_json(part["space"])
             seed = plan.definition.seed + 1 + number
             _refuse(folder, _drawn(space, batch_size, part["trials"], seed))
-    for batch_size in _sizes(measurements, trials):
-        rows = enumerate(refined.trials(batch_size), FIRST_REFINED)
-        planned = {number: (values, (origin,)) for number, (values, origin) in rows}
-        _refuse(folder, _problem(plan, batch_size, planned, measurements, trials, side=True))
+    for batch_size, rows, runs in _by_size(measurements, trials):
+        settings = enumerate(refined.trials(batch_size), FIRST_REFINED)
+        planned = {number: (values, (origin,)) for number, (values, origin) in settings}
+        _refuse(folder, _problem(plan, batch_size, planned, rows, runs))
 
 
 def plan_problem(plan: Plan, batch_size: int) -> str | None:
@@ -144,12 +146,12 @@ def problems(plan: Plan, measurements: pd.DataFrame, trials: pd.DataFrame) -> di
       trials: of the study.
     """
     found = {}
-    for batch_size in _sizes(measurements, trials):
+    for batch_size, rows, runs in _by_size(measurements, trials):
         planned = {
             number: (row["hyperparameters"], (row["origin"],))
             for number, row in enumerate(plan.rows.get(batch_size, ()))
         }
-        problem = _problem(plan, batch_size, planned, measurements, trials)
+        problem = _problem(plan, batch_size, planned, rows, runs)
         if problem is not None:
             found[batch_size] = problem
     return found
@@ -160,11 +162,24 @@ def _refuse(folder: Path, problem: str | None) -> None:
         raise DamagedError(folder, problem)
 
 
-def _sizes(*tables: pd.DataFrame) -> list[int]:
-    found: set[int] = set()
-    for table in tables:
-        found.update(table.index.get_level_values("batch_size").unique().tolist())
-    return sorted(found)
+def _by_size(
+    measurements: pd.DataFrame, trials: pd.DataFrame
+) -> Iterator[tuple[int, _Table, _Table]]:
+    """The columns and the index levels of both tables, in order, at every batch size of either."""
+    tables = [_columns(measurements), _columns(trials)]
+    sizes = np.unique(np.concatenate([table["batch_size"] for table in tables]))
+    for size in sizes.tolist():
+        parts = []
+        for table in tables:
+            start, end = np.searchsorted(table["batch_size"], [size, size + 1])
+            parts.append({name: values[start:end] for name, values in table.items()})
+        yield size, *parts
+
+
+def _columns(table: pd.DataFrame) -> _Table:
+    index = table.index
+    levels = {str(name): index.get_level_values(name).to_numpy() for name in index.names}
+    return levels | {str(name): table[name].to_numpy() for name in table}
 
 
 def _drawn(
@@ -184,140 +199,119 @@ def _drawn(
 
 
 def _problem(
-    plan: Plan,
-    batch_size: int,
-    planned: _Planned,
-    measurements: pd.DataFrame,
-    trials: pd.DataFrame,
-    *,
-    side: bool = False,
+    plan: Plan, batch_size: int, planned: _Planned, rows: _Table, trials: _Table
 ) -> str | None:
-    found = next(_problems(plan, batch_size, planned, measurements, trials, side), None)
+    found = next(_problems(plan, batch_size, planned, rows, trials), None)
     return None if found is None else f"batch size {batch_size}, {found}."
 
 
 def _problems(
-    plan: Plan,
-    batch_size: int,
-    planned: _Planned,
-    measurements: pd.DataFrame,
-    trials: pd.DataFrame,
-    side: bool,
+    plan: Plan, batch_size: int, planned: _Planned, rows: _Table, trials: _Table
 ) -> Iterator[str]:
     definition = plan.definition
     if batch_size not in definition.spaces:
         yield "all trials: it is not one of the plan's"
         return
-    rows, trials = (
-        table.loc[table.index.get_level_values("batch_size") == batch_size].droplevel("batch_size")
-        for table in (measurements, trials)
-    )
-    yield from _as_planned(trials, planned, side)
+    yield from _as_planned(trials, planned)
     yield from _words(trials)
     budgets = definition.earlier_budgets.get(batch_size, ())
-    grid = np.asarray(
-        evaluation_grid(
-            definition.max_steps[batch_size], definition.evaluation_spacing, budgets=budgets
-        )
-    )
+    last, spacing = definition.max_steps[batch_size], definition.evaluation_spacing
+    grid = np.asarray(evaluation_grid(last, spacing, budgets=budgets))
     yield from _measured(rows, trials, grid)
-    ends = {definition.max_steps[batch_size], *budgets}
-    for trial, steps in _where(trials, trials["stop_reason"] == StopReason.BUDGET):
-        if steps["steps_trained"] not in ends:
-            yield (
-                f"{_name(trial)}: its whole budget was trained, and steps_trained is "
-                f"{steps['steps_trained']}; wanted {' or '.join(map(str, sorted(ends)))}"
-            )
+    ends = sorted({last, *budgets})
+    whole = trials["stop_reason"] == StopReason.BUDGET
+    for at in np.flatnonzero(whole & ~np.isin(trials["steps_trained"], ends)):
+        yield (
+            f"{_name(trials, at)}: its whole budget was trained, and steps_trained is "
+            f"{trials['steps_trained'][at]}; wanted {' or '.join(map(str, ends))}"
+        )
     yield from _crossings(rows, trials, plan)
 
 
-def _as_planned(trials: pd.DataFrame, planned: _Planned, side: bool) -> Iterator[str]:
-    names = [name for name in trials if name not in TRIAL_COLUMNS]
-    values = trials[names].to_dict("records")
-    for key, origin, got in zip(trials.index, trials["origin"], values, strict=True):
-        where, (number, replicate) = _name(key), key
+def _as_planned(trials: _Table, planned: _Planned) -> Iterator[str]:
+    names = [name for name in trials if name not in {*TRIAL_COLUMNS, *TRIAL_INDEX}]
+    numbers = trials["trial"].tolist()
+    for at, number in enumerate(numbers):
+        where, origin = _name(trials, at), trials["origin"][at]
         if number not in planned:
             yield f"{where}: it is in the tables, and not in the plan"
             return
         wanted, origins = planned[number]
+        got = {name: float(trials[name][at]) for name in names}
         if got != wanted:
             yield f"{where}: its hyperparameters are {got}, and the plan's {dict(wanted)}"
         if origin not in origins:
             yield f"{where}: its origin is {origin!r}, and the plan's {' or '.join(origins)}"
-        if (origin == Origin.CONFIRM) != (replicate > 0):
+        if (origin == Origin.CONFIRM) != (trials["replicate"][at] > 0):
             yield f"{where}: it is of origin {origin!r}, of which there is no such replicate"
-    if not side and len(trials):
-        numbers = trials.index.get_level_values("trial")
-        if numbers.max() >= len(numbers):
-            missing = min(set(range(len(numbers))) - set(numbers))
-            yield f"trial {missing}: it is missing, and trial {numbers.max()} is there"
+    # Trials of the search and refined ones are run in order; any may be run again.
+    if numbers and (trials["origin"] != Origin.CONFIRM).any():
+        missing = set(range(min(planned), max(numbers))).difference(numbers)
+        if missing:
+            yield f"trial {min(missing)}: it is missing, and trial {max(numbers)} is there"
 
 
-def _words(trials: pd.DataFrame) -> Iterator[str]:
+def _words(trials: _Table) -> Iterator[str]:
     for status, reason in (
         (Status.INFEASIBLE, StopReason.DIVERGED),
         (Status.INCOMPLETE, StopReason.INTERRUPTED),
     ):
         differ = (trials["status"] == status) != (trials["stop_reason"] == reason)
-        for trial, row in _where(trials, differ):
-            yield f"{_name(trial)}: status {row['status']!r} with reason {row['stop_reason']!r}"
+        for at in np.flatnonzero(differ):
+            status, reason = trials["status"][at], trials["stop_reason"][at]
+            yield f"{_name(trials, at)}: its status is {status!r}, and its stop_reason {reason!r}"
     own = trials["stop_reason"] == StopReason.OWN_CROSSING
-    for trial, _ in _where(trials, own & np.isinf(trials["first_crossing"])):
-        yield f"{_name(trial)}: it stopped at its own crossing, and never crossed"
+    for at in np.flatnonzero(own & np.isinf(trials["first_crossing"])):
+        yield f"{_name(trials, at)}: it stopped at its own crossing, and never crossed"
 
 
-def _measured(rows: pd.DataFrame, trials: pd.DataFrame, grid: np.ndarray) -> Iterator[str]:
+def _measured(rows: _Table, trials: _Table, grid: np.ndarray) -> Iterator[str]:
     """That each trial was measured on the grid, up to where it was trained, and nowhere else."""
-    keys, steps = rows.index.droplevel("step"), rows.index.get_level_values("step").to_numpy()
-    for trial in keys.unique().difference(trials.index)[:1]:
-        yield f"{_name(trial)}: it was measured, and is not in the table of trials"
+    of, own = _codes(rows), _codes(trials)
+    for at in np.flatnonzero(~np.isin(of, own))[:1]:
+        yield f"{_name(rows, at)}: it was measured, and is not in the table of trials"
         return
-    trained = trials["steps_trained"].to_numpy()
-    infeasible = (trials["status"] == Status.INFEASIBLE).to_numpy()
+    trained = trials["steps_trained"]
     off = ~np.isin(trained, grid)
-    for trial, row in _where(trials, off):
-        yield f"{_name(trial)}: steps_trained is {row['steps_trained']}, where nothing is evaluated"
+    for at in np.flatnonzero(off):
+        yield f"{_name(trials, at)}: steps_trained is {trained[at]}, where nothing is evaluated"
     # Where a trial diverged nothing of it is kept.
-    wanted = np.searchsorted(grid, trained, side="right") - (infeasible & ~off)
-    got = pd.Series(1, keys).groupby(level=[0, 1]).sum().reindex(trials.index, fill_value=0)
-    for trial, number, count in zip(trials.index, got, wanted, strict=True):
-        if number != count:
-            yield (
-                f"{_name(trial)}: it has {number} measurements, wanted {count} up to step "
-                f"{trials.loc[trial, 'steps_trained']}"
-            )
-            return
-    place = pd.Series(0, keys).groupby(level=[0, 1]).cumcount().to_numpy()
-    wrong = np.flatnonzero(grid[place] != steps)
-    if len(wrong):
-        first = wrong[0]
-        due = grid[place[first]]
-        yield f"{_name(keys[first])}: it was measured at step {steps[first]}, wanted {due}"
+    infeasible = trials["status"] == Status.INFEASIBLE
+    wanted = np.searchsorted(grid, trained, side="right") - infeasible
+    starts = np.searchsorted(of, own)
+    got = np.searchsorted(of, own, side="right") - starts
+    for at in np.flatnonzero(got != wanted)[:1]:
+        yield (
+            f"{_name(trials, at)}: it has {got[at]} measurements, wanted {wanted[at]} up to step "
+            f"{trained[at]}"
+        )
+        return
+    due = grid[np.arange(len(of)) - np.repeat(starts, got)]
+    for at in np.flatnonzero(due != rows["step"])[:1]:
+        yield f"{_name(rows, at)}: it was measured at step {rows['step'][at]}, wanted {due[at]}"
 
 
-def _crossings(rows: pd.DataFrame, trials: pd.DataFrame, plan: Plan) -> Iterator[str]:
+def _crossings(rows: _Table, trials: _Table, plan: Plan) -> Iterator[str]:
     goal = plan.definition.goal
     if goal.bound in rows:
-        beyond = goal.reached(rows[goal.bound].to_numpy())
-        for key in rows.index[beyond][:1]:
-            yield f"{_name(key)}: a bound at step {key[-1]} is past the goal"
-    # Before a first whole evaluation there may be bounds alone.
-    past = rows.index[
-        goal.reached(rows[goal.metric].to_numpy()) if goal.metric in rows else [False] * len(rows)
-    ]
-    steps = pd.Series(past.get_level_values("step"), past.droplevel("step"), dtype=float)
-    first = steps.groupby(level=[0, 1]).min().reindex(trials.index, fill_value=np.inf)
-    for trial, row in _where(trials, first.to_numpy() != trials["first_crossing"].to_numpy()):
+        for at in np.flatnonzero(goal.reached(rows[goal.bound]))[:1]:
+            yield f"{_name(rows, at)}: a bound at step {rows['step'][at]} is past the goal"
+    first = np.full(len(trials["trial"]), np.inf)
+    if goal.metric in rows:  # else there are bounds alone, before a first whole evaluation
+        past = np.flatnonzero(goal.reached(rows[goal.metric]))[::-1]
+        first[np.searchsorted(_codes(trials), _codes(rows)[past])] = rows["step"][past]
+    for at in np.flatnonzero(first != trials["first_crossing"]):
         yield (
-            f"{_name(trial)}: first_crossing is {row['first_crossing']:.0f}, and its measurements "
-            f"say {first[trial]:.0f} for {goal}"
+            f"{_name(trials, at)}: first_crossing is {trials['first_crossing'][at]:.0f}, and its "
+            f"measurements say {first[at]:.0f} for {goal}"
         )
 
 
-def _where(trials: pd.DataFrame, those: Any) -> Iterator[tuple[Any, Any]]:
-    return trials.loc[np.asarray(those)].iterrows()
+def _codes(table: _Table) -> np.ndarray:
+    """A number for every trial, in the order of the tables."""
+    return (table["trial"].astype(np.int64) << 32) + table["replicate"]
 
 
-def _name(key: Any) -> str:
-    number, replicate, *_ = key
-    return f"trial {number}" + (f", replicate {replicate}" if replicate else "")
+def _name(table: _Table, at: int) -> str:
+    replicate = table["replicate"][at]
+    return f"trial {table['trial'][at]}" + (f", replicate {replicate}" if replicate else "")

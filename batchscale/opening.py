@@ -89,7 +89,7 @@ def refinement(stored: Records, plan: Plan) -> Refinement | None:
     if side is None or found is None:
         return None
     made = RefinementPlan.from_json(found[0], str(side.folder / "plan.json"))
-    if not side.accepted:
+    if _compared(stored, side):
         consistency.check_refinement(side.folder, plan, made, *found[1:])
     return Refinement(made, *found[1:])
 
@@ -109,12 +109,16 @@ def confirmed(stored: Records, plan: Plan) -> Confirmed | None:
     if side is None or found is None:
         return None
     made = ConfirmationPlan.from_json(found[0], str(side.folder / "plan.json"))
-    if not side.accepted:
+    if _compared(stored, side):
         refined = refinement(stored, plan)
         consistency.check_confirmation(
             side.folder, plan, None if refined is None else refined.plan, *found[1:]
         )
     return Confirmed(made, *found[1:])
+
+
+def _compared(stored: Records, side: Records) -> bool:
+    return "plan.json" not in stored.accepted and not side.accepted
 
 
 def _contents(side: Records) -> tuple[object, pd.DataFrame, pd.DataFrame] | None:

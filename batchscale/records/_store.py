@@ -156,6 +156,10 @@ class Snapshot:
         with self.open(name) as file:
             return file.read()
 
+    def accepts(self, name: str) -> bool:
+        """Whether a file may be another than the one that was written."""
+        return name in self._accept or INDEX in self._accept
+
     def damaged(self, name: str, found: str) -> DamagedError:
         """The error that says what is wrong with a file."""
         return DamagedError(self._folder / name, found, name=self._prefix + name)
@@ -380,7 +384,8 @@ class Store:
             for name, digest in (self._changes or {}).items()
             if digest is not None or name in former.files
         }
-        if not changes and fields.items() <= dataclasses.asdict(former).items():
+        same = fields.items() <= dataclasses.asdict(former).items()
+        if not changes and same and INDEX not in self.accept:
             return
         files = {n: d for n, d in {**former.files, **changes}.items() if d is not None}
         gone = {name: former.files[name] for name, digest in changes.items() if digest is None}

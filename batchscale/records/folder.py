@@ -502,7 +502,7 @@ def _table_of(snapshot: Snapshot, name: str) -> pd.DataFrame:
     try:
         with snapshot.open(name) as file:
             frame = _files.read_table(file)
-        if len(frame):
+        if len(frame) and snapshot.accepts(name):  # what we wrote has its form
             known(frame.set_index(list(index)))
         return frame
     except DamagedError:
