@@ -178,7 +178,8 @@ def _by_size(
 
 def _columns(table: pd.DataFrame) -> _Table:
     index = table.index
-    levels = {str(name): index.get_level_values(name).to_numpy() for name in index.names}
+    names = map(str, index.names)
+    levels = {name: index.get_level_values(name).to_numpy() for name in names}
     return levels | {str(name): table[name].to_numpy() for name in table}
 
 
@@ -312,6 +313,6 @@ def _codes(table: _Table) -> np.ndarray:
     return (table["trial"].astype(np.int64) << 32) + table["replicate"]
 
 
-def _name(table: _Table, at: int) -> str:
+def _name(table: _Table, at: int | np.intp) -> str:
     replicate = table["replicate"][at]
     return f"trial {table['trial'][at]}" + (f", replicate {replicate}" if replicate else "")

@@ -197,9 +197,7 @@ def _of_size(trials: pd.DataFrame, batch_size: int) -> pd.DataFrame:
     return trials.loc[trials.index.get_level_values("batch_size") == batch_size]
 
 
-def _box(
-    space: SearchSpace, trials: pd.DataFrame, stored: RefinementPlan, batch_size: int
-) -> _Box:
+def _box(space: SearchSpace, trials: pd.DataFrame, stored: RefinementPlan, batch_size: int) -> _Box:
     searched = [
         SearchSpace.from_json(part[batch_size]["space"])
         for part in stored.rounds

@@ -78,5 +78,9 @@ def _drop(stored: Records, plan: Plan) -> list[str]:
         return []
     problems = consistency.problems(plan, *stored.tables())
     if problems:
-        stored.drop(list(problems))
+        for batch_size in problems:
+            plan.conditions.pop(batch_size, None)
+        with stored.together():
+            stored.write_plan(plan.to_json())
+            stored.drop(list(problems))
     return [f"dropped: {problem}" for problem in problems.values()]

@@ -54,6 +54,7 @@ def run(
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
         if not now.has_begun:
+            plan.conditions.pop(now.batch_size, None)
             chosen = plan.layouts[now.batch_size]
             if not probe:
                 engine.compile_ahead(now.batch_size, chosen)

@@ -11,8 +11,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from conftest import perceptron
+from test_records import KilledError, operations_before_a_kill
 
 import batchscale as bs
+from batchscale import runner
 from batchscale.records import Records
 
 PACKAGE = str(Path(bs.__file__).parent)
@@ -308,41 +310,65 @@ def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(f
         assert files(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("measurements.parquet", lambda c: c[:-3]),
-        ("trials.parquet", None),
-        ("provenance.json", lambda c: b"{}"),
-        ("confirm/plan.json", lambda c: c.replace(b'"seeds": 1', b'"seeds": 2')),
-        ("refine/trials.parquet", lambda c: c[::-1]),
-    ],
-)
-def test_what_is_damaged_is_measured_again_on_request(folders, tmp_path, name, damage):
+def test_what_is_damaged_is_measured_again_on_request(folders, tmp_path):
     folder = tmp_path / "study"
     shutil.copytree(folders / "finished", folder)
     wanted = read(folder)
-    content = (folder / name).read_bytes()
-    (folder / name).unlink()
-    if damage is not None:
-        (folder / name).write_bytes(damage(content))
-    assert told(folder, wanted, read) or name == "provenance.json"
-    done = bs.repair(folder)
-    assert re.search(f"{name.partition('/')[0]}: set aside as damaged-1/", "\n".join(done))
+    damages = {
+        "provenance.json": b"{}",
+        "measurements.parquet": (folder / "measurements.parquet").read_bytes()[:-3],
+        "refine/trials.parquet": b"gone",
+    }
+    for name, content in damages.items():
+        (folder / name).write_bytes(content)
+    (folder / "confirm/plan.json").unlink()
+    assert told(folder, wanted, read)
+    assert [line.partition(",")[0].partition(": /")[0] for line in bs.repair(folder)] == [
+        "measurements.parquet: set aside as damaged-1/measurements.parquet",
+        "provenance.json: set aside as damaged-1/provenance.json",
+        "dropped: batch size 8",
+        "dropped: batch size 100",
+        "refine: set aside as damaged-1/refine",
+        "confirm: set aside as damaged-1/confirm",
+    ]
     assert bs.repair(folder) == []
-    if damage is not None:
-        assert (folder / "damaged-1" / name).read_bytes() == damage(content)
+    for name, content in damages.items():
+        assert (folder / "damaged-1" / name).read_bytes() == content
     study().run(folder, progress=False)
-    if name.startswith("refine"):
-        study().refine(folder, rounds=1, trials=2, progress=False)
+    study().refine(folder, rounds=1, trials=2, progress=False)
     study().confirm(folder, **CONFIRM)
     for table, former in zip(read(folder), wanted, strict=True):
         pd.testing.assert_frame_equal(table, former)
 
 
+def test_a_study_that_is_killed_within_its_writes_ends_with_the_same_tables(
+    folders, tmp_path, monkeypatch
+):
+    """Killed again and again, each time after other operations on the disk."""
+    monkeypatch.setattr(runner, "_WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "_WRITE_SHARE", 0.0)
+    some = study(batch_sizes=[8])
+    for alive in (1, 7, 19, 33, 48, 64, 85, 110, 160, 10_000):
+        with monkeypatch.context() as patch:
+            operations_before_a_kill(patch, alive)
+            try:
+                result = some.run(tmp_path / "killed", progress=False)
+            except KilledError:
+                if (tmp_path / "killed/index.json").exists():
+                    bs.load(tmp_path / "killed")
+            else:
+                break
+    assert alive > 85
+    whole = bs.load(folders / "finished")
+    for name in ("measurements", "trials"):
+        table = getattr(whole, name).loc[[8]]
+        pd.testing.assert_frame_equal(getattr(result, name), table)
+
+
 def test_a_damaged_part_costs_its_batch_size_alone(folders, tmp_path):
     folder = tmp_path / "study"
     shutil.copytree(folders / "interrupted", folder)
+    shutil.copytree(folders / "interrupted", tmp_path / "as it was")
     (folder / "parts/trials-100.parquet").write_bytes(b"gone")
     done = bs.repair(folder)
     assert [line.partition(",")[0] for line in done] == [
@@ -354,9 +380,9 @@ def test_a_damaged_part_costs_its_batch_size_alone(folders, tmp_path):
     advanced = []
     again = study(stop="budget").run(folder, progress=advanced.append)
     assert {p.batch_size for p in advanced if not p.finished} == {100}
-    whole = study(stop="budget").run(tmp_path / "whole", progress=False)
-    pd.testing.assert_frame_equal(again.measurements, whole.measurements)
-    pd.testing.assert_frame_equal(again.trials, whole.trials)
+    other = study(stop="budget").run(tmp_path / "as it was", progress=False)
+    pd.testing.assert_frame_equal(again.measurements, other.measurements)
+    pd.testing.assert_frame_equal(again.trials, other.trials)
 
 
 def test_a_hand_edit_is_accepted_by_name(folders, tmp_path):

@@ -24,6 +24,7 @@ from matplotlib.ticker import (
 )
 from numpy.typing import ArrayLike
 
+from batchscale.files import local_path
 from batchscale.tuner import SearchSpace
 
 # Okabe and Ito's colour-blind safe colours, without the yellow, which is too pale for lines.

@@ -100,13 +100,13 @@ class Index:
             raise ValueError("it is no index")
         if fields.get("format") != _FORMAT:
             raise ValueError(f"got format {fields.get('format')!r}, wanted {_FORMAT}")
-        names = [field.name for field in dataclasses.fields(cls)]
         try:
-            found = {name: fields[name] for name in names}
             index = cls(
-                **found
-                | {name: dict(found[name]) for name in ("files", "gone")}
-                | {name: tuple(found[name]) for name in ("beside", "accepted")}
+                fields["study"],
+                dict(fields["files"]),
+                dict(fields["gone"]),
+                tuple(fields["beside"]),
+                tuple(fields["accepted"]),
             )
             written = index.to_bytes()
         except (KeyError, TypeError, ValueError) as error:
