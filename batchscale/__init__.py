@@ -16,6 +16,8 @@ from batchscale import tuner as tuner
 from batchscale import workloads as workloads
 from batchscale.evaluate import Evaluate as Evaluate
 from batchscale.metrics import Goal as Goal
+from batchscale.records import DamagedError as DamagedError
+from batchscale.repair import repair as repair
 from batchscale.result import Result as Result
 from batchscale.result import load as load
 from batchscale.runner import Progress as Progress

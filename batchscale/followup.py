@@ -6,25 +6,21 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batchscale import tuner
+from batchscale import opening, tuner
 from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
 from batchscale.packs import HyperparametersOf, TrialId
 from batchscale.plan import Plan
-from batchscale.records import REFINED, TRIAL_COLUMNS, Origin, Records, Status
+from batchscale.records import TRIAL_COLUMNS, Origin, Records, Status
 from batchscale.runner import BatchSizeRun, Progress
+from batchscale.sides import FIRST_REFINED, ConfirmationPlan, RefinementPlan
 from batchscale.stopping import StopRule, evaluation_grid
 from batchscale.tuner import SearchSpace
-
-_FORMAT = 1
-FIRST_REFINED = 1_000_000
-"""Numbers of refined trials begin here: no search of the space itself gets so far."""
 
 
 def confirm(
@@ -69,14 +65,13 @@ def confirm(
     # Where only trials that diverged later got there, there is no setting to take over.
     limits = {size: patience * best[size] for size in compared if math.isfinite(best[size])}
     side.write_plan(
-        {
-            "format": _FORMAT,
-            "settings": {str(size): compared[size] for size in limits},
-            "selection_seeds": selection_seeds,
-            "seeds": seeds,
-            "best": {str(size): best[size] for size in limits},
-            "limits": {str(size): limit for size, limit in limits.items()},
-        }
+        ConfirmationPlan(
+            settings={size: compared[size] for size in limits},
+            selection_seeds=selection_seeds,
+            seeds=seeds,
+            best={size: best[size] for size in limits},
+            limits=limits,
+        ).to_json()
     )
     for batch_size, limit in limits.items():
         first = [TrialId(n, r + 1) for n in compared[batch_size] for r in range(selection_seeds)]
@@ -131,12 +126,15 @@ def refine(
         spread over no more than this share of each range.
       patience: a trial ends after so many times the steps of the best.
     """
-    stored = side.read_plan() or {"format": _FORMAT, "rounds": []}
+    found = side.read_plan()
+    stored = RefinementPlan()
+    if found is not None:
+        stored = RefinementPlan.from_json(found, str(side.folder / "plan.json"))
     for number in range(rounds):
-        is_new = number == len(stored["rounds"])
-        planned = {} if is_new else stored["rounds"][number]
+        is_new = number == len(stored.rounds)
+        planned = {} if is_new else stored.rounds[number]
         # Of an older round those that an extension has brought since.
-        sizes = [size for size in best if math.isfinite(best[size]) and str(size) not in planned]
+        sizes = [size for size in best if math.isfinite(best[size]) and size not in planned]
         known = pd.concat([trials, side.tables()[1]]) if sizes else trials
         boxes = {}
         for size in sizes:
@@ -149,9 +147,9 @@ def refine(
         if is_new and number and all(box.is_done(until) for box in boxes.values()):
             break
         if is_new:
-            stored["rounds"].append(planned)
+            stored.rounds.append(planned)
         for size, box in boxes.items():
-            planned[str(size)] = {
+            planned[size] = {
                 "origin": str(Origin.EXPAND if box.beyond else Origin.REFINE),
                 "space": box.space.to_json(),
                 "trials": tuner.plan(
@@ -163,11 +161,10 @@ def refine(
                 ).to_dict("records"),
             }
         if boxes or is_new:
-            side.write_plan(stored)
+            side.write_plan(stored.to_json())
         for size, steps in best.items():
-            names = dict(enumerate(_planned(stored, size), FIRST_REFINED))
-            so_far = sum(len(part.get(str(size), {}).get("trials", ())) for part in
-                         stored["rounds"][: number + 1])  # fmt: skip
+            names = dict(enumerate(stored.trials(size), FIRST_REFINED))
+            so_far = len(RefinementPlan(stored.rounds[: number + 1]).trials(size))
             if not so_far:
                 continue
             _run(
@@ -196,23 +193,15 @@ class _Box:
         return not self.beyond and self.spread <= until
 
 
-def _planned(stored: Mapping[str, Any], batch_size: int) -> list[tuple[dict[str, float], str]]:
-    """The hyperparameters and the origin of every refined trial of a batch size."""
-    parts = [part[str(batch_size)] for part in stored["rounds"] if str(batch_size) in part]
-    return [(values, part["origin"]) for part in parts for values in part["trials"]]
-
-
 def _of_size(trials: pd.DataFrame, batch_size: int) -> pd.DataFrame:
     return trials.loc[trials.index.get_level_values("batch_size") == batch_size]
 
 
-def _box(
-    space: SearchSpace, trials: pd.DataFrame, stored: Mapping[str, Any], batch_size: int
-) -> _Box:
+def _box(space: SearchSpace, trials: pd.DataFrame, stored: RefinementPlan, batch_size: int) -> _Box:
     searched = [
-        SearchSpace.from_json(part[str(batch_size)]["space"])
-        for part in stored["rounds"]
-        if part.get(str(batch_size), {}).get("origin") == Origin.EXPAND
+        SearchSpace.from_json(part[batch_size]["space"])
+        for part in stored.rounds
+        if part.get(batch_size, {}).get("origin") == Origin.EXPAND
     ]
     for other in searched:
         space = tuner.united(space, other)
@@ -231,9 +220,11 @@ def refined_values(
       ValueError: there is none of this number.
     """
     rows: list[tuple[dict[str, float], str]] = []
-    if folder is not None and (Path(folder) / REFINED / "plan.json").exists():
-        with Records.open(Path(folder) / REFINED, write=False) as side:
-            rows = _planned(side.read_plan() or {"rounds": []}, batch_size)
+    if folder is not None:
+        with Records.open(folder, write=False) as stored:
+            plan = opening.plan(stored)
+            found = None if plan is None else opening.refinement(stored, plan)
+        rows = [] if found is None else found.plan.trials(batch_size)
     if number - FIRST_REFINED >= len(rows):
         raise ValueError(
             f"trial: got {number}, the number of a refined trial, wanted one of the "

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from batchscale import tuner
+from batchscale import records, tuner
 from batchscale.evaluate import Evaluate
 from batchscale.layout import Layout
 from batchscale.metrics import Goal
@@ -18,8 +18,9 @@ from batchscale.records import Origin
 from batchscale.scaling import Pace
 from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.tuner import SearchSpace
+from batchscale.tuner.distributions import number
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +147,8 @@ class Plan:
         is not known.
       measured: how many examples are measured of every split that is.
       measured_from: by batch size, the step from which on each split besides the goal's is.
+      conditions: what each batch size was run under, as `records.conditions` says it: where it
+        began, and where it went on otherwise.
     """
 
     definition: Definition
@@ -157,6 +160,7 @@ class Plan:
     paces: dict[int, Pace] | None = None
     measured: dict[str, int] = dataclasses.field(default_factory=dict)
     measured_from: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
+    conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_dependent(self) -> bool | None:
@@ -177,6 +181,18 @@ class Plan:
             split: self.definition.evaluate.steps(split, grid, first=first, bounds=bounds)
             for split, first in self.measured_from[batch_size].items()
         }
+
+    def begun_under_other(self, here: Mapping[str, Any], name: str) -> list[int]:
+        """The batch sizes that were last run under another condition of a name than here."""
+        return [size for size, found in self.conditions.items() if found[-1][name] != here[name]]
+
+    def runs_under(self, batch_size: int, here: Mapping[str, Any]) -> bool:
+        """Takes down what a batch size is run under; says whether that is new."""
+        found = self.conditions.setdefault(batch_size, [])
+        if found and found[-1] == here:
+            return False
+        found.append(dict(here))
+        return True
 
     def extend(self, batch_size: int, count: int, origin: Origin) -> bool:
         """Makes sure that a batch size has `count` trials; says whether it had fewer."""
@@ -217,50 +233,105 @@ class Plan:
             else {str(b): dataclasses.asdict(pace) for b, pace in self.paces.items()},
             "measured": self.measured,
             "measured_from": {str(b): first for b, first in self.measured_from.items()},
+            "conditions": {str(b): found for b, found in self.conditions.items()},
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
         }
 
     @classmethod
-    def from_json(cls, plan: Mapping[str, Any]) -> Self:
+    def from_json(cls, plan: Any, where: str = "plan.json") -> Self:
         """The plan again.
 
+        Args:
+          plan: what `to_json` gave.
+          where: the file that it was in, for errors.
+
         Raises:
-          ValueError: it was written by a version that this one does not understand.
+          ValueError: it is no plan, or was written by a version that this one does not understand.
         """
+        if not isinstance(plan, dict):
+            raise ValueError(f"{where}: not the plan of a study, but {type(plan).__name__}.")
         if plan.get("format") != _FORMAT:
             raise ValueError(
-                f"plan.json: got format {plan.get('format')!r}, wanted {_FORMAT}. "
-                "It was written by another version of batchscale; open it with that one."
+                f"{where}: got format {plan.get('format')!r}, wanted {_FORMAT}. "
+                "It was written by another version of batchscale: open it with that one, or run "
+                "the study again in another folder."
             )
-        study = {"curves": "exact", "evaluate": {}} | plan["study"]
+        try:
+            return cls._from_json(plan)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"{where}: not the plan of a study ({type(error).__name__}: {error}). "
+                "Restore it from a copy."
+            ) from error
+
+    @classmethod
+    def _from_json(cls, plan: dict[str, Any]) -> Self:
+        study = {"evaluate": {}} | plan["study"]
         definition = Definition(
             **study
             | {
                 "goal": Goal(**study["goal"]),
                 "spaces": _by_size(study["spaces"], SearchSpace.from_json),
-                "max_steps": _by_size(study["max_steps"], int),
-                "earlier_budgets": _by_size(study["earlier_budgets"], tuple),
+                "max_steps": _by_size(study["max_steps"], _whole),
+                "earlier_budgets": _by_size(
+                    study["earlier_budgets"], lambda steps: tuple(map(_whole, steps))
+                ),
+                "evaluation_spacing": number("evaluation_spacing", study["evaluation_spacing"]),
                 "evaluate": Evaluate.from_json(study["evaluate"]),
             }
         )
-        layouts = _by_size(plan["layouts"], lambda layout: Layout(**layout))
+        for name in ("trials", "max_infeasible", "seed", "train_examples"):
+            _whole(getattr(definition, name))
+        for name in ("workload", "optimizer", "schedule"):
+            if not isinstance(getattr(definition, name), str):
+                raise TypeError(f"{name}: got {getattr(definition, name)!r}, wanted a name")
+        StopRule.of(definition.stop)
+        if definition.curves not in ("bounds", "exact"):
+            raise ValueError(f"curves: got {definition.curves!r}")
+        if set(definition.max_steps) != set(definition.spaces) or not definition.spaces:
+            raise ValueError("max_steps and spaces: not of the same batch sizes")
+        fingerprint = {name: str(plan["fingerprint"][name]) for name in plan["fingerprint"]}
+        rows = _by_size(plan["trials"], list)
+        for row in (row for some in rows.values() for row in some):
+            Origin(row["origin"])
+            for name, value in row["hyperparameters"].items():
+                number(name, value)
         return cls(
             definition,
-            plan["fingerprint"],
-            layouts,
-            _by_size(plan["trials"], list),
-            plan.get("mixes_examples"),
-            plan.get("examples", {}),
-            None if plan.get("paces") is None else _by_size(plan["paces"], _pace),
-            plan.get("measured", {}),
-            _by_size(plan.get("measured_from", {}), dict),
+            fingerprint,
+            _by_size(plan["layouts"], lambda layout: Layout(**layout)),
+            rows,
+            plan["mixes_examples"],
+            {str(split): _whole(size) for split, size in plan["examples"].items()},
+            None if plan["paces"] is None else _by_size(plan["paces"], _pace),
+            {str(split): _whole(size) for split, size in plan["measured"].items()},
+            _by_size(
+                plan["measured_from"],
+                lambda first: {str(split): _whole(step) for split, step in first.items()},
+            ),
+            _by_size(plan["conditions"], _conditions),
         )
 
 
 def _pace(fields: Mapping[str, Any]) -> Pace:
     falls = fields["falls"]
-    return Pace(fields["rises_until"], None if falls is None else (falls[0], falls[1]))
+    return Pace(_whole(fields["rises_until"]), None if falls is None else (falls[0], falls[1]))
+
+
+def _conditions(found: Any) -> list[dict[str, Any]]:
+    for under in found:
+        if set(under) != set(records.CONDITIONS):
+            raise ValueError(f"conditions: got {under}, wanted {', '.join(records.CONDITIONS)}")
+    if not found:
+        raise ValueError("conditions: a batch size has none")
+    return [dict(under) for under in found]
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError(f"got {value!r}, wanted a whole number")
+    return value
 
 
 def _by_size(table: Mapping[str, Any], make: Any) -> dict[int, Any]:

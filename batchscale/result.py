@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from batchscale import audit, metrics, optimizers, records, scaling, tuner
+from batchscale import audit, metrics, opening, optimizers, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
+from batchscale.files import local_path
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
 from batchscale.records import TRIAL_COLUMNS, Status
@@ -33,6 +34,7 @@ class Result:
         column a `split/metric`; NaN where it was not evaluated.
       paces: between which steps the schedule decides when a goal is reached, by batch size, where
         it does; None if it is not known.
+      accepted: the files whose hand edits were accepted; see `load`.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class Result:
     trials: pd.DataFrame
     measurements: pd.DataFrame
     paces: Mapping[int, scaling.Pace] | None = None
+    accepted: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         head = f"{self.name}, {self.goal}, {self.definition.trials} trials a batch size"
@@ -135,10 +138,11 @@ class Result:
 
     def refined(self) -> pd.DataFrame:
         """The trials of `Study.refine`, as in `trials`; empty if there are none."""
-        side = self.folder / records.REFINED
-        if not (side / "plan.json").exists():
+        with self._opened() as stored:
+            found = opening.refinement(stored, self._plan())
+        if found is None:
             return self.trials.iloc[:0]
-        return _with_hyperparameters(records.load_tables(side)[1], self.definition)
+        return _with_hyperparameters(found.trials, self.definition)
 
     def confirmation(self, *, confidence: float = 0.9) -> Confirmation:
         """The tuned settings under fresh seeds, as far as `Study.confirm` has run.
@@ -151,34 +155,32 @@ class Result:
         Raises:
           FileNotFoundError: `Study.confirm` has not been called.
         """
-        side = self.folder / records.CONFIRMED
-        if not (side / "plan.json").exists():
+        with self._opened() as stored:
+            found = opening.confirmed(stored, self._plan())
+        if found is None:
             raise FileNotFoundError(
                 f"{self.folder}: nothing is confirmed yet. Call study.confirm(folder), which runs "
                 "the leading settings under fresh seeds."
             )
-        with records.Records.open(side, write=False) as stored:
-            plan = stored.read_plan() or {}
-            measurements, trials = stored.tables()
+        plan, measurements, trials = found
         trials = _with_hyperparameters(trials, self.definition)
         steps = self.steps_to_target()
         now = dict(zip(steps["batch_size"].tolist(), steps["steps"].tolist(), strict=True))
-        before = {int(size): best for size, best in plan["best"].items()}
-        found = confirmation(
+        medians = confirmation(
             trials,
             metrics.first_crossings(measurements, self.goal),
             steps,
             # What led before an extension of the study may no longer lead.
             asked={
-                int(size): numbers if now.get(int(size)) == before[int(size)] else ()
-                for size, numbers in plan["settings"].items()
+                size: numbers if now.get(size) == plan.best[size] else ()
+                for size, numbers in plan.settings.items()
             },
-            selection_seeds=plan["selection_seeds"],
-            seeds=plan["seeds"],
-            limits={int(size): limit for size, limit in plan["limits"].items()},
+            selection_seeds=plan.selection_seeds,
+            seeds=plan.seeds,
+            limits=plan.limits,
             confidence=confidence,
         )
-        return dataclasses.replace(found, paces=self.paces or {})
+        return dataclasses.replace(medians, paces=self.paces or {})
 
     def audit(self) -> audit.Audit:
         """Whether the study is careful enough to be believed: named checks; see `batchscale.audit`.
@@ -186,7 +188,8 @@ class Result:
         What `Study.confirm` has found out is looked at too.
         """
         plan = self._plan()
-        confirmed = (self.folder / records.CONFIRMED / "plan.json").exists()
+        with self._opened() as stored:
+            confirmed = opening.confirmed(stored, plan) is not None
         return audit.audit(
             self.measurements,
             self.trials,
@@ -201,9 +204,15 @@ class Result:
             paces=self.paces,
         )
 
+    def _opened(self) -> records.Records:
+        return records.Records.open(self.folder, write=False, accept=self.accepted)
+
     def _plan(self) -> Plan:
-        with records.Records.open(self.folder, write=False) as folder:
-            return Plan.from_json(folder.read_plan() or {})
+        with self._opened() as stored:
+            plan = opening.plan(stored)
+        if plan is None:
+            raise FileNotFoundError(f"{self.folder}: no plan.json. Load the study again.")
+        return plan
 
     def learning_rates(self, goal: Goal | None = None) -> pd.DataFrame:
         """The best learning rate of each batch size; see `scaling.learning_rates`.
@@ -321,43 +330,52 @@ class Result:
 
     def save_tables(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes the steps to target and the optima as CSV; returns the files."""
-        folder = Path(folder)
+        folder = local_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = []
         for name, table in (("steps_to_target", self.steps_to_target()), ("optima", self.optima())):
             path = folder / f"{name}.csv"
-            table.to_csv(path, index=False)
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                table.to_csv(file, index=False)
             files.append(path)
         return files
 
 
-def load(folder: str | os.PathLike[str]) -> Result:
+def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Result:
     """A study's result from its folder: tables alone, nothing trains.
+
+    Every file is compared with the digest that it was written with, and the files with one another:
+    trials with the plan, the plan with the space and the seed, measurements with the steps at which
+    they are due, crossings with the measurements.
 
     Args:
       folder: the one that `Study.run` was given.
+      accept: files whose hand edits are accepted, by their names in the folder, such as
+        `plan.json`: neither their digests nor what they hold is compared. `index.json` takes the
+        files as they are, if it was lost, and still compares what they hold.
 
     Raises:
       FileNotFoundError: the folder holds no study.
+      DamagedError: a file was changed since it was written, or does not fit the others; nothing is
+        overwritten. `batchscale.repair` sets aside what is damaged.
     """
-    measurements, trials = records.load_tables(folder)
-    with records.Records.open(folder, write=False) as opened:
-        plan = opened.read_plan()
-    if plan is None:
-        raise FileNotFoundError(
-            f"{folder}: no plan.json. Give the folder that study.run was given; tables alone are "
-            "read by batchscale.records.load_tables and analysed by batchscale.metrics."
-        )
-    read = Plan.from_json(plan)
-    definition, paces = read.definition, read.paces
+    with records.Records.open(folder, write=False, accept=accept) as opened:
+        stored = opening.study(opened)
+        if stored is None:
+            raise FileNotFoundError(
+                f"{opened.folder}: no plan.json. Give the folder that study.run was given."
+            )
+    plan, measurements, trials = stored
+    definition, paces = plan.definition, plan.paces
     if definition.schedule == "constant" and definition.optimizer in optimizers.NAMES:
-        paces = {}  # also of a plan that was written before they were looked for
+        paces = {}  # also of a plan in which they were not looked for
     return Result(
-        Path(folder),
+        opened.folder,
         definition,
         _with_hyperparameters(trials, definition),
         metrics.with_goal(measurements, definition.goal),
         paces,
+        frozenset(accept),
     )
 
 

@@ -72,6 +72,7 @@ class BatchSizeRun:
       hyperparameters: those of a trial; writes it into the plan first, if it is not there.
       origin: why a trial is run.
       report: told of the progress.
+      begins: called before anything is trained or measured; not where nothing is left to do.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class BatchSizeRun:
         hyperparameters: HyperparametersOf,
         origin: Callable[[TrialId], Origin],
         report: Callable[[Progress], None],
+        begins: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._batch_size = ledger.question.batch_size
@@ -93,6 +95,7 @@ class BatchSizeRun:
         self._hyperparameters = hyperparameters
         self._origin = origin
         self._report = report
+        self._begins: Callable[[], None] | None = begins
         self._cohorts: list[_Cohort] = []
         self._moving = False  # states and tables do not say the same: no time to write states
         self._began = self._written = time.monotonic()
@@ -159,6 +162,9 @@ class BatchSizeRun:
 
     def _bring(self, behind: list[TrialId], step: int) -> None:
         """Advances, by one evaluation, those of the trials that are furthest behind."""
+        if self._begins is not None:
+            self._begins()
+            self._begins = None
         self._moving = True
         at = {trial: cohort.step for cohort in self._cohorts for trial in cohort.ids}
         lowest = min(at.get(trial, -1) for trial in behind)
@@ -280,17 +286,18 @@ class BatchSizeRun:
         return self._engine.pack(states, self._hyperparameters, layout=self._layout)
 
     def _write(self, *, final: bool = False) -> None:
-        """Writes down what is new: first the rows, then who is where, then the states."""
+        """Writes down what is new: rows, who is where, and states, which count all at once."""
         began = time.monotonic()
-        self._records.append_measurements(self._ledger.unwritten())
-        self._ledger.written()  # only now: an interrupted write is made again
         trials = self._ledger.trials(self._hyperparameters, self._origin)
-        if len(trials):
-            self._records.write_trials(self._batch_size, trials)
-        if final:
-            self._records.drop_state(self._batch_size)
-        elif self._cohorts and not self._moving:
-            self._records.write_state(self._batch_size, *self._stored())
+        with self._records.together():
+            self._records.append_measurements(self._ledger.unwritten())
+            if len(trials):
+                self._records.write_trials(self._batch_size, trials)
+            if final:
+                self._records.drop_state(self._batch_size)
+            elif self._cohorts and not self._moving:
+                self._records.write_state(self._batch_size, *self._stored())
+        self._ledger.written()
         self._written = time.monotonic()
         self._write_seconds = self._written - began
 

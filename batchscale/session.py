@@ -24,6 +24,7 @@ from batchscale import (
     devices,
     keys,
     layout,
+    opening,
     optimizers,
     parallel,
     records,
@@ -39,6 +40,7 @@ from batchscale.mixing import mixes_examples
 from batchscale.pacing import paces
 from batchscale.packs import HyperparametersOf
 from batchscale.plan import Definition, Plan
+from batchscale.programs import float_type
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
 from batchscale.runner import Progress
@@ -97,7 +99,9 @@ def opened(
       beside: the name of a folder in the study's, where its trials are written instead.
 
     Raises:
-      ValueError: the folder holds another study, or a smaller one that may not grow.
+      ValueError: the folder holds another study, or a smaller one that may not grow; or one that
+        was begun under another type of floats.
+      DamagedError: a file in it was changed since it was written, or does not fit the others.
     """
     began = time.monotonic()
     with ExitStack() as stack:
@@ -106,6 +110,12 @@ def opened(
         stored = stack.enter_context(Records.open(folder))
         stack.enter_context(compilation.cached())
         plan = _planned(study, definition, stored, on, extend=extend)
+        stored.identity = identity(plan)
+        written = stored
+        if beside is not None:
+            opening.refinement(stored, plan)
+            opening.confirmed(stored, plan)
+            written = stack.enter_context(stored.beside(beside))
         trains = stack.enter_context(engine(study, on, plan.measured))
         if plan.batch_dependent:
             warnings.warn(
@@ -122,9 +132,6 @@ def opened(
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
             bar.say(_opening(study, plan.definition))
-        written = stored
-        if beside is not None:
-            written = stack.enter_context(Records.open(stored.folder / beside))
         try:
             yield Session(plan, trains, written, report)
         except KeyboardInterrupt:
@@ -262,28 +269,94 @@ def _work(study: Study) -> Work:
     return Work(study.workload.flops(names=names), study.workload.evaluation_flops())
 
 
+def conditions(on: Mesh) -> dict[str, Any]:
+    """What trials run under here."""
+    return records.conditions(on.devices.flat[0], str(float_type()))
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """What a training state must have been written under to be taken up."""
+    definition, floats = plan.definition, str(float_type())
+    return {"study": dict(plan.fingerprint), "seed": definition.seed, "type of floats": floats}
+
+
+def same_study(
+    plan: Plan, study: Study, definition: Definition, on: Mesh, where: os.PathLike[str]
+) -> None:
+    """Refuses a plan of another study, and tells what it was run under otherwise.
+
+    Args:
+      plan: that a folder holds.
+      study: that is to be run there.
+      definition: of the study.
+      on: where it is to be run.
+      where: the folder, for errors.
+
+    Raises:
+      ValueError: the data, the model or the study differ; or batch sizes were begun under another
+        type of floats, or another precision of matrix products.
+    """
+    marks = _marks(study)
+    differ = plan.definition.differences(definition)
+    differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
+    if differ:
+        raise ValueError(
+            f"{where}: holds another study ({'; '.join(differ)}). "
+            "Give this one a folder of its own."
+        )
+    here = conditions(on)
+    for name, remedy in _TRAJECTORIES.items():
+        others = plan.begun_under_other(here, name)
+        if others:
+            there = plan.conditions[others[0]][0][name]
+            raise ValueError(
+                f"{where}: batch size {_listed(others)} was begun with {name} {there}, and here it "
+                f"is {here[name]}: trials would be others. {remedy.format(there)}; or give this "
+                "study a folder of its own."
+            )
+    moved = {}
+    for name in sorted(set(here) - set(_TRAJECTORIES)):
+        for size in plan.begun_under_other(here, name):
+            moved.setdefault(size, []).append(
+                f"{name} {plan.conditions[size][-1][name]}, here {here[name]}"
+            )
+    if moved:
+        first = next(iter(moved))
+        warnings.warn(
+            f"{where}: batch size {_listed(list(moved))} was run elsewhere "
+            f"({'; '.join(moved[first])}). What is trained now may differ from it in the last "
+            "bits; the plan records under what each batch size was run.",
+            stacklevel=6,
+        )
+
+
+def _marks(study: Study) -> dict[str, str]:
+    schedule, _ = schedules.get(study.schedule)
+    return fingerprint(study.workload, optimizers.get(study.optimizer), schedule, study.space.names)
+
+
+_TRAJECTORIES = {
+    "float_type": "Run it with JAX_ENABLE_X64 as it was then (wanted {})",
+    "matmul_precision": "Set jax_default_matmul_precision as it was then (wanted {})",
+}
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    return ", ".join(map(str, sizes))
+
+
 def _planned(
     study: Study, definition: Definition, folder: Records, on: Mesh, *, extend: bool
 ) -> Plan:
     """The plan on disk, after what is new in it has been written there."""
     definition = dataclasses.replace(definition, workload=study.workload.title())
-    schedule, _ = schedules.get(study.schedule)
-    marks = fingerprint(
-        study.workload, optimizers.get(study.optimizer), schedule, study.space.names
-    )
-    stored = folder.read_plan()
+    stored = opening.study(folder)
     if stored is None:
-        plan = Plan(definition, marks)
+        plan = Plan(definition, _marks(study))
     else:
-        plan = Plan.from_json(stored)
-        differ = plan.definition.differences(definition)
-        differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
+        plan = stored.plan
+        same_study(plan, study, definition, on, folder.folder)
         lacks = plan.definition.lacks(definition)
-        if differ:
-            raise ValueError(
-                f"{folder.folder}: holds another study ({'; '.join(differ)}). "
-                "Give this one a folder of its own."
-            )
         if lacks and not extend:
             raise ValueError(
                 f"{folder.folder}: holds a smaller study ({'; '.join(lacks)}). Call "
@@ -317,7 +390,7 @@ def _planned(
             plan.layouts[batch_size] = choose_layout(study, batch_size, on)
     if plan.paces is None or extend:
         plan.paces = paces(
-            schedule,
+            schedules.get(study.schedule)[0],
             optimizers.get(study.optimizer),
             jax.eval_shape(study.workload.init, keys.shape())[0],
             {b: plan.planned(b) for b in plan.definition.batch_sizes},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -15,6 +16,7 @@ from batchscale import (
     compilation,
     devices,
     followup,
+    opening,
     optimizers,
     parallel,
     records,
@@ -28,11 +30,12 @@ from batchscale import (
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.evaluate import Evaluate
+from batchscale.files import local_path
 from batchscale.metrics import Goal
 from batchscale.numeric import above, plain
 from batchscale.optimizers import Factory
 from batchscale.packs import TrialId
-from batchscale.plan import Definition, Plan
+from batchscale.plan import Definition
 from batchscale.records import Records, Status
 from batchscale.result import Result, load
 from batchscale.runner import Progress
@@ -262,9 +265,12 @@ class Study:
           The tables; of all that the folder holds, if that is a larger study of the same kind.
 
         Raises:
-          ValueError: the folder holds another study, or the data or the model have changed.
+          ValueError: the folder holds another study, or the data or the model have changed, or
+            batch sizes were begun under another type of floats.
+          DamagedError: a file in it was changed since it was written, or does not fit the others;
+            nothing is overwritten. `batchscale.repair` sets aside what is damaged.
         """
-        return self._run(folder, progress, devices, extend=False)
+        return self._run(local_path(folder), progress, devices, extend=False)
 
     def extend(
         self,
@@ -291,6 +297,7 @@ class Study:
           TypeError: something else is to be changed.
           ValueError: as in `run`.
         """
+        folder = local_path(folder)
         allowed = (
             "stop", "trials", "batch_sizes", "max_steps", "max_epochs", "max_infeasible", "curves"
         )  # fmt: skip
@@ -341,6 +348,7 @@ class Study:
           ValueError: trials were stopped too early to tell which lead; the folder holds another
             study, or an unfinished one.
         """
+        folder = local_path(folder)
         settings = checks.integer("settings", settings, 1)
         selection_seeds = checks.integer("selection_seeds", selection_seeds, 1)
         seeds, patience = checks.integer("seeds", seeds, 1), checks.patience(patience)
@@ -395,6 +403,7 @@ class Study:
           ValueError: fewer than two trials of a batch size reached the goal; the folder holds
             another study, or an unfinished one.
         """
+        folder = local_path(folder)
         rounds, trials = checks.integer("rounds", rounds, 1), checks.integer("trials", trials, 1)
         until = float(above("until", until, 0, "a share of a range above 0, such as 0.1"))
         patience = checks.patience(patience)
@@ -436,7 +445,12 @@ class Study:
             Several, in increasing order: its parameters at each are kept as `checkpoints`.
           until: another goal, past which it ends instead, at the latest after `steps`.
           devices: as in `run`.
+
+        Raises:
+          ValueError: the folder holds another study, or one of another type of floats.
+          DamagedError: its plan was changed since it was written.
         """
+        folder = None if folder is None else local_path(folder)
         definition = self._definition()
         if batch_size not in definition.spaces:
             raise ValueError(
@@ -461,7 +475,15 @@ class Study:
         measured = None
         if folder is not None:
             with Records.open(folder, write=False) as stored:
-                plan = Plan.from_json(stored.read_plan() or {})
+                plan = opening.plan(stored)
+            if plan is None:
+                raise FileNotFoundError(f"{folder}: no plan.json. Give the folder of the study.")
+            session.same_study(plan, self, definition, mesh, folder)
+            if batch_size not in plan.layouts:
+                raise ValueError(
+                    f"{folder}: its study has no batch size {batch_size}; wanted one of "
+                    f"{', '.join(map(str, sorted(plan.layouts)))}."
+                )
             packing = plan.layouts[batch_size]
             if plan.definition.evaluate == self.evaluate:
                 measured = plan.measured
@@ -484,7 +506,7 @@ class Study:
 
     def _run(
         self,
-        folder: str | os.PathLike[str],
+        folder: Path,
         progress: bool | Callable[[Progress], None],
         devices: Sequence[Any] | None,
         *,
@@ -493,7 +515,8 @@ class Study:
         with session.opened(
             self, self._definition(), folder, progress, devices, extend=extend
         ) as opened:
-            sweep.run(*opened, probe=self.lanes == "probe")
+            conditions = session.conditions(opened.engine.mesh)
+            sweep.run(*opened, conditions=conditions, probe=self.lanes == "probe")
         result = load(folder)
         sweep.warn_of_misses(
             result.steps_to_target(), result.measurements, result.trials, result.goal
@@ -536,7 +559,7 @@ class Study:
         return len(jax.tree.leaves(self.workload.splits()["train"])[0])
 
 
-def _finished(folder: str | os.PathLike[str]) -> Result:
+def _finished(folder: Path) -> Result:
     result = load(folder)
     incomplete = (result.trials["status"] == Status.INCOMPLETE).any()
     done = set(result.trials.index.get_level_values("batch_size"))

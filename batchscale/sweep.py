@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ def run(
     folder: Records,
     report: Callable[[Progress], None],
     *,
+    conditions: Mapping[str, Any],
     probe: bool = False,
 ) -> None:
     """Runs what is left of a plan, and writes it into the folder.
@@ -37,15 +39,22 @@ def run(
       engine: trains and measures.
       folder: the study's.
       report: told of every evaluation.
+      conditions: what trials run under here; written into the plan of the batch sizes that do.
       probe: whether lanes are timed before the first step of a batch size.
     """
     measurements, trials = folder.tables()
+
+    def begins(batch_size: int) -> None:
+        if plan.runs_under(batch_size, conditions):
+            folder.write_plan(plan.to_json())
+
     runs = [
-        _batch_size_run(batch_size, plan, engine, folder, measurements, trials, report)
+        _batch_size_run(batch_size, plan, engine, folder, measurements, trials, report, begins)
         for batch_size in plan.definition.batch_sizes
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
         if not now.has_begun:
+            plan.conditions.pop(now.batch_size, None)
             chosen = plan.layouts[now.batch_size]
             if not probe:
                 engine.compile_ahead(now.batch_size, chosen)
@@ -136,6 +145,7 @@ def _batch_size_run(
     measurements: pd.DataFrame,
     trials: pd.DataFrame,
     report: Callable[[Progress], None],
+    begins: Callable[[int], None],
 ) -> BatchSizeRun:
     definition = plan.definition
     grid = evaluation_grid(
@@ -171,8 +181,7 @@ def _batch_size_run(
     bounded = bound in measurements and bool(measurements[bound].notna().to_numpy().any())
     if question.exact and bounded:
         # Bounds were enough before: the batch size is measured again, from its beginning.
-        folder.drop_state(batch_size)
-        folder.drop_tables(batch_size)
+        folder.drop([batch_size])
         measurements, trials = measurements.iloc[:0], trials.iloc[:0]
     ledger = Ledger(question, measurements, trials)
     return BatchSizeRun(
@@ -183,4 +192,5 @@ def _batch_size_run(
         hyperparameters=hyperparameters,
         origin=origin,
         report=report,
+        begins=lambda: begins(batch_size),
     )

@@ -18,12 +18,12 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 
 import batchscale as bs
 from batchscale import records, theory
+from batchscale.files import local_path
 from experiments import digits, noisy_quadratic
 from experiments.publish import CONFIRMED
 
@@ -142,8 +142,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--study", choices=PRESETS, default="digits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/analysis"))
-    parser.add_argument("--output", type=Path, default=Path("results/analysis"))
+    parser.add_argument("--runs", type=local_path, default="runs/analysis")
+    parser.add_argument("--output", type=local_path, default="results/analysis")
     arguments = parser.parse_args()
     preset = PRESETS[arguments.study]
     folder, output = arguments.runs / arguments.study, arguments.output / arguments.study

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import batchscale as bs
+from batchscale.files import local_path
 from experiments.publish import publish
 
 SPACES = {
@@ -46,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=64, help="feasible trials a batch size")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/digits"), help="raw tables")
-    parser.add_argument("--output", type=Path, default=Path("results/digits"))
+    parser.add_argument("--runs", type=local_path, default="runs/digits", help="raw tables")
+    parser.add_argument("--output", type=local_path, default="results/digits")
     arguments = parser.parse_args()
     began = time.monotonic()
     results = {

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import batchscale as bs
 from batchscale import records
+from batchscale.files import local_path
 
 SIZES = bs.powers_of_two(1, 512)
 REFERENCE = 16
@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/false_conclusions"))
-    parser.add_argument("--output", type=Path, default=Path("results/false_conclusions"))
+    parser.add_argument("--runs", type=local_path, default="runs/false_conclusions")
+    parser.add_argument("--output", type=local_path, default="results/false_conclusions")
     arguments = parser.parse_args()
     made_by = records.provenance()
     warnings.simplefilter("ignore", UserWarning)  # misses are what this is about

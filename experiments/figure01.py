@@ -12,9 +12,9 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import batchscale as bs
+from batchscale.files import local_path
 from experiments.publish import publish
 
 
@@ -87,8 +87,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, help="feasible trials a batch size")
     parser.add_argument("--largest", type=int, help="leave out larger batch sizes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/figure01"), help="raw tables")
-    parser.add_argument("--output", type=Path, default=Path("results/figure01"))
+    parser.add_argument("--runs", type=local_path, default="runs/figure01", help="raw tables")
+    parser.add_argument("--output", type=local_path, default="results/figure01")
     arguments = parser.parse_args()
     began = time.monotonic()
     some = study(

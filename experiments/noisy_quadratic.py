@@ -27,6 +27,7 @@ import scipy.stats
 
 import batchscale as bs
 from batchscale import records
+from batchscale.files import local_path
 from batchscale.plots.common import head
 from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
@@ -160,8 +161,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=256, help="of one setting, for the risk")
     parser.add_argument("--trials", type=int, default=32, help="of the search")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runs", type=Path, default=Path("runs/noisy_quadratic"))
-    parser.add_argument("--output", type=Path, default=Path("results/noisy_quadratic"))
+    parser.add_argument("--runs", type=local_path, default="runs/noisy_quadratic")
+    parser.add_argument("--output", type=local_path, default="results/noisy_quadratic")
     arguments = parser.parse_args()
     began = time.monotonic()
     arguments.output.mkdir(parents=True, exist_ok=True)

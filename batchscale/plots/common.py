@@ -24,6 +24,7 @@ from matplotlib.ticker import (
 )
 from numpy.typing import ArrayLike
 
+from batchscale.files import local_path
 from batchscale.tuner import SearchSpace
 
 # Okabe and Ito's colour-blind safe colours, without the yellow, which is too pale for lines.
@@ -120,12 +121,13 @@ def save(figure: Axes | Figure | np.ndarray, stem: str | Path) -> tuple[Path, Pa
     drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) else figure
     if not isinstance(drawn, Figure):
         drawn = drawn.get_figure(root=True)
-    stem = Path(stem)
+    stem = local_path(stem, "stem")
     png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
     stem.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(png, dpi=200)
-    with mpl.rc_context({"svg.hashsalt": "batchscale"}):
-        drawn.savefig(svg, metadata={"Date": None})
+    with open(png, "wb") as file:
+        drawn.savefig(file, format="png", dpi=200)
+    with open(svg, "wb") as file, mpl.rc_context({"svg.hashsalt": "batchscale"}):
+        drawn.savefig(file, format="svg", metadata={"Date": None})
     return png, svg
 
 

@@ -1,8 +1,13 @@
 """What a study leaves on disk: its plan, its tables and its unfinished training states."""
 
+from batchscale.records._store import CONFIRMED as CONFIRMED
+from batchscale.records._store import INDEX as INDEX
+from batchscale.records._store import REFINED as REFINED
+from batchscale.records._store import DamagedError as DamagedError
+from batchscale.records.environment import CONDITIONS as CONDITIONS
+from batchscale.records.environment import conditions as conditions
 from batchscale.records.environment import provenance as provenance
-from batchscale.records.folder import CONFIRMED as CONFIRMED
-from batchscale.records.folder import REFINED as REFINED
+from batchscale.records.folder import Contents as Contents
 from batchscale.records.folder import Records as Records
 from batchscale.records.folder import load_tables as load_tables
 from batchscale.records.tables import MEASUREMENT_INDEX as MEASUREMENT_INDEX

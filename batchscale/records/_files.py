@@ -1,4 +1,4 @@
-"""JSON, tables and the lock of a study's folder."""
+"""The kinds of file of a study: JSON, tables and arrays; and the lock of its folder."""
 
 import json
 import math
@@ -12,8 +12,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from batchscale.files import replacing
 
 if sys.platform != "win32":
     import fcntl
@@ -70,41 +68,78 @@ def json_value(value: Any, where: str) -> Any:
     raise TypeError(f"{where}: {type(value).__name__} cannot be kept in JSON.")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes what `json_value` returned."""
-    with replacing(path) as file:
-        file.write((json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+def to_json(value: Any) -> bytes:
+    """What `json_value` returned, as the content of a file."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
-    """What `write_json` wrote, or None where there is no such file."""
-    if not path.exists():
-        return None
+def from_json(content: bytes) -> Any:
+    """What `to_json` wrote.
+
+    Raises:
+      ValueError: it is not JSON.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}). Restore the file.") from error
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error}).") from error
 
 
-def write_table(path: Path, frame: pd.DataFrame) -> None:
+def write_table(file: IO[bytes], frame: pd.DataFrame) -> None:
     """Writes a table with its index as columns."""
-    with replacing(path) as file:
-        pq.write_table(pa.Table.from_pandas(frame.reset_index(), preserve_index=False), file)
+    table = pa.Table.from_pandas(frame.reset_index(), preserve_index=False)
+    pq.write_table(table, file, write_page_checksum=True)
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(file: IO[bytes]) -> pd.DataFrame:
     """What `write_table` wrote, its index still columns.
 
     Raises:
-      ValueError: the file is damaged.
-      FileNotFoundError: there is none.
+      ValueError: it is no table, or damaged.
     """
     try:
-        # pq.read_table would take a folder named "a=b" for a column.
-        with pq.ParquetFile(path) as file:
-            return file.read().to_pandas()
-    except pa.ArrowInvalid as error:
+        # An open file, for pq takes a path for an address, and a folder named "a=b" for a column.
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
+            return table.read().to_pandas()
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"not a readable table ({error}).") from error
+
+
+def write_arrays(file: IO[bytes], arrays: Mapping[str, np.ndarray], about: Any) -> None:
+    """Writes arrays, and what they mean, as an archive of NumPy.
+
+    Raises:
+      TypeError: an array holds Python objects.
+    """
+    names, stored = [], {}
+    for number, (name, array) in enumerate(arrays.items()):
+        array = np.asarray(array)
+        if array.dtype.hasobject:
+            raise TypeError(f"state: array {name!r} holds Python objects; wanted numbers.")
+        # NumPy's format forgets the dtypes of ml_dtypes: their bits go in as integers.
+        extension = array.dtype.name if array.dtype.isbuiltin == 2 else None
+        names.append([name, extension])
+        stored[f"array_{number}"] = array.view(f"u{array.dtype.itemsize}") if extension else array
+    np.savez(file, header=np.array(json.dumps({"arrays": names, "about": about})), **stored)
+
+
+def read_arrays(file: IO[bytes]) -> tuple[dict[str, np.ndarray], Any]:
+    """What `write_arrays` wrote.
+
+    Raises:
+      ValueError: it is no such archive, or damaged.
+    """
+    import ml_dtypes  # noqa: F401  (from here on NumPy knows bfloat16 by name)
+
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            header = json.loads(str(stored["header"]))
+            arrays = {}
+            for number, (name, extension) in enumerate(header["arrays"]):
+                array = stored[f"array_{number}"]
+                arrays[name] = array.view(np.dtype(extension)) if extension else array
+            return arrays, header["about"]
+    except Exception as error:  # a damaged archive fails in too many ways to list
         raise ValueError(
-            f"{path}: not a readable table ({error}). It was written whole, so it was changed "
-            "since: restore it, or remove it and run the study again."
+            f"not a whole training state ({type(error).__name__}: {error})."
         ) from error

@@ -51,6 +51,38 @@ def provenance() -> dict[str, Any]:
     } | {name: getattr(jax.config, name) for name in _SETTINGS}
 
 
+CONDITIONS = ("float_type", "matmul_precision", "jax", "jaxlib", "backend", "device")
+"""What `conditions` says of a run, by name."""
+
+
+def conditions(device: Any, float_type: str) -> dict[str, Any]:
+    """What the bits of a trial may depend on besides the plan, to be compared when it goes on.
+
+    Args:
+      device: one of those that trials run on.
+      float_type: JAX's default type of floats.
+
+    Returns:
+      `float_type` and `matmul_precision`, without which trials are others; and `jax`, `jaxlib`,
+      `backend` and `device`, without which their last bits are.
+    """
+    return {
+        "float_type": float_type,
+        "matmul_precision": _matmul_precision(),
+        "jax": _version("jax"),
+        "jaxlib": _version("jaxlib"),
+        "backend": device.platform,
+        "device": device.device_kind,
+    }
+
+
+def _matmul_precision() -> str:
+    import jax
+
+    config: Any = jax.config
+    return config.jax_default_matmul_precision or "default"
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -1,5 +1,6 @@
 """The folder of a study, written by one process and read by any number.
 
+index.json                     every file with its digest; see `_store`
 plan.json                      the study and every planned trial, before anything runs
 provenance.json                an entry for every run: versions, devices, command
 parts/*.parquet                rows of the tables, as they come
@@ -9,19 +10,26 @@ state/<batch_size>.npz         training states of an unfinished batch size
 confirm/, refine/              the same again, of what is run after the search
 """
 
-import contextlib
-import json
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
-from batchscale.files import remove_unfinished, replacing
+from batchscale.files import local_path
 from batchscale.records import _files
+from batchscale.records._store import (
+    CONFIRMED,
+    INDEX,
+    REFINED,
+    DamagedError,
+    Snapshot,
+    Store,
+)
 from batchscale.records.tables import (
     MEASUREMENT_INDEX,
     TRIAL_COLUMNS,
@@ -30,55 +38,194 @@ from batchscale.records.tables import (
     trial_table,
 )
 
-CONFIRMED, REFINED = "confirm", "refine"
-"""Where, in the folder of a study, its confirmation and its refinement are."""
+_PLAN, _PROVENANCE = "plan.json", "provenance.json"
+_MEASUREMENTS, _TRIALS = "measurements.parquet", "trials.parquet"
+
+
+class Contents(NamedTuple):
+    """What a study's folder held at one moment.
+
+    Attributes:
+      plan: as it was written; None where there is none.
+      measurements: as `load_tables` returns them.
+      trials: likewise.
+    """
+
+    plan: Any
+    measurements: pd.DataFrame
+    trials: pd.DataFrame
 
 
 class Records:
     """The folder of one study.
 
-    Every file in it is written whole under a temporary name, synced and renamed: a kill at
-    any moment leaves complete files only.
+    Every file in it is written whole, counts from one moment on together with what was written
+    with it, and is compared with its digest when it is read: a kill at any moment leaves complete
+    files only, and a file that was changed is told.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, Records.open(folder) as records:
     ...     records.write_plan({"seed": 0, "batch_sizes": [1, 2, 4]})
     ...     records.read_plan()
     {'seed': 0, 'batch_sizes': [1, 2, 4]}
+
+    Attributes:
+      folder: where it is, absolute.
+      identity: what a training state must have been written under, by name, to be taken up.
     """
 
     folder: Path
+    identity: Mapping[str, Any]
 
-    def __init__(self, folder: Path, lock: IO[bytes] | None):
-        self.folder = folder
-        self._lock = lock
-        self._next_part = 1 + max(map(_part_number, _measurement_parts(folder)), default=0)
+    def __init__(self, store: Store, lock: IO[bytes] | None):
+        self.folder, self.identity = store.folder, {}
+        self._store, self._lock = store, lock
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], *, write: bool = True) -> Self:
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        write: bool = True,
+        accept: Collection[str] = (),
+    ) -> Self:
         """Opens a study's folder, to write it or only to read it.
 
         Args:
           folder: the study's folder; created if it is to be written.
           write: hold the folder against other writers until `close`, or until the process
-            dies, and remove what a killed writer left unfinished. Reading holds nothing
-            and may go on beside a writer.
+            dies; compare all files with their digests; then end what a killed writer left
+            unfinished. Reading holds nothing and may go on beside a writer.
+          accept: files whose digests are not compared, by their names in the folder.
 
         Raises:
           RuntimeError: another process is writing this study.
           FileNotFoundError: there is no study in `folder`, and it is only to be read.
+          DamagedError: a file in it was changed since it was written, and it is to be written.
         """
-        folder = Path(folder)
+        folder = local_path(folder)
+        return cls._opened(Store(folder, _names(accept)), write=write)
+
+    @classmethod
+    def _opened(cls, store: Store, *, write: bool) -> Self:
         if not write:
-            _check_is_study(folder)
-            return cls(folder, None)
-        folders = (folder, folder / "parts", folder / "state")
-        for path in folders:
-            path.mkdir(parents=True, exist_ok=True)
-        lock = _files.lock(folder)
-        for path in folders:
-            remove_unfinished(path)
-        return cls(folder, lock)
+            _check_is_study(store)
+            return cls(store, None)
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise FileExistsError(f"{store.folder}: not a folder, but a file is there.") from error
+        lock = _files.lock(store.folder)
+        try:
+            store.verify()
+            store.settle()
+        except BaseException:
+            lock.close()
+            raise
+        return cls(store, lock)
+
+    def beside(self, name: str) -> Self:
+        """Opens a folder in this one that belongs to the same study, to write it.
+
+        Args:
+          name: `CONFIRMED` or `REFINED`.
+
+        Raises:
+          DamagedError: a file in it was changed, or it is of another study.
+        """
+        self._check_writable()
+        self._store.commit()  # so that the study has a name
+        index = self._store.index()
+        assert index is not None
+        opened = self._opened(self._beside(name), write=True)
+        try:
+            if name in index.beside:
+                opened._check_of(index.study)
+            else:
+                opened._store.commit(study=index.study)
+                self._store.commit(beside=(*index.beside, name))
+        except BaseException:
+            opened.close()
+            raise
+        opened.identity = self.identity
+        return opened
+
+    def reading_beside(self, name: str) -> Self | None:
+        """A folder that `beside` has made, to be read; None where it has not.
+
+        Raises:
+          DamagedError: it is gone, or of another study.
+        """
+        index = self._store.index()
+        if index is None or name not in index.beside:
+            return None
+        opened = type(self)(self._beside(name), None)
+        opened._check_of(index.study)
+        return opened
+
+    @classmethod
+    def repairing(cls, folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Self:
+        """Opens a study's folder that may be damaged, to write it.
+
+        Args:
+          folder: the study's folder.
+          accept: files whose hand edits are taken over for good, by their names in the folder.
+
+        Raises:
+          RuntimeError: another process is writing this study.
+          FileNotFoundError: there is no study in `folder`.
+          DamagedError: the index is damaged, and not accepted.
+        """
+        store = Store(local_path(folder), _names(accept))
+        _check_is_study(store)
+        opened = cls(store, _files.lock(store.folder))
+        try:
+            besides = [opened._beside(n) for n in (CONFIRMED, REFINED)]
+            prefixes = tuple(beside.prefix for beside in besides)
+            store.accept = frozenset(n for n in store.accept if not n.startswith(prefixes))
+            for each in (store, *(beside for beside in besides if beside.accept)):
+                each.adopt()
+            store.settle()
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """The files whose hand edits are accepted, now or for good."""
+        index = self._store.index()
+        return self._store.accept | set(() if index is None else index.accepted)
+
+    def damaged(self) -> list[str]:
+        """The files that were changed since they were written, by their names in the folder."""
+        return self._store.damaged()
+
+    def set_aside(self, name: str) -> str:
+        """Moves a file out of the study, and says where to, within the folder."""
+        self._check_writable()
+        return self._store.set_aside(name)
+
+    def set_aside_beside(self, name: str) -> str:
+        """Moves a folder that `beside` has made out of the study, and says where to."""
+        self._check_writable()
+        index = self._store.index()
+        assert index is not None
+        aside = self._store.aside(name)
+        self._store.commit(beside=tuple(other for other in index.beside if other != name))
+        return aside
+
+    def _beside(self, name: str) -> Store:
+        prefix = f"{name}/"
+        accept = {n.removeprefix(prefix) for n in self._store.accept if n.startswith(prefix)}
+        return Store(self.folder / name, frozenset(accept), prefix)
+
+    def _check_of(self, study: str) -> None:
+        index = self._store.index()
+        if index is None:
+            raise DamagedError(self.folder / INDEX, "missing; its study says that it is there.")
+        if index.study != study and INDEX not in self._store.accept:
+            raise DamagedError(self.folder / INDEX, "of another study than the folder it is in.")
 
     def close(self) -> None:
         """Lets other processes write the folder."""
@@ -92,6 +239,11 @@ class Records:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def together(self) -> AbstractContextManager[None]:
+        """What is written inside counts all at once, at the end; after an error, nothing of it."""
+        self._check_writable()
+        return self._store.together()
+
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes `plan.json` in place of the former one.
 
@@ -104,28 +256,44 @@ class Records:
           TypeError: a value or a key in it has no place in JSON.
         """
         self._check_writable()
-        _files.write_json(self.folder / "plan.json", _files.json_value(plan, "plan"))
+        self._write_json(_PLAN, _files.json_value(plan, "plan"))
 
-    def read_plan(self) -> dict[str, Any] | None:
-        """The plan, or None where none was written yet."""
-        return _files.read_json(self.folder / "plan.json")
+    def read_plan(self) -> Any:
+        """The plan, or None where none was written yet.
+
+        Raises:
+          DamagedError: it was changed since it was written.
+        """
+        return self._store.reading(lambda snapshot: _json_of(snapshot, _PLAN))
 
     def write_provenance(self, entry: Mapping[str, Any]) -> None:
         """Appends what `provenance` says of a run to the `runs` of `provenance.json`."""
         self._check_writable()
-        path = self.folder / "provenance.json"
-        runs = (_files.read_json(path) or {"runs": []})["runs"]
-        _files.write_json(path, {"runs": [*runs, _files.json_value(entry, "provenance")]})
+        runs = [*self._runs(), _files.json_value(entry, "provenance")]
+        self._write_json(_PROVENANCE, {"runs": runs})
 
     def write_seconds(self, seconds: Mapping[str, float]) -> None:
         """Adds how long it took, and how long what took, to the last of the runs."""
         self._check_writable()
-        path = self.folder / "provenance.json"
-        runs = (_files.read_json(path) or {"runs": []})["runs"]
+        runs = self._runs()
         if runs:
             rounded = {name: round(value, 1) for name, value in seconds.items()}
             runs[-1]["seconds"] = _files.json_value(rounded, "seconds")
-            _files.write_json(path, {"runs": runs})
+            self._write_json(_PROVENANCE, {"runs": runs})
+
+    def _runs(self) -> list[Any]:
+        def read(snapshot: Snapshot) -> list[Any]:
+            stored = _json_of(snapshot, _PROVENANCE)
+            runs = stored.get("runs") if isinstance(stored, dict) else [] if stored is None else 0
+            if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+                raise snapshot.damaged(_PROVENANCE, "not the provenance of a study.")
+            return runs
+
+        return self._store.reading(read)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        content = _files.to_json(value)
+        self._store.write(name, lambda file: file.write(content))
 
     def append_measurements(self, frame: pd.DataFrame) -> None:
         """Adds rows; a row that is written again replaces the former one, whole.
@@ -139,9 +307,9 @@ class Records:
         self._check_writable()
         if len(frame):
             frame = measurement_table(frame)
-            path = self.folder / f"parts/measurements-{self._next_part:08d}.parquet"
-            _files.write_table(path, frame)
-            self._next_part += 1
+            numbers = self._store.reading(_part_numbers)
+            number = 1 + max([*numbers, *_numbers(self._store.pending)], default=0)
+            self._write_table(f"parts/measurements-{number:08d}.parquet", frame)
 
     def write_trials(self, batch_size: int, frame: pd.DataFrame) -> None:
         """Writes all trials of one batch size in place of its former ones.
@@ -161,35 +329,45 @@ class Records:
                 f"trials: batch size {batch_size} was given rows of batch size {others[0]}. "
                 "Write each batch size by itself."
             )
-        _files.write_table(self.folder / f"parts/trials-{batch_size}.parquet", frame)
+        self._write_table(f"parts/trials-{batch_size}.parquet", frame)
+
+    def _write_table(self, name: str, frame: pd.DataFrame) -> None:
+        self._store.write(name, lambda file: _files.write_table(file, frame))
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The measurements and the trials written so far, as `load_tables` returns them."""
-        return _read_tables(self.folder)
+        return self._store.reading(_tables_of)
+
+    def contents(self) -> Contents:
+        """The plan and the tables, of one moment."""
+        return self._store.reading(
+            lambda snapshot: Contents(_json_of(snapshot, _PLAN), *_tables_of(snapshot))
+        )
 
     def compact(self) -> None:
-        """Puts all parts into `measurements.parquet` and `trials.parquet`.
-
-        A kill between any two of its steps changes no table: the parts that are left only
-        repeat what the compacted tables hold.
-        """
+        """Puts all parts into `measurements.parquet` and `trials.parquet`."""
         self._check_writable()
-        parts = [*_measurement_parts(self.folder), *_trial_parts(self.folder).values()]
-        measurements, trials = self.tables()
-        _files.write_table(self.folder / "measurements.parquet", measurements)
-        _files.write_table(self.folder / "trials.parquet", trials)
-        # Oldest first: a row that is in two parts must not outlive its newer version.
-        for part in parts:
-            part.unlink()
+        self._rewrite(*self.tables())
 
-    def drop_tables(self, batch_size: int) -> None:
-        """Removes what was measured at a batch size, for it to be measured again."""
-        self.compact()
-        measurements, trials = self.tables()
-        # The trials first: rows without their trials are dropped again after a kill.
-        for name, table in (("trials", trials), ("measurements", measurements)):
-            kept = table.index.get_level_values("batch_size") != batch_size
-            _files.write_table(self.folder / f"{name}.parquet", table.loc[kept])
+    def drop(self, batch_sizes: Collection[int]) -> None:
+        """Removes what was measured at batch sizes, for them to be measured again."""
+        self._check_writable()
+        kept = [
+            table.loc[~table.index.get_level_values("batch_size").isin(list(batch_sizes))]
+            for table in self.tables()
+        ]
+        with self.together():
+            self._rewrite(*kept)
+            for batch_size in batch_sizes:
+                self.drop_state(batch_size)
+
+    def _rewrite(self, measurements: pd.DataFrame, trials: pd.DataFrame) -> None:
+        parts = self._store.reading(_parts)
+        with self.together():
+            self._write_table(_MEASUREMENTS, measurements)
+            self._write_table(_TRIALS, trials)
+            for part in parts:
+                self._store.remove(part)
 
     def write_state(
         self, batch_size: int, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
@@ -206,53 +384,51 @@ class Records:
           TypeError, ValueError: `about` has no place in JSON.
         """
         self._check_writable()
-        names, stored = [], {}
-        for number, (name, array) in enumerate(arrays.items()):
-            array = np.asarray(array)
-            if array.dtype.hasobject:
-                raise TypeError(f"state: array {name!r} holds Python objects; wanted numbers.")
-            # NumPy's format forgets the dtypes of ml_dtypes: their bits go in as integers.
-            extension = array.dtype.name if array.dtype.isbuiltin == 2 else None
-            names.append([name, extension])
-            stored[f"array_{number}"] = (
-                array.view(f"u{array.dtype.itemsize}") if extension else array
-            )
-        header = json.dumps({"arrays": names, "about": _files.json_value(about, "about")})
-        with replacing(self.folder / f"state/{batch_size}.npz") as file:
-            np.savez(file, header=np.array(header), **stored)
+        header = {"of": self._of(batch_size), "about": _files.json_value(about, "about")}
+        self._store.write(
+            f"state/{batch_size}.npz", lambda file: _files.write_arrays(file, arrays, header)
+        )
 
     def read_state(self, batch_size: int) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """The arrays given to `write_state`, and what they mean.
+        """The arrays given to `write_state`, and what they mean; None where there is no state.
 
-        None where there is no state or, with a warning, where its file is damaged or is no
-        state: the batch size is then trained from its beginning.
+        Raises:
+          DamagedError: the file is damaged, no state, or that of another study, batch size or
+            type of floats. `batchscale.repair` sets it aside; the batch size is then trained from
+            its beginning, up to where it was.
         """
-        import ml_dtypes  # noqa: F401  (from here on NumPy knows bfloat16 by name)
+        name = f"state/{batch_size}.npz"
 
-        path = self.folder / f"state/{batch_size}.npz"
-        if not path.exists():
-            return None
-        try:
-            # Opened here, for np.load leaves a damaged file open.
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                arrays = {}
-                for number, (name, extension) in enumerate(header["arrays"]):
-                    array = stored[f"array_{number}"]
-                    arrays[name] = array.view(np.dtype(extension)) if extension else array
-                return arrays, header["about"]
-        except Exception as error:  # a damaged archive fails in too many ways to list
-            warnings.warn(
-                f"{path}: not a whole training state ({type(error).__name__}: {error}). "
-                f"It is ignored, and batch size {batch_size} is trained from its beginning.",
-                stacklevel=2,
-            )
-            return None
+        def read(snapshot: Snapshot) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+            if name not in snapshot:
+                return None
+            try:
+                with snapshot.open(name) as file:
+                    arrays, header = _files.read_arrays(file)
+                got, about = header["of"], header["about"]
+            except DamagedError:
+                raise
+            except (ValueError, KeyError, TypeError) as error:
+                raise snapshot.damaged(name, str(error)) from error
+            wanted = self._of(batch_size)
+            for what in wanted:
+                if got.get(what) != wanted[what]:
+                    raise snapshot.damaged(
+                        name,
+                        f"the training state of another {what}: got {got.get(what)!r}, "
+                        f"wanted {wanted[what]!r}.",
+                    )
+            return arrays, about
+
+        return self._store.reading(read)
+
+    def _of(self, batch_size: int) -> dict[str, Any]:
+        return _files.json_value({"batch size": batch_size, **self.identity}, "identity")
 
     def drop_state(self, batch_size: int) -> None:
         """Removes the state of a batch size that is finished, if there is one."""
         self._check_writable()
-        (self.folder / f"state/{batch_size}.npz").unlink(missing_ok=True)
+        self._store.remove(f"state/{batch_size}.npz")
 
     def _check_writable(self) -> None:
         if self._lock is None:
@@ -261,18 +437,21 @@ class Records:
             )
 
 
-def load_tables(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load_tables(
+    folder: str | os.PathLike[str], *, accept: Collection[str] = ()
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Reads the tables of a study, finished or not, also while it runs.
 
     Args:
       folder: the study's folder.
+      accept: files whose hand edits are accepted, by their names in the folder.
 
     Returns:
       `measurements` and `trials`, in the form of `measurement_table` and `trial_table`.
 
     Raises:
       FileNotFoundError: `folder` holds no study.
-      ValueError: a file in it was damaged.
+      DamagedError: a file in it was changed since it was written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -282,59 +461,82 @@ def load_tables(folder: str | os.PathLike[str]) -> tuple[pd.DataFrame, pd.DataFr
     >>> len(measurements), list(trials.index.names)
     (0, ['batch_size', 'trial', 'replicate'])
     """
-    return Records.open(folder, write=False).tables()
+    return Records.open(folder, write=False, accept=accept).tables()
 
 
-def _check_is_study(folder: Path) -> None:
+def _names(accept: Collection[str]) -> frozenset[str]:
+    if isinstance(accept, str):
+        raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: [{accept!r}].")
+    return frozenset(accept)
+
+
+def _check_is_study(store: Store) -> None:
+    folder = store.folder
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder. Give the one that study.run was given.")
-    if _holds_study(folder):
+    if store.index() is not None:
         return
-    inside = sorted(path.name for path in folder.iterdir() if _holds_study(path))
+    inside = sorted(path.name for path in folder.iterdir() if (path / INDEX).is_file())
     hint = f" There are studies in it: {', '.join(inside[:5])}." if inside else ""
     raise FileNotFoundError(
-        f"{folder}: not a study, it holds neither plan.json nor tables. "
+        f"{folder}: not a study, it holds neither {INDEX} nor tables. "
         f"Give the folder that study.run was given.{hint}"
     )
 
 
-def _holds_study(folder: Path) -> bool:
-    names = ("plan.json", "measurements.parquet", "trials.parquet")
-    return any((folder / name).exists() for name in names) or any(folder.glob("parts/*.parquet"))
+def _json_of(snapshot: Snapshot, name: str) -> Any:
+    if name not in snapshot:
+        return None
+    try:
+        return _files.from_json(snapshot.read(name))
+    except DamagedError:
+        raise
+    except ValueError as error:
+        raise snapshot.damaged(name, str(error)) from error
 
 
-def _measurement_parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("parts/measurements-*.parquet"), key=_part_number)
+def _table_of(snapshot: Snapshot, name: str) -> pd.DataFrame:
+    """A table as the form of its kind, its index columns again."""
+    known = measurement_table if "measurements" in name else trial_table
+    index = MEASUREMENT_INDEX if "measurements" in name else TRIAL_INDEX
+    try:
+        with snapshot.open(name) as file:
+            frame = _files.read_table(file)
+        if len(frame) and snapshot.accepts(name):  # what we wrote has its form
+            known(frame.set_index(list(index)))
+        return frame
+    except DamagedError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise snapshot.damaged(name, str(error)) from error
 
 
-def _trial_parts(folder: Path) -> dict[int, Path]:
-    return {_part_number(path): path for path in folder.glob("parts/trials-*.parquet")}
+def _parts(snapshot: Snapshot) -> list[str]:
+    """The parts of both tables; of measurements in the order in which they were written."""
+    parts = [name for name in snapshot.index.files if name.startswith("parts/")]
+    return sorted(parts, key=lambda name: (len(name), name))
 
 
-def _part_number(path: Path) -> int:
-    return int(path.stem.split("-")[1])
+def _part_numbers(snapshot: Snapshot) -> list[int]:
+    return _numbers([*snapshot.index.files, *snapshot.index.gone])
 
 
-def _read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    # A part that vanishes while we read was compacted by the writer: start over, for its
-    # rows are now in the compacted tables.
-    for _ in range(10):
-        with contextlib.suppress(FileNotFoundError):
-            return _read_tables_once(folder)
-    return _read_tables_once(folder)
+def _numbers(names: Iterable[str]) -> list[int]:
+    found = (re.fullmatch(r"parts/measurements-(\d+)\.parquet", name) for name in names)
+    return [int(number[1]) for number in found if number]
 
 
-def _read_tables_once(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    # The parts are listed before the compacted tables are read, never after.
-    parts, trial_parts = _measurement_parts(folder), _trial_parts(folder)
-    measurements, trials = [], []
-    if (folder / "measurements.parquet").exists():
-        measurements.append(_files.read_table(folder / "measurements.parquet"))
-    if (folder / "trials.parquet").exists():
-        compacted = _files.read_table(folder / "trials.parquet")
-        trials.append(compacted[~compacted["batch_size"].isin(list(trial_parts))])
-    measurements += map(_files.read_table, parts)
-    trials += map(_files.read_table, trial_parts.values())
+def _tables_of(snapshot: Snapshot) -> tuple[pd.DataFrame, pd.DataFrame]:
+    parts = _parts(snapshot)
+    rows = [name for name in parts if "measurements-" in name]
+    own = {int(name[13:-8]): name for name in parts if "trials-" in name}
+    measurements = [
+        _table_of(snapshot, name) for name in (_MEASUREMENTS, *rows) if name in snapshot
+    ]
+    trials = [_table_of(snapshot, name) for name in own.values()]
+    if _TRIALS in snapshot:
+        compacted = _table_of(snapshot, _TRIALS)
+        trials.insert(0, compacted[~compacted["batch_size"].isin(list(own))])
     return (
         measurement_table(_latest(measurements, MEASUREMENT_INDEX)),
         trial_table(_latest(trials, TRIAL_INDEX, tuple(TRIAL_COLUMNS))),

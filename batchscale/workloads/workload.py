@@ -277,9 +277,8 @@ class Workload:
         batch = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self.splits()["train"]
         )
-        key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
         lowered = jax.jit(lambda *state: self.metrics(*state[:2], self.prepare(state[2], None)))
-        cost = lowered.lower(*jax.eval_shape(self.init, key), batch).cost_analysis()
+        cost = lowered.lower(*jax.eval_shape(self.init, keys.shape()), batch).cost_analysis()
         return float((cost or {}).get("flops", float("nan")))
 
     def prepare(self, batch: PyTree, key: Any) -> PyTree:

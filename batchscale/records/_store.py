@@ -1,0 +1,440 @@
+"""The files of a folder as one: changed together, and each of them checked when it is read.
+
+`index.json` names every file with the digest of its bytes. A change writes its files beside their
+places, then the index, whose renaming is the moment from which all of the change counts, and only
+then moves the files to their places and removes what is gone. A kill therefore leaves the folder
+of before or of after; a file that the index names is in its place, or still beside it. What the
+index does not name is not of the study: it is neither read nor touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from batchscale.files import remove_unfinished, replacing, sync_folder
+
+INDEX = "index.json"
+CONFIRMED, REFINED = _BESIDE = "confirm", "refine"
+_NAMES = re.compile(
+    r"(plan|provenance)\.json|(measurements|trials)\.parquet|state/[1-9][0-9]*\.npz"
+    r"|parts/(measurements-[0-9]{8,}|trials-[1-9][0-9]*)\.parquet"
+)
+_FORMAT = 1
+_READS = 20  # of a folder that is written meanwhile
+_T = TypeVar("_T")
+
+
+class DamagedError(ValueError):
+    """A file of a study is not what was written, or does not fit the others.
+
+    Args:
+      path: the file, or the folder of a study whose files do not fit.
+      found: what is wrong with it.
+      name: the file in the folder of its study, as `accept` takes it; none if that does not help.
+      remedy: what to do; a copy, a repair or acceptance if not given.
+    """
+
+    def __init__(
+        self, path: Path, found: str, *, name: str | None = None, remedy: str | None = None
+    ):
+        self.path, self.found, self.name = path, found, name
+        accepted = ""
+        if name is not None:
+            accepted = (
+                ", or, if the change is meant, accept it by name: "
+                f"batchscale.load(folder, accept=[{name!r}])"
+            )
+        super().__init__(
+            f"{path}: {found} "
+            + (
+                remedy
+                or "Nothing was overwritten. Restore it from a copy, or have it measured again: "
+                "batchscale.repair(folder) sets aside what is damaged, and study.run(folder) "
+                f"measures that again{accepted}."
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a folder holds.
+
+    Attributes:
+      study: names the study; its confirmation and its refinement bear the same name.
+      files: the digest of every file, by its name in the folder.
+      gone: files that an interrupted change may not have removed yet, likewise.
+      beside: folders in this one that belong to it.
+      accepted: files of which hand edits were accepted for good.
+    """
+
+    study: str
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    gone: dict[str, str] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """The content of the file, which holds its own digest."""
+        fields = {"format": _FORMAT} | dataclasses.asdict(self)
+        digest = hashlib.sha256(_json(fields)).hexdigest()
+        return _json(fields | {"digest": digest})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Index:
+        """The index again.
+
+        Raises:
+          ValueError: the content is not what `to_bytes` wrote, byte for byte.
+        """
+        fields = json.loads(content)
+        if not isinstance(fields, dict):
+            raise ValueError("it is no index")
+        if fields.get("format") != _FORMAT:
+            raise ValueError(f"got format {fields.get('format')!r}, wanted {_FORMAT}")
+        try:
+            index = cls(
+                fields["study"],
+                dict(fields["files"]),
+                dict(fields["gone"]),
+                tuple(fields["beside"]),
+                tuple(fields["accepted"]),
+            )
+            written = index.to_bytes()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"it is no index: {error!r}") from None
+        if written != content:
+            raise ValueError("its digest is not that of its content")
+        return index
+
+
+class Snapshot:
+    """The files of a folder at one moment; each is compared with its digest when it is opened."""
+
+    def __init__(self, store: Store, index: Index):
+        self.index = index
+        self._folder, self._prefix = store.folder, store.prefix
+        self._accept = store.accept | set(index.accepted)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.index.files
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file of the folder.
+
+        Raises:
+          DamagedError: it is missing, or its bytes are not those that were written.
+        """
+        wanted, path = self.index.files[name], self._folder / name
+        got = None
+        for place in (path, _beside(path, wanted)):
+            # What is no file is as good as none.
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                file = open(place, "rb")  # noqa: SIM115  (closed below; the suppression ends here)
+                with file:
+                    got = _digest(file)
+                    if got == wanted or name in self._accept:
+                        file.seek(0)
+                        yield file
+                        return
+        found = f"missing; {INDEX} says that the study has it."
+        if got is not None:
+            found = f"changed since it was written: got digest {got[:12]}, wanted {wanted[:12]}."
+        raise DamagedError(path, found, name=None if got is None else self._prefix + name)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; see `open`."""
+        with self.open(name) as file:
+            return file.read()
+
+    def accepts(self, name: str) -> bool:
+        """Whether a file may be another than the one that was written."""
+        return name in self._accept or INDEX in self._accept
+
+    def damaged(self, name: str, found: str) -> DamagedError:
+        """The error that says what is wrong with a file."""
+        return DamagedError(self._folder / name, found, name=self._prefix + name)
+
+
+class Store:
+    """A folder that is read and changed as one.
+
+    Args:
+      folder: where.
+      accept: names of files whose digests are not compared; `index.json` means all of them, and
+        that the files are those that are there.
+      prefix: what comes before the names of its files in `accept`.
+    """
+
+    def __init__(self, folder: Path, accept: frozenset[str] = frozenset(), prefix: str = ""):
+        self.folder, self.accept, self.prefix = folder, accept, prefix
+        self._changes: dict[str, str | None] | None = None
+        self._unsettled = False
+
+    def index(self) -> Index | None:
+        """What the folder holds; None where nothing was written yet.
+
+        Raises:
+          DamagedError: the file is not what was written, or is gone while others are there.
+        """
+        path = self.folder / INDEX
+        if INDEX in self.accept:
+            return self._found()
+        try:
+            content = path.read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            if not path.is_dir() and not self._names():
+                return None
+            raise DamagedError(
+                path,
+                "missing, though the folder holds files of a study. It says which these are and "
+                "what they held.",
+                name=self.prefix + INDEX,
+                remedy=f"Restore it, or take the files as they are, by batchscale.load(folder, "
+                f"accept=[{self.prefix + INDEX!r}]). Studies of batchscale before format 2 have "
+                "none: read them with the version that wrote them, or run them again elsewhere.",
+            ) from None
+        try:
+            return Index.from_bytes(content)
+        except ValueError as error:
+            raise DamagedError(
+                path, f"changed since it was written: {error}.", name=self.prefix + INDEX
+            ) from None
+
+    def reading(self, read: Callable[[Snapshot], _T]) -> _T:
+        """What a function makes of the files of one moment, while a writer may go on.
+
+        Raises:
+          DamagedError: a file is not what was written.
+        """
+        index, believed = self.index(), 0
+        for _ in range(_READS):
+            try:
+                return read(Snapshot(self, index or Index("")))
+            except DamagedError:
+                now = self.index()
+                # A file may be on its way to its place: what the same index says is read again.
+                believed = believed + 1 if now == index else 0
+                if believed == 2:
+                    raise
+                index = now
+        return read(Snapshot(self, index or Index("")))
+
+    def verify(self) -> None:
+        """Compares every file with its digest, and looks for files that are not of the study.
+
+        Raises:
+          DamagedError: a file is not what was written, or is in the way of one that will be.
+        """
+
+        def look(snapshot: Snapshot) -> None:
+            for name in snapshot.index.files:
+                with snapshot.open(name):
+                    pass
+            for name in self._names():
+                if name not in snapshot and not self._is_left(snapshot.index, name):
+                    raise DamagedError(
+                        self.folder / name,
+                        f"not of this study: {INDEX} does not name it.",
+                        remedy="Move it elsewhere; a study writes files of that name itself.",
+                    )
+
+        self.reading(look)
+
+    def damaged(self) -> list[str]:
+        """The files that are not what was written."""
+
+        def look(snapshot: Snapshot) -> list[str]:
+            found = []
+            for name in snapshot.index.files:
+                try:
+                    with snapshot.open(name):
+                        pass
+                except DamagedError:
+                    found.append(name)
+            return found
+
+        return self.reading(look)
+
+    def adopt(self) -> None:
+        """Takes the files of `accept` as they are, for good.
+
+        Raises:
+          DamagedError: one of them is not there.
+        """
+        self._finish()
+        index = self.index() or Index("")
+        names = self.accept - {INDEX}
+        files = dict(index.files)
+        for name in names:
+            if name not in files or not (self.folder / name).is_file():
+                raise DamagedError(
+                    self.folder / name,
+                    "accepted, but it is no file of the study.",
+                    remedy=f"Its files are {', '.join(files)}.",
+                )
+            with open(self.folder / name, "rb") as file:
+                files[name] = _digest(file)
+        self.commit(files=files, accepted=tuple(sorted({*index.accepted, *names})))
+        self.accept = frozenset()
+
+    def set_aside(self, name: str) -> str:
+        """Moves a file, if it is there, out of the study; returns where to, within the folder."""
+        aside = self.aside(name)
+        self.remove(name)
+        return aside
+
+    def aside(self, name: str) -> str:
+        """Moves what bears a name, if it is there, into a folder of what is damaged."""
+        number = 1
+        while (self.folder / f"damaged-{number}" / name).exists():
+            number += 1
+        to = self.folder / f"damaged-{number}" / name
+        if (self.folder / name).exists():
+            to.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self.folder / name, to)
+        return f"damaged-{number}/{name}"
+
+    def settle(self) -> None:
+        """Ends what a killed writer had begun, and drops what it had not."""
+        self._finish()
+        for folder in (self.folder, self.folder / "parts", self.folder / "state"):
+            remove_unfinished(folder)
+
+    def _finish(self) -> None:
+        """Moves what counts to its place, and removes what is gone."""
+        index = self.index() or Index("")
+        for name, digest in index.files.items():
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(_beside(self.folder / name, digest), self.folder / name)
+        for name in set(index.gone) - set(index.files):
+            if self._is_left(index, name):
+                (self.folder / name).unlink()
+
+    def _is_left(self, index: Index, name: str) -> bool:
+        """Whether a file is one that a killed writer was about to remove."""
+        with contextlib.suppress(OSError), open(self.folder / name, "rb") as file:
+            return _digest(file) == index.gone.get(name)
+        return False
+
+    def write(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
+        """Puts a file into the place of the former one, when the change of `together` ends."""
+        path = self.folder / name
+        with self.together():
+            assert self._changes is not None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = _beside(path, uuid.uuid4().hex)
+            try:
+                with open(unfinished, "xb+") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.seek(0)
+                    digest = _digest(file)
+                os.replace(unfinished, _beside(path, digest))
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+            self._changes[name] = digest
+
+    @property
+    def pending(self) -> list[str]:
+        """The files that are written when the change of `together` ends."""
+        return list(self._changes or {})
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if the study has it, when the change of `together` ends."""
+        with self.together():
+            assert self._changes is not None
+            self._changes[name] = None
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written and removed inside counts all at once, at its end; or not at all.
+
+        What is read inside is what was there before.
+        """
+        if self._changes is not None:
+            yield
+            return
+        self._changes = {}
+        try:
+            yield
+            self.commit()
+        finally:
+            self._changes = None
+
+    def commit(self, **fields: Any) -> None:
+        """Makes the changes count, and other fields of the index with them."""
+        if self._unsettled:
+            self._finish()
+        former = self.index() or Index("")
+        fields = {"study": former.study or uuid.uuid4().hex} | fields
+        changes = {
+            name: digest
+            for name, digest in (self._changes or {}).items()
+            if digest is not None or name in former.files
+        }
+        same = fields.items() <= dataclasses.asdict(former).items()
+        if not changes and same and INDEX not in self.accept:
+            return
+        files = {n: d for n, d in {**former.files, **changes}.items() if d is not None}
+        gone = {name: former.files[name] for name, digest in changes.items() if digest is None}
+        index = dataclasses.replace(former, **({"files": files, "gone": gone} | fields))
+        for folder in {(self.folder / name).parent for name, digest in changes.items() if digest}:
+            sync_folder(folder)
+        self._unsettled = True  # an interruption from here on leaves something to be finished
+        with replacing(self.folder / INDEX) as file:
+            file.write(index.to_bytes())
+        for name, digest in changes.items():
+            path = self.folder / name
+            if digest is None:
+                path.unlink(missing_ok=True)
+            else:
+                os.replace(_beside(path, digest), path)
+        self._unsettled = False
+
+    def _names(self) -> list[str]:
+        """The files in the folder that have the names of a study's files."""
+        places = [(self.folder, ""), *((self.folder / n, f"{n}/") for n in ("parts", "state"))]
+        names = [
+            prefix + path.name
+            for folder, prefix in places
+            if folder.is_dir()
+            for path in folder.iterdir()
+        ]
+        return sorted(name for name in names if _NAMES.fullmatch(name))
+
+    def _found(self) -> Index:
+        """The index of what is there, whatever it is."""
+        beside = [name for name in _BESIDE if (self.folder / name).is_dir()]
+        ids = []
+        for name in beside:
+            with contextlib.suppress(OSError, ValueError):
+                ids.append(Index.from_bytes((self.folder / name / INDEX).read_bytes()).study)
+        files = {}
+        for name in self._names():
+            with open(self.folder / name, "rb") as file:
+                files[name] = _digest(file)
+        return Index(ids[0] if ids else "", files, beside=tuple(beside))
+
+
+def _beside(path: Path, mark: str) -> Path:
+    return path.with_name(f".unfinished-{mark[:32]}-{path.name}")
+
+
+def _digest(file: IO[bytes]) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

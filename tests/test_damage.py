@@ -1,0 +1,428 @@
+"""Studies whose files were changed: told with the file's path, and never mended over."""
+
+import json
+import re
+import shutil
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import perceptron
+from test_records import KilledError, operations_before_a_kill
+
+import batchscale as bs
+from batchscale import runner
+from batchscale.records import Records
+
+PACKAGE = str(Path(bs.__file__).parent)
+CONFIRM = {"settings": 2, "selection_seeds": 1, "seeds": 1, "progress": False}
+
+
+def study(**changes):
+    fields = {
+        "workload": perceptron(),
+        "optimizer": "sgd",
+        "space": bs.SearchSpace(learning_rate=bs.LogUniform(0.3, 3)),
+        "batch_sizes": [8, "full"],
+        "goal": bs.Goal("validation/error", 0.5),
+        "trials": 3,
+        "max_steps": 40,
+        "stop": 3.0,
+    }
+    return bs.Study(**fields | changes)
+
+
+class Stop(Exception):  # noqa: N818
+    pass
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A finished study with all that can be beside it, one that was interrupted, another seed's."""
+    root = tmp_path_factory.mktemp("damage")
+    study().run(root / "finished", progress=False)
+    study().refine(root / "finished", rounds=1, trials=2, progress=False)
+    study().confirm(root / "finished", **CONFIRM)
+    for name, seed in (("interrupted", 0), ("other", 1)):
+        told = []
+
+        def stop(progress, told=told):
+            told.append(progress)
+            if progress.batch_size == 100 and progress.step >= 3:
+                raise Stop
+
+        with pytest.raises(Stop):
+            study(seed=seed, stop="budget").run(root / name, progress=stop)
+    return root
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def read(folder, name=""):
+    """What analyses read of a study; of its refinement and confirmation what a file is read for."""
+    result = bs.load(folder)
+    tables = [result.measurements, result.trials]
+    if not name.startswith("confirm"):
+        tables += [result.refined()] if name in ("", "index.json") or "refine" in name else []
+    if (name == "" or "confirm" in name) and (folder / "confirm").exists():
+        found = result.confirmation()
+        tables += [found.table, found.runs, found.settings]
+    return tables
+
+
+def told(folder, wanted, call):
+    """Whether a call raised; if so an error of ours that names a file or folder of the study.
+
+    If not, it returned the tables that were wanted.
+    """
+    error = None
+    try:
+        found = call(folder)
+    except Exception as raised:
+        error = raised
+    if error is None:
+        for table in found:
+            assert any(table.equals(former) for former in wanted)
+        return False
+    assert isinstance(error, ValueError | FileNotFoundError), repr(error)
+    assert str(folder) in str(error), str(error)
+    raised_at = traceback.extract_tb(error.__traceback__)[-1].filename
+    assert raised_at.startswith(PACKAGE), raised_at
+    return True
+
+
+def flips(random, content):
+    for _ in range(9):
+        place, bit = random.integers(len(content)), 1 << random.integers(8)
+        yield content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :]
+
+
+def json_edits(random, content):
+    """Leaves of a JSON file replaced, by a number, a word, nothing; and keys removed."""
+    text = content.decode()
+    value = json.loads(text)
+    paths = []
+
+    def walk(node, path):
+        children = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in children:
+            paths.append((*path, key))
+            if isinstance(child, dict | list):
+                walk(child, (*path, key))
+
+    if isinstance(value, dict | list):
+        walk(value, ())
+    for number in random.choice(len(paths), min(12, len(paths)), replace=False):
+        changed = json.loads(text)
+        node = changed
+        for key in paths[number][:-1]:
+            node = node[key]
+        last = paths[number][-1]
+        match random.integers(4):
+            case 0:
+                node[last] = 1 + node[last] if isinstance(node[last], int | float) else 0.25
+            case 1:
+                node[last] = "changed"
+            case 2:
+                node[last] = None
+            case _:
+                del node[last]
+        yield json.dumps(changed, indent=1).encode() + b"\n"
+    yield b"{}"
+    yield b"null"
+
+
+def row_edits(path):
+    """A table written again without a row, with one twice, and with another value."""
+    with path.open("rb") as file:
+        frame = pq.read_table(file).to_pandas()
+    numbers = frame.select_dtypes("number").columns
+    yield frame.iloc[1:]
+    yield frame.iloc[:-1]
+    yield pd.concat([frame, frame.iloc[:1]])
+    yield frame.assign(**{numbers[-1]: frame[numbers[-1]] + 1})
+    yield frame.assign(**{numbers[-2]: frame[numbers[-2]].to_numpy()[::-1]})
+    yield frame.drop(columns=numbers[0])
+
+
+def mutations(folder, other):
+    """Ways to damage a folder, each as a function that does it."""
+    random = np.random.default_rng(0)
+    for name, content in files(folder).items():
+        path = folder / name
+        changed = [*flips(random, content), content[: len(content) // 2], content[:-1], b""]
+        changed += [content + b"\0", other.get(name, b"another study's")]
+        if name.endswith(".json"):
+            changed += json_edits(random, content)
+        for new in changed:
+            yield name, lambda path=path, new=new: path.write_bytes(new)
+        if name.endswith(".parquet"):
+            for frame in row_edits(path):
+                yield name, lambda path=path, frame=frame: frame.to_parquet(path, index=False)
+        yield name, path.unlink
+        yield name, lambda path=path: path.rename(path.with_name(f"{path.name}.bak"))
+        yield name, lambda path=path: (path.unlink(), path.mkdir())
+
+
+@pytest.mark.parametrize("kind", ["finished", "interrupted"])
+def test_of_hundreds_of_damaged_folders_none_is_believed_and_none_is_overwritten(
+    folders, tmp_path, kind
+):
+    folder = tmp_path / kind
+    shutil.copytree(folders / kind, folder)
+    wanted, original = read(folder), files(folder)
+    count, silent = 0, []
+    for name, damage in list(mutations(folder, files(folders / "other"))):
+        damage()
+        before = files(folder)
+        count += 1
+        if not told(folder, wanted, lambda folder, name=name: read(folder, name)):
+            silent.append(name)
+        assert files(folder) == before
+        path = folder / name
+        if path.is_dir():
+            path.rmdir()
+        path.with_name(f"{path.name}.bak").unlink(missing_ok=True)
+        path.write_bytes(original[name])
+    assert files(folder) == original
+    assert count > 180
+    # Only what a reader of tables does not read goes unnoticed here; a run reads it.
+    assert {name.rpartition("/")[2] for name in silent} <= {"provenance.json", "100.npz"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("finished", "provenance.json"),
+        ("finished", "trials.parquet"),
+        ("finished", "plan.json"),
+        ("interrupted", "state/100.npz"),
+        ("interrupted", "parts/measurements-00000001.parquet"),
+        ("interrupted", "index.json"),
+    ],
+)
+def test_a_run_tells_damage_before_it_trains_or_writes(folders, tmp_path, kind, name):
+    folder = tmp_path / kind
+    shutil.copytree(folders / kind, folder)
+    path = folder / name
+    original = path.read_bytes()
+    random = np.random.default_rng(1)
+    for content in [*list(flips(random, original))[:2], original[:-5], None]:
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+
+        before = files(folder)
+        stop = 3.0 if kind == "finished" else "budget"
+        assert told(folder, (), lambda f, stop=stop: study(stop=stop).run(f, progress=False))
+        assert files(folder) == before
+        path.unlink(missing_ok=True)
+        path.write_bytes(original)
+
+
+def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(folders, tmp_path):
+    def rows(change):
+        def write(folder):
+            with Records.open(folder) as records:
+                measurements, trials = records.tables()
+                records._rewrite(*change(measurements.copy(), trials.copy()))
+
+        return write
+
+    def plan(change):
+        def write(folder):
+            with Records.open(folder) as records:
+                found = records.read_plan()
+                change(found)
+                records.write_plan(found)
+
+        return write
+
+    def put(table, column, value, row=0):
+        table.iloc[row, table.columns.get_loc(column)] = value
+        return table
+
+    def first_row(plan):
+        return plan["trials"]["8"][0]["hyperparameters"]
+
+    def cell(column, value):
+        return rows(lambda m, t: (m, put(t, column, value)))
+
+    def renamed(level, old, new):
+        def change(table):
+            return table.rename(index={old: new}, level=level)
+
+        return rows(lambda m, t: (change(m), change(t)))
+
+    cases = [
+        (rows(lambda m, t: (m.iloc[1:], t)), "trial 0: it has"),
+        (rows(lambda m, t: (m.drop(index=[(8, 1)]), t)), "batch size 8, trial 1: it has 0 measure"),
+        (
+            rows(lambda m, t: (m.rename(index={2: 3000}, level="step"), t)),
+            "batch size 8, trial 0: it was measured at step",
+        ),
+        (cell("first_crossing", 0.0), "first_crossing is 0, and its measurements say"),
+        (rows(lambda m, t: (put(m, "validation/error", 0.01), t)), "measurements say 0 for valid"),
+        (cell("steps_trained", 38), "steps_trained is 38, where nothing is evaluated"),
+        (cell("steps_trained", 40), "measurements, wanted 32 up to step 40"),
+        (cell("status", "infeasible"), "status is 'infeasible', and its stop_reason 'factor'"),
+        (cell("learning_rate", 0.5), "its hyperparameters are {'learning_rate': 0.5}, and the"),
+        (cell("origin", "topup"), "its origin is 'topup', and the plan's plan"),
+        (cell("stop_reason", "budget"), "its whole budget was trained, and steps_trained is"),
+        (rows(lambda m, t: (m, t.iloc[:-1])), "it was measured, and is not in the table of trials"),
+        (
+            rows(lambda m, t: (m.drop(index=[(8, 0)]), t.drop(index=[(8, 0)]))),
+            "batch size 8, trial 0: it is missing, and trial 2 is there",
+        ),
+        (renamed("batch_size", 8, 16), "batch size 16, all trials: it is not one of the plan's"),
+        (
+            renamed("trial", 2, 7),
+            "batch size 8, trial 7: it is in the tables, and not in the plan",
+        ),
+        (plan(lambda p: first_row(p).update(learning_rate=0.5)), "which the space and the seed 0"),
+        (plan(lambda p: p["study"].update(seed=1)), "which the space and the seed 1 give"),
+        (plan(lambda p: p["study"]["goal"].update(value=0.2)), "first_crossing is"),
+        (plan(lambda p: p["study"].update(evaluation_spacing=0.5)), "batch size 8, trial 0: "),
+        (plan(lambda p: p["trials"]["8"].pop()), "batch size 8, trial 2: it is in the tables, and"),
+        (plan(lambda p: p["study"].pop("goal")), "not the plan of a study (KeyError: 'goal')"),
+        (plan(lambda p: p["study"].update(trials="6")), "the plan of a study (TypeError: got '6'"),
+        (plan(lambda p: p.update(format=1)), "got format 1, wanted 2. It was written by another"),
+    ]
+    for number, (write, message) in enumerate(cases):
+        folder = tmp_path / str(number)
+        shutil.copytree(folders / "finished", folder)
+        write(folder)
+        before = files(folder)
+        run = [lambda f: study().run(f, progress=False)] if number % 7 == 0 else []
+        for call in (bs.load, *run):
+            with pytest.raises(ValueError, match=re.escape(message)) as error:
+                call(folder)
+            assert str(error.value).startswith(str(folder))
+        assert files(folder) == before
+
+
+def test_what_is_damaged_is_measured_again_on_request(folders, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "finished", folder)
+    wanted = read(folder)
+    damages = {
+        "provenance.json": b"{}",
+        "measurements.parquet": (folder / "measurements.parquet").read_bytes()[:-3],
+        "refine/trials.parquet": b"gone",
+    }
+    for name, content in damages.items():
+        (folder / name).write_bytes(content)
+    (folder / "confirm/plan.json").unlink()
+    assert told(folder, wanted, read)
+    assert [line.partition(",")[0].partition(": /")[0] for line in bs.repair(folder)] == [
+        "measurements.parquet: set aside as damaged-1/measurements.parquet",
+        "provenance.json: set aside as damaged-1/provenance.json",
+        "dropped: batch size 8",
+        "dropped: batch size 100",
+        "refine: set aside as damaged-1/refine",
+        "confirm: set aside as damaged-1/confirm",
+    ]
+    assert bs.repair(folder) == []
+    for name, content in damages.items():
+        assert (folder / "damaged-1" / name).read_bytes() == content
+    study().run(folder, progress=False)
+    study().refine(folder, rounds=1, trials=2, progress=False)
+    study().confirm(folder, **CONFIRM)
+    for table, former in zip(read(folder), wanted, strict=True):
+        pd.testing.assert_frame_equal(table, former)
+
+
+def test_a_study_that_is_killed_within_its_writes_ends_with_the_same_tables(
+    folders, tmp_path, monkeypatch
+):
+    """Killed again and again, each time after other operations on the disk."""
+    monkeypatch.setattr(runner, "_WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "_WRITE_SHARE", 0.0)
+    some = study(batch_sizes=[8])
+    for alive in (1, 7, 19, 33, 48, 64, 85, 110, 160, 10_000):
+        with monkeypatch.context() as patch:
+            operations_before_a_kill(patch, alive)
+            try:
+                result = some.run(tmp_path / "killed", progress=False)
+            except KilledError:
+                if (tmp_path / "killed/index.json").exists():
+                    bs.load(tmp_path / "killed")
+            else:
+                break
+    assert alive > 85
+    whole = bs.load(folders / "finished")
+    for name in ("measurements", "trials"):
+        table = getattr(whole, name).loc[[8]]
+        pd.testing.assert_frame_equal(getattr(result, name), table)
+
+
+def test_a_damaged_part_costs_its_batch_size_alone(folders, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "interrupted", folder)
+    shutil.copytree(folders / "interrupted", tmp_path / "as it was")
+    (folder / "parts/trials-100.parquet").write_bytes(b"gone")
+    done = bs.repair(folder)
+    assert [line.partition(",")[0] for line in done] == [
+        "parts/trials-100.parquet: set aside as damaged-1/parts/trials-100.parquet",
+        "dropped: batch size 100",
+    ]
+    left = bs.load(folder)
+    assert set(left.trials.index.get_level_values("batch_size")) == {8}
+    advanced = []
+    again = study(stop="budget").run(folder, progress=advanced.append)
+    assert {p.batch_size for p in advanced if not p.finished} == {100}
+    other = study(stop="budget").run(tmp_path / "as it was", progress=False)
+    pd.testing.assert_frame_equal(again.measurements, other.measurements)
+    pd.testing.assert_frame_equal(again.trials, other.trials)
+
+
+def test_a_hand_edit_is_accepted_by_name(folders, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "finished", folder)
+    path = folder / "plan.json"
+    path.write_text(path.read_text().replace('"value": 0.5', '"value": 0.6'))
+    with pytest.raises(bs.DamagedError, match=re.escape("accept=['plan.json']")):
+        bs.load(folder)
+    with pytest.raises(bs.DamagedError, match="nothing can be measured without it"):
+        bs.repair(folder)
+    assert bs.load(folder, accept=["plan.json"]).goal.value == 0.6
+    with pytest.raises(bs.DamagedError, match="changed since"):
+        bs.load(folder)
+    assert bs.repair(folder, accept=["plan.json"]) == []
+    assert bs.load(folder).goal.value == 0.6
+    with pytest.raises(TypeError, match=r"accept: got 'plan\.json', wanted a list"):
+        bs.load(folder, accept="plan.json")
+
+
+def test_a_lost_index_is_made_again_on_request_and_everything_is_compared(folders, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "finished", folder)
+    wanted = read(folder)
+    (folder / "index.json").unlink()
+    with pytest.raises(bs.DamagedError, match="missing, though the folder holds files of a study"):
+        bs.load(folder)
+    definition = bs.load(folder, accept=["index.json"]).definition
+    assert definition == bs.load(folders / "finished").definition
+    assert bs.repair(folder, accept=["index.json"]) == []
+    for table, former in zip(read(folder), wanted, strict=True):
+        pd.testing.assert_frame_equal(table, former)
+
+
+def test_tables_without_a_plan_are_no_study_to_go_on_with(folders, tmp_path):
+    result = bs.load(folders / "finished")
+    with Records.open(tmp_path) as records:
+        records.append_measurements(result.measurements)
+    before = files(tmp_path)
+    for call in (bs.load, lambda folder: study().run(folder, progress=False)):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path}: no plan.json")):
+            call(tmp_path)
+    assert files(tmp_path) == before
