@@ -78,7 +78,7 @@ def _masked(workload: Workload, split: PyTree) -> list[str]:
         return [found[name][1] for name in names]
 
     def hangs(on: int, names: Sequence[str]) -> bool:
-        return _hangs(lambda *given: counts(*given, names), (state, prepared), on)
+        return _hangs(lambda state, batch: counts(state, batch, names), (state, prepared), on)
 
     if not hangs(1, pairs):
         return []
