@@ -412,7 +412,8 @@ def test_a_lost_index_is_made_again_on_request_and_everything_is_compared(folder
         bs.load(folder)
     definition = bs.load(folder, accept=["index.json"]).definition
     assert definition == bs.load(folders / "finished").definition
-    assert bs.repair(folder, accept=["index.json"]) == []
+    (folder / "refine/index.json").unlink()
+    assert bs.repair(folder, accept=["index.json", "refine/index.json"]) == []
     for table, former in zip(read(folder), wanted, strict=True):
         pd.testing.assert_frame_equal(table, former)
 

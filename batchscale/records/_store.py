@@ -255,7 +255,7 @@ class Store:
 
         def look(snapshot: Snapshot) -> list[str]:
             found = []
-            for name in snapshot.index.files:
+            for name in sorted(snapshot.index.files):
                 try:
                     with snapshot.open(name):
                         pass
@@ -265,8 +265,8 @@ class Store:
 
         return self.reading(look)
 
-    def adopt(self) -> None:
-        """Takes the files of `accept` as they are, for good.
+    def adopt(self, **fields: Any) -> None:
+        """Takes the files of `accept` as they are, for good; other fields of the index likewise.
 
         Raises:
           DamagedError: one of them is not there.
@@ -284,7 +284,7 @@ class Store:
                 )
             with open(self.folder / name, "rb") as file:
                 files[name] = _digest(file)
-        self.commit(files=files, accepted=tuple(sorted({*index.accepted, *names})))
+        self.commit(files=files, accepted=tuple(sorted({*index.accepted, *names})), **fields)
         self.accept = frozenset()
 
     def set_aside(self, name: str) -> str:

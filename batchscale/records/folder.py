@@ -183,8 +183,11 @@ class Records:
             besides = [opened._beside(n) for n in (CONFIRMED, REFINED)]
             prefixes = tuple(beside.prefix for beside in besides)
             store.accept = frozenset(n for n in store.accept if not n.startswith(prefixes))
-            for each in (store, *(beside for beside in besides if beside.accept)):
-                each.adopt()
+            store.adopt()
+            index = store.index()
+            for beside in besides:
+                if beside.accept and index is not None:
+                    beside.adopt(study=index.study)
             store.settle()
         except BaseException:
             opened.close()
