@@ -163,8 +163,10 @@ def test_every_analysis_has_an_answer_or_a_reason_at_any_moment(
     assert answered >= {"steps_to_target", "optima", "audit", "refined", "layouts", "frontier"}
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("call", "when"),
+    [("run", "before"), ("run", "after"), ("refine", "before"), ("confirm", "after")],
+)
 def test_an_interruption_at_a_write_goes_on_to_the_same_tables(
     call, when, finished, tmp_path_factory, tmp_path, monkeypatch
 ):
@@ -199,8 +201,7 @@ def test_an_interruption_at_a_write_goes_on_to_the_same_tables(
             assert_same(folder, whole)
 
 
-@pytest.mark.parametrize("told", [1, 3])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("call", "told"), [("run", 1), ("run", 9), ("refine", 1), ("confirm", 3)])
 def test_an_interruption_by_whoever_watches_goes_on_to_the_same_tables(
     call, told, finished, tmp_path_factory, tmp_path, monkeypatch
 ):
