@@ -221,6 +221,28 @@ def test_an_interruption_by_whoever_watches_goes_on_to_the_same_tables(
     assert_same(folder, tables(played["end"]))
 
 
+def test_rows_of_an_interrupted_write_are_written_with_the_states_that_follow_them(
+    finished, tmp_path_factory, tmp_path, monkeypatch
+):
+    """Else the states would be ahead of the rows, by all the evaluations since the last write."""
+    played = play("run", finished, tmp_path_factory, monkeypatch)
+    monkeypatch.setattr(runner, "_WRITE_SECONDS", 1e9)  # once, at the end of a batch size
+
+    seen = []
+
+    def interrupt(name):
+        if name.startswith("parts/measurements") and not seen:
+            seen.append(name)
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "study"
+    folder.mkdir()
+    with watching(folder, monkeypatch, before=interrupt), pytest.raises(KeyboardInterrupt):
+        STUDY.run(folder, progress=False)
+    STUDY.run(folder, progress=False)
+    assert_same(folder, tables(played["end"]))
+
+
 def test_the_first_tables_are_bounds_alone(finished, tmp_path_factory, monkeypatch):
     """Else the tests above would not test them."""
     played = play("run", finished, tmp_path_factory, monkeypatch)
