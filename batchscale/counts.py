@@ -72,20 +72,19 @@ def _masked(workload: Workload, split: PyTree) -> list[str]:
         if name not in workload.finalize and isinstance(value, tuple) and len(value) == 2
     ]
 
-    def counts(state: PyTree, prepared: PyTree, names: Sequence[str]) -> list[Any]:
-        params, model_state = state
-        found = workload.metrics(params, model_state, prepared)
+    def counts(state: Any, prepared: PyTree, names: Sequence[str]) -> list[Any]:
+        found = workload.metrics(*state, prepared)
         return [found[name][1] for name in names]
 
     def hangs(on: int, names: Sequence[str]) -> bool:
-        return _hangs(lambda state, batch: counts(state, batch, names), (state, prepared), on)
+        return _hangs(lambda s, batch: counts(s, batch, names), (state, prepared), on)
 
     if not hangs(1, pairs):
         return []
     return [name for name in pairs if hangs(1, [name]) and not hangs(0, [name])]
 
 
-def _hangs(function: Callable[..., Any], arguments: tuple[PyTree, ...], on: int) -> bool:
+def _hangs(function: Callable[..., Any], arguments: tuple[Any, ...], on: int) -> bool:
     """Whether what a function returns hangs on one of its arguments: found by tracing alone."""
     axes = [0 if i == on else None for i in range(len(arguments))]
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), arguments[on])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -45,6 +46,7 @@ from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
 from batchscale.runner import Progress
 from batchscale.stopping import evaluation_grid
+from batchscale.workloads import Workload
 
 if TYPE_CHECKING:
     from batchscale.study import Study
@@ -197,7 +199,7 @@ def choose_layout(study: Study, batch_size: int, on: Mesh) -> layout.Layout:
 
 def cost(study: Study, definition: Definition) -> pd.DataFrame:
     """The table of `Study.estimate`."""
-    work, measured = _work(study), counts(study)
+    work, measured = _work(study.workload, tuple(study.space.names)), counts(study)
     goal_split = study.goal.metric.partition("/")[0]
     split = study.workload.splits()[goal_split]
     bounds = study.curves == "bounds" and is_bounded(study.workload, study.goal, split)
@@ -263,10 +265,10 @@ def seconds(study: Study, definition: Definition, on: Mesh) -> pd.DataFrame:
     return found.assign(seconds=found.drop(columns="batch_size").sum(axis=1))[list(_SECONDS)]
 
 
-def _work(study: Study) -> Work:
+@functools.lru_cache(maxsize=8)
+def _work(workload: Workload, names: tuple[str, ...]) -> Work:
     """The operations of an example; starts JAX, and compiles nothing."""
-    names = study.space.names
-    return Work(study.workload.flops(names=names), study.workload.evaluation_flops())
+    return Work(workload.flops(names=names), workload.evaluation_flops())
 
 
 def conditions(on: Mesh) -> dict[str, Any]:
@@ -297,6 +299,7 @@ def same_study(
         type of floats, or another precision of matrix products.
     """
     marks = _marks(study)
+    definition = dataclasses.replace(definition, workload=study.workload.title())
     differ = plan.definition.differences(definition)
     differ += [f"{what} changed" for what in changes(plan.fingerprint, marks)]
     if differ:
@@ -378,10 +381,9 @@ def _planned(
         }
         plan.measured_from = {size: dict.fromkeys(plan.measured, 0) for size in plan.layouts}
     plan.measured = plan.measured or counts(study)
-    work = None
     for batch_size in plan.definition.batch_sizes:
         if batch_size not in plan.measured_from:
-            work = work or _work(study)
+            work = _work(study.workload, tuple(study.space.names))
             plan.measured_from[batch_size] = study.evaluate.first_steps(
                 plan.measured, goal_split, batch_size, work
             )

@@ -94,23 +94,24 @@ def test_the_others_cost_at_most_their_share_of_the_training_before(share, batch
         steps = sorted(evaluate.steps(split, grid, first=first[split], bounds=bounds))
         for number, step in enumerate(steps, 1):
             spent, trained = number * cost, step * (2.5e6 + batch_size * work.training)
-            assert spent <= share / 2 * trained or cost <= 10 * 2.5e6
+            # One more at the end of the budget may come at any time.
+            assert step == grid[-1] or cost <= 10 * 2.5e6 or spent <= share / 2 * trained
 
 
 def test_from_the_step_from_which_on_they_are_paid_for_they_are_measured(tmp_path, monkeypatch):
     monkeypatch.setattr("batchscale.evaluate._QUICK", 0)
     monkeypatch.setattr("batchscale.evaluate._STEP", 100.0)  # far less than an example of them
-    some = small(batch_sizes=[4], stop="budget")
+    some = small(batch_sizes=[4], stop="budget", evaluate=bs.Evaluate(share=4.0))
     result = some.run(tmp_path, progress=False)
     plan = plan_of(tmp_path)
     first = plan.measured_from[4]
     work = Work(some.workload.flops(names=["learning_rate"]), some.workload.evaluation_flops())
     for split, count in {"train": 100, "test": 50}.items():
-        needed = count * work.evaluation / (0.1 * (100 + 4 * work.training))
+        needed = count * work.evaluation / (2 * (100 + 4 * work.training))
         assert needed <= first[split] < 2 * needed
         steps = result.measurements[f"{split}/error"].dropna().index.get_level_values("step")
         crossings = set(result.trials["first_crossing"])
-        assert min(set(steps) - crossings, default=60) >= first[split]
+        assert 1 < first[split] <= min(set(steps) - crossings) < 2 * first[split]
         assert set(steps) & crossings  # each trial's own, whatever it costs
 
 
