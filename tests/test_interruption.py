@@ -1,9 +1,11 @@
 """A study that is interrupted at any moment goes on, and ends with the same tables."""
 
 import contextlib
+import itertools
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
