@@ -8,12 +8,14 @@ import pytest
 import batchscale as bs
 from batchscale.audit import Verdict, audit
 from batchscale.confirmation import Confirmation
+from batchscale.scaling import Pace
 from benchmarks.simulation import SIZES, Careful, simulate
 
 WIDE = bs.LogUniform(1e-4, 1e2)
+NONE: dict[int, Pace] = {}  # of a constant learning rate
 
 
-def checked(seed=0, *, confirmation=None, batch_dependent=False, **changes):
+def checked(seed=0, *, confirmation=None, batch_dependent=False, paces=NONE, **changes):
     tables = simulate(dataclasses.replace(Careful(), **changes), seed)
     return audit(
         tables.measurements,
@@ -24,6 +26,7 @@ def checked(seed=0, *, confirmation=None, batch_dependent=False, **changes):
         max_steps=tables.max_steps,
         batch_dependent=batch_dependent,
         confirmation=confirmation,
+        paces=paces,
     )
 
 
@@ -93,6 +96,16 @@ def test_what_is_no_share_has_no_noise_of_counting_and_few_values_are_enough_to_
         Verdict.WARN,
         "the goal is 5 of 5,000 examples, ",
     )
+
+
+@pytest.mark.parametrize("times", [20.0, 1.0])
+def test_a_warm_up_is_found_where_the_crossings_of_the_plateau_come_soon_after_it(times):
+    # The plateau of the simulated studies is at some 50 steps.
+    paces = dict.fromkeys(SIZES, Pace(rises_until=round(100 / times)))
+    check = checked(paces=paces).of("steps not made by the schedule")
+    assert check.verdict == (Verdict.FAIL if times == 1 else Verdict.PASS)
+    unknown = checked(paces=None).of("steps not made by the schedule")
+    assert unknown.verdict == Verdict.UNKNOWN
 
 
 def test_an_unfinished_confirmation_leaves_the_best_of_n_to_be_fitted():

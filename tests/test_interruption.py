@@ -1,9 +1,11 @@
 """A study that is interrupted at any moment goes on, and ends with the same tables."""
 
 import contextlib
+import itertools
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -226,8 +228,9 @@ def test_rows_of_an_interrupted_write_are_written_with_the_states_that_follow_th
 ):
     """Else the states would be ahead of the rows, by all the evaluations since the last write."""
     played = play("run", finished, tmp_path_factory, monkeypatch)
-    monkeypatch.setattr(runner, "_WRITE_SECONDS", 1e9)  # once, at the end of a batch size
-
+    clock = itertools.count()  # it is read twice an evaluation: a write every fourth
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(runner, "_WRITE_SECONDS", 6.0)
     seen = []
 
     def interrupt(name):
