@@ -267,7 +267,7 @@ class Plan:
 
     @classmethod
     def _from_json(cls, plan: dict[str, Any]) -> Self:
-        study = {"evaluate": {}} | plan["study"]
+        study = plan["study"]
         definition = Definition(
             **study
             | {

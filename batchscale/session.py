@@ -375,11 +375,6 @@ def _planned(
             study.workload, plan.definition.spaces[plan.definition.batch_sizes[0]]
         )
     goal_split = study.goal.metric.partition("/")[0]
-    if stored is not None and not plan.measured:  # of a version that knew no limits
-        plan.measured = counts(study) | {
-            "train": min(5_000, len(jax.tree.leaves(study.workload.splits()["train"])[0]))
-        }
-        plan.measured_from = {size: dict.fromkeys(plan.measured, 0) for size in plan.layouts}
     plan.measured = plan.measured or counts(study)
     for batch_size in plan.definition.batch_sizes:
         if batch_size not in plan.measured_from:

@@ -478,7 +478,9 @@ class Study:
                 plan = opening.plan(stored)
             if plan is None:
                 raise FileNotFoundError(f"{folder}: no plan.json. Give the folder of the study.")
-            session.same_study(plan, self, definition, mesh, folder)
+            # What is measured besides the goal's split changes no trial.
+            alike = dataclasses.replace(definition, evaluate=plan.definition.evaluate)
+            session.same_study(plan, self, alike, mesh, folder)
             if batch_size not in plan.layouts:
                 raise ValueError(
                     f"{folder}: its study has no batch size {batch_size}; wanted one of "

@@ -1105,7 +1105,7 @@ def test_a_workload_is_called_by_what_is_found(small_mnist):
     called = {}
     for case, splits in found.items():
         workload = dataclasses.replace(
-            workloads.get("mnist/fc_4"), data=lambda splits=splits: splits
+            workloads.get("mnist/fc_4"), data=lambda splits=splits: splits, train_examples=None
         )
         called[case] = workload.title()
     assert called == {"order of publication": "mnist/fc_4", "other": "mnist (other order)/fc_4"}
@@ -1113,7 +1113,9 @@ def test_a_workload_is_called_by_what_is_found(small_mnist):
 
 def test_a_workload_under_a_name_of_ones_own_keeps_it(small_mnist):
     splits = held_out(other_orders(small_mnist)[1])
-    workload = dataclasses.replace(workloads.get("mnist/fc_4"), name="own", data=lambda: splits)
+    workload = dataclasses.replace(
+        workloads.get("mnist/fc_4"), name="own", data=lambda: splits, train_examples=None
+    )
     assert workload.title() == "own"
 
 

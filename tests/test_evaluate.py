@@ -124,19 +124,6 @@ def test_another_choice_is_another_study_and_the_same_one_goes_on(goal_alone):
         small().run(goal_alone.folder, progress=False)
 
 
-def test_a_plan_that_says_nothing_is_gone_on_with_as_it_was_begun(measured_all, tmp_path):
-    plan = plan_of(measured_all.folder).to_json()
-    del plan["measured"], plan["measured_from"]
-    del plan["study"]["evaluate"]
-    with Records.open(tmp_path) as folder:
-        folder.write_plan(plan)
-    result = small().run(tmp_path, progress=False)
-    pd.testing.assert_frame_equal(result.measurements, measured_all.measurements)
-    after = plan_of(tmp_path)
-    assert after.measured == {"train": 100, "validation": 70, "test": 50}
-    assert set(after.measured_from[4].values()) == {0}
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -640,7 +640,8 @@ def test_an_unknown_metric_is_named_with_those_there_are(call):
     with pytest.raises(KeyError) as error:
         call(measurements, "test/error")
     assert error.value.args == (
-        "measurements: no column 'test/error'; it has train/loss, validation/error.",
+        "measurements: no column 'test/error'; it has train/loss, validation/error. Nothing of "
+        "'test' was measured: the study's evaluate=Evaluate(...) says of which splits.",
     )
 
 

@@ -184,10 +184,7 @@ def test_a_metric_that_is_never_a_number_is_told(tmp_path):
         trials=1,
         max_steps=3,
     )
-    with (
-        pytest.warns(UserWarning, match="validation/loss: not a number in any evaluation"),
-        pytest.warns(UserWarning, match="trials diverged"),
-    ):
+    with pytest.raises(ValueError, match="the sum of 'loss' over the split 'validation' is not"):
         study.run(tmp_path, progress=False)
 
 

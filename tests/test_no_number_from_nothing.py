@@ -77,7 +77,7 @@ SPACE = tuner.SearchSpace(learning_rate=tuner.LogUniform(0.01, 1.0))
             trials(0.1, origin="plan"), pd.DataFrame(columns=["previous_evaluation"]),
             table(), selection_seeds=3, confidence=90)),
         ("feasible_trials: must be at least 1", lambda: bs.metrics.members(trials(0.1), NAN)),
-        ("steps: must be a positive number", lambda: bs.metrics.step_budget(
+        ("steps: got nan, wanted a number above 0", lambda: bs.metrics.step_budget(
             example_measurements(), NAN)),
         ("crowding: wanted values without NaN", lambda: tuner.crowding(
             SPACE["learning_rate"], np.array([0.02, NAN]), np.array([True, True]))),
