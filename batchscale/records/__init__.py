@@ -1,9 +1,9 @@
 """What a study leaves on disk: its plan, its tables and its unfinished training states."""
 
+from batchscale.records._index import INDEX as INDEX
+from batchscale.records._index import DamagedError as DamagedError
 from batchscale.records._store import CONFIRMED as CONFIRMED
-from batchscale.records._store import INDEX as INDEX
 from batchscale.records._store import REFINED as REFINED
-from batchscale.records._store import DamagedError as DamagedError
 from batchscale.records.environment import CONDITIONS as CONDITIONS
 from batchscale.records.environment import conditions as conditions
 from batchscale.records.environment import provenance as provenance

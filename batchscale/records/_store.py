@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 import re
 import uuid
@@ -21,148 +19,15 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from batchscale.files import remove_unfinished, replacing, sync_folder
+from batchscale.records._index import INDEX, DamagedError, Index, Snapshot, beside, digest_of
 
-INDEX = "index.json"
 CONFIRMED, REFINED = _BESIDE = "confirm", "refine"
 _NAMES = re.compile(
     r"(plan|provenance)\.json|(measurements|trials)\.parquet|state/[1-9][0-9]*\.npz"
     r"|parts/(measurements-[0-9]{8,}|trials-[1-9][0-9]*)\.parquet"
 )
-_FORMAT = 1
 _READS = 20  # of a folder that is written meanwhile
 _T = TypeVar("_T")
-
-
-class DamagedError(ValueError):
-    """A file of a study is not what was written, or does not fit the others.
-
-    Args:
-      path: the file, or the folder of a study whose files do not fit.
-      found: what is wrong with it.
-      name: the file in the folder of its study, as `accept` takes it; none if that does not help.
-      remedy: what to do; a copy, a repair or acceptance if not given.
-    """
-
-    def __init__(
-        self, path: Path, found: str, *, name: str | None = None, remedy: str | None = None
-    ):
-        self.path, self.found, self.name = path, found, name
-        accepted = ""
-        if name is not None:
-            accepted = (
-                ", or, if the change is meant, accept it by name: "
-                f"batchscale.load(folder, accept=[{name!r}])"
-            )
-        super().__init__(
-            f"{path}: {found} "
-            + (
-                remedy
-                or "Nothing was overwritten. Restore it from a copy, or have it measured again: "
-                "batchscale.repair(folder) sets aside what is damaged, and study.run(folder) "
-                f"measures that again{accepted}."
-            )
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Index:
-    """What a folder holds.
-
-    Attributes:
-      study: names the study; its confirmation and its refinement bear the same name.
-      files: the digest of every file, by its name in the folder.
-      gone: files that an interrupted change may not have removed yet, likewise.
-      beside: folders in this one that belong to it.
-      accepted: files of which hand edits were accepted for good.
-    """
-
-    study: str
-    files: dict[str, str] = dataclasses.field(default_factory=dict)
-    gone: dict[str, str] = dataclasses.field(default_factory=dict)
-    beside: tuple[str, ...] = ()
-    accepted: tuple[str, ...] = ()
-
-    def to_bytes(self) -> bytes:
-        """The content of the file, which holds its own digest."""
-        fields = {"format": _FORMAT} | dataclasses.asdict(self)
-        digest = hashlib.sha256(_json(fields)).hexdigest()
-        return _json(fields | {"digest": digest})
-
-    @classmethod
-    def from_bytes(cls, content: bytes) -> Index:
-        """The index again.
-
-        Raises:
-          ValueError: the content is not what `to_bytes` wrote, byte for byte.
-        """
-        fields = json.loads(content)
-        if not isinstance(fields, dict):
-            raise ValueError("it is no index")
-        if fields.get("format") != _FORMAT:
-            raise ValueError(f"got format {fields.get('format')!r}, wanted {_FORMAT}")
-        try:
-            index = cls(
-                fields["study"],
-                dict(fields["files"]),
-                dict(fields["gone"]),
-                tuple(fields["beside"]),
-                tuple(fields["accepted"]),
-            )
-            written = index.to_bytes()
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"it is no index: {error!r}") from None
-        if written != content:
-            raise ValueError("its digest is not that of its content")
-        return index
-
-
-class Snapshot:
-    """The files of a folder at one moment; each is compared with its digest when it is opened."""
-
-    def __init__(self, store: Store, index: Index):
-        self.index = index
-        self._folder, self._prefix = store.folder, store.prefix
-        self._accept = store.accept | set(index.accepted)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.index.files
-
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
-        """A file of the folder.
-
-        Raises:
-          DamagedError: it is missing, or its bytes are not those that were written.
-        """
-        wanted, path = self.index.files[name], self._folder / name
-        got = None
-        for place in (path, _beside(path, wanted)):
-            # What is no file is as good as none.
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-                file = open(place, "rb")  # noqa: SIM115  (closed below; the suppression ends here)
-                with file:
-                    got = _digest(file)
-                    if got == wanted or name in self._accept:
-                        file.seek(0)
-                        yield file
-                        return
-        found = f"missing; {INDEX} says that the study has it."
-        if got is not None:
-            found = f"changed since it was written: got digest {got[:12]}, wanted {wanted[:12]}."
-        raise DamagedError(path, found, name=None if got is None else self._prefix + name)
-
-    def read(self, name: str) -> bytes:
-        """The content of a file; see `open`."""
-        with self.open(name) as file:
-            return file.read()
-
-    def accepts(self, name: str) -> bool:
-        """Whether a file may be another than the one that was written."""
-        return name in self._accept or INDEX in self._accept
-
-    def damaged(self, name: str, found: str) -> DamagedError:
-        """The error that says what is wrong with a file."""
-        return DamagedError(self._folder / name, found, name=self._prefix + name)
 
 
 class Store:
@@ -219,7 +84,7 @@ class Store:
         index, believed = self.index(), 0
         for _ in range(_READS):
             try:
-                return read(Snapshot(self, index or Index("")))
+                return read(self._snapshot(index))
             except DamagedError:
                 now = self.index()
                 # A file may be on its way to its place: what the same index says is read again.
@@ -227,7 +92,10 @@ class Store:
                 if believed == 2:
                     raise
                 index = now
-        return read(Snapshot(self, index or Index("")))
+        return read(self._snapshot(index))
+
+    def _snapshot(self, index: Index | None) -> Snapshot:
+        return Snapshot(self.folder, index or Index(""), self.accept, self.prefix)
 
     def verify(self) -> None:
         """Compares every file with its digest, and looks for files that are not of the study.
@@ -283,7 +151,7 @@ class Store:
                     remedy=f"Its files are {', '.join(files)}.",
                 )
             with open(self.folder / name, "rb") as file:
-                files[name] = _digest(file)
+                files[name] = digest_of(file)
         self.commit(files=files, accepted=tuple(sorted({*index.accepted, *names})), **fields)
         self.accept = frozenset()
 
@@ -315,7 +183,7 @@ class Store:
         index = self.index() or Index("")
         for name, digest in index.files.items():
             with contextlib.suppress(FileNotFoundError):
-                os.replace(_beside(self.folder / name, digest), self.folder / name)
+                os.replace(beside(self.folder / name, digest), self.folder / name)
         for name in set(index.gone) - set(index.files):
             if self._is_left(index, name):
                 (self.folder / name).unlink()
@@ -323,7 +191,7 @@ class Store:
     def _is_left(self, index: Index, name: str) -> bool:
         """Whether a file is one that a killed writer was about to remove."""
         with contextlib.suppress(OSError), open(self.folder / name, "rb") as file:
-            return _digest(file) == index.gone.get(name)
+            return digest_of(file) == index.gone.get(name)
         return False
 
     def write(self, name: str, write: Callable[[IO[bytes]], Any]) -> None:
@@ -332,15 +200,15 @@ class Store:
         with self.together():
             assert self._changes is not None
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = _beside(path, uuid.uuid4().hex)
+            unfinished = beside(path, uuid.uuid4().hex)
             try:
                 with open(unfinished, "xb+") as file:
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
                     file.seek(0)
-                    digest = _digest(file)
-                os.replace(unfinished, _beside(path, digest))
+                    digest = digest_of(file)
+                os.replace(unfinished, beside(path, digest))
             except BaseException:
                 unfinished.unlink(missing_ok=True)
                 raise
@@ -400,7 +268,7 @@ class Store:
             if digest is None:
                 path.unlink(missing_ok=True)
             else:
-                os.replace(_beside(path, digest), path)
+                os.replace(beside(path, digest), path)
         self._unsettled = False
 
     def _names(self) -> list[str]:
@@ -416,25 +284,13 @@ class Store:
 
     def _found(self) -> Index:
         """The index of what is there, whatever it is."""
-        beside = [name for name in _BESIDE if (self.folder / name).is_dir()]
+        folders = [name for name in _BESIDE if (self.folder / name).is_dir()]
         ids = []
-        for name in beside:
+        for name in folders:
             with contextlib.suppress(OSError, ValueError):
                 ids.append(Index.from_bytes((self.folder / name / INDEX).read_bytes()).study)
         files = {}
         for name in self._names():
             with open(self.folder / name, "rb") as file:
-                files[name] = _digest(file)
-        return Index(ids[0] if ids else "", files, beside=tuple(beside))
-
-
-def _beside(path: Path, mark: str) -> Path:
-    return path.with_name(f".unfinished-{mark[:32]}-{path.name}")
-
-
-def _digest(file: IO[bytes]) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
+                files[name] = digest_of(file)
+        return Index(ids[0] if ids else "", files, beside=tuple(folders))

@@ -11,8 +11,7 @@ confirm/, refine/              the same again, of what is run after the search
 """
 
 import os
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
@@ -21,25 +20,12 @@ import numpy as np
 import pandas as pd
 
 from batchscale.files import local_path
-from batchscale.records import _files
-from batchscale.records._store import (
-    CONFIRMED,
-    INDEX,
-    REFINED,
-    DamagedError,
-    Snapshot,
-    Store,
-)
-from batchscale.records.tables import (
-    MEASUREMENT_INDEX,
-    TRIAL_COLUMNS,
-    TRIAL_INDEX,
-    measurement_table,
-    trial_table,
-)
+from batchscale.records import _files, _reading
+from batchscale.records._index import INDEX, DamagedError, Snapshot
+from batchscale.records._store import CONFIRMED, REFINED, Store
+from batchscale.records.tables import measurement_table, trial_table
 
 _PLAN, _PROVENANCE = "plan.json", "provenance.json"
-_MEASUREMENTS, _TRIALS = "measurements.parquet", "trials.parquet"
 
 
 class Contents(NamedTuple):
@@ -267,7 +253,7 @@ class Records:
         Raises:
           DamagedError: it was changed since it was written.
         """
-        return self._store.reading(lambda snapshot: _json_of(snapshot, _PLAN))
+        return self._store.reading(lambda snapshot: _reading.json_of(snapshot, _PLAN))
 
     def write_provenance(self, entry: Mapping[str, Any]) -> None:
         """Appends what `provenance` says of a run to the `runs` of `provenance.json`."""
@@ -286,7 +272,7 @@ class Records:
 
     def _runs(self) -> list[Any]:
         def read(snapshot: Snapshot) -> list[Any]:
-            stored = _json_of(snapshot, _PROVENANCE)
+            stored = _reading.json_of(snapshot, _PROVENANCE)
             runs = stored.get("runs") if isinstance(stored, dict) else [] if stored is None else 0
             if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
                 raise snapshot.damaged(_PROVENANCE, "not the provenance of a study.")
@@ -310,8 +296,8 @@ class Records:
         self._check_writable()
         if len(frame):
             frame = measurement_table(frame)
-            numbers = self._store.reading(_part_numbers)
-            number = 1 + max([*numbers, *_numbers(self._store.pending)], default=0)
+            known = self._store.reading(_reading.names)
+            number = _reading.next_part([*known, *self._store.pending])
             self._write_table(f"parts/measurements-{number:08d}.parquet", frame)
 
     def write_trials(self, batch_size: int, frame: pd.DataFrame) -> None:
@@ -339,13 +325,15 @@ class Records:
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The measurements and the trials written so far, as `load_tables` returns them."""
-        return self._store.reading(_tables_of)
+        return self._store.reading(_reading.tables_of)
 
     def contents(self) -> Contents:
         """The plan and the tables, of one moment."""
-        return self._store.reading(
-            lambda snapshot: Contents(_json_of(snapshot, _PLAN), *_tables_of(snapshot))
-        )
+
+        def read(snapshot: Snapshot) -> Contents:
+            return Contents(_reading.json_of(snapshot, _PLAN), *_reading.tables_of(snapshot))
+
+        return self._store.reading(read)
 
     def compact(self) -> None:
         """Puts all parts into `measurements.parquet` and `trials.parquet`."""
@@ -365,10 +353,10 @@ class Records:
                 self.drop_state(batch_size)
 
     def _rewrite(self, measurements: pd.DataFrame, trials: pd.DataFrame) -> None:
-        parts = self._store.reading(_parts)
+        parts = self._store.reading(_reading.parts)
         with self.together():
-            self._write_table(_MEASUREMENTS, measurements)
-            self._write_table(_TRIALS, trials)
+            self._write_table(_reading.MEASUREMENTS, measurements)
+            self._write_table(_reading.TRIALS, trials)
             for part in parts:
                 self._store.remove(part)
 
@@ -485,72 +473,3 @@ def _check_is_study(store: Store) -> None:
         f"{folder}: not a study, it holds neither {INDEX} nor tables. "
         f"Give the folder that study.run was given.{hint}"
     )
-
-
-def _json_of(snapshot: Snapshot, name: str) -> Any:
-    if name not in snapshot:
-        return None
-    try:
-        return _files.from_json(snapshot.read(name))
-    except DamagedError:
-        raise
-    except ValueError as error:
-        raise snapshot.damaged(name, str(error)) from error
-
-
-def _table_of(snapshot: Snapshot, name: str) -> pd.DataFrame:
-    """A table as the form of its kind, its index columns again."""
-    known = measurement_table if "measurements" in name else trial_table
-    index = MEASUREMENT_INDEX if "measurements" in name else TRIAL_INDEX
-    try:
-        with snapshot.open(name) as file:
-            frame = _files.read_table(file)
-        if len(frame) and snapshot.accepts(name):  # what we wrote has its form
-            known(frame.set_index(list(index)))
-        return frame
-    except DamagedError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise snapshot.damaged(name, str(error)) from error
-
-
-def _parts(snapshot: Snapshot) -> list[str]:
-    """The parts of both tables; of measurements in the order in which they were written."""
-    parts = [name for name in snapshot.index.files if name.startswith("parts/")]
-    return sorted(parts, key=lambda name: (len(name), name))
-
-
-def _part_numbers(snapshot: Snapshot) -> list[int]:
-    return _numbers([*snapshot.index.files, *snapshot.index.gone])
-
-
-def _numbers(names: Iterable[str]) -> list[int]:
-    found = (re.fullmatch(r"parts/measurements-(\d+)\.parquet", name) for name in names)
-    return [int(number[1]) for number in found if number]
-
-
-def _tables_of(snapshot: Snapshot) -> tuple[pd.DataFrame, pd.DataFrame]:
-    parts = _parts(snapshot)
-    rows = [name for name in parts if "measurements-" in name]
-    own = {int(name[13:-8]): name for name in parts if "trials-" in name}
-    measurements = [
-        _table_of(snapshot, name) for name in (_MEASUREMENTS, *rows) if name in snapshot
-    ]
-    trials = [_table_of(snapshot, name) for name in own.values()]
-    if _TRIALS in snapshot:
-        compacted = _table_of(snapshot, _TRIALS)
-        trials.insert(0, compacted[~compacted["batch_size"].isin(list(own))])
-    return (
-        measurement_table(_latest(measurements, MEASUREMENT_INDEX)),
-        trial_table(_latest(trials, TRIAL_INDEX, tuple(TRIAL_COLUMNS))),
-    )
-
-
-def _latest(
-    frames: Sequence[pd.DataFrame], index: Sequence[str], columns: Sequence[str] = ()
-) -> pd.DataFrame:
-    frames = [frame for frame in frames if len(frame)]
-    if not frames:
-        return pd.DataFrame(columns=[*index, *columns]).set_index(list(index))
-    joined = pd.concat(frames, ignore_index=True)
-    return joined.drop_duplicates(list(index), keep="last").set_index(list(index))

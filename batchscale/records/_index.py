@@ -1,0 +1,160 @@
+"""What a folder holds at one moment: every file with the digest of its bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+INDEX = "index.json"
+_FORMAT = 1
+
+
+class DamagedError(ValueError):
+    """A file of a study is not what was written, or does not fit the others.
+
+    Args:
+      path: the file, or the folder of a study whose files do not fit.
+      found: what is wrong with it.
+      name: the file in the folder of its study, as `accept` takes it; none if that does not help.
+      remedy: what to do; a copy, a repair or acceptance if not given.
+    """
+
+    def __init__(
+        self, path: Path, found: str, *, name: str | None = None, remedy: str | None = None
+    ):
+        self.path, self.found, self.name = path, found, name
+        accepted = ""
+        if name is not None:
+            accepted = (
+                ", or, if the change is meant, accept it by name: "
+                f"batchscale.load(folder, accept=[{name!r}])"
+            )
+        super().__init__(
+            f"{path}: {found} "
+            + (
+                remedy
+                or "Nothing was overwritten. Restore it from a copy, or have it measured again: "
+                "batchscale.repair(folder) sets aside what is damaged, and study.run(folder) "
+                f"measures that again{accepted}."
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a folder holds.
+
+    Attributes:
+      study: names the study; its confirmation and its refinement bear the same name.
+      files: the digest of every file, by its name in the folder.
+      gone: files that an interrupted change may not have removed yet, likewise.
+      beside: folders in this one that belong to it.
+      accepted: files of which hand edits were accepted for good.
+    """
+
+    study: str
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    gone: dict[str, str] = dataclasses.field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """The content of the file, which holds its own digest."""
+        fields = {"format": _FORMAT} | dataclasses.asdict(self)
+        digest = hashlib.sha256(_json(fields)).hexdigest()
+        return _json(fields | {"digest": digest})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Index:
+        """The index again.
+
+        Raises:
+          ValueError: the content is not what `to_bytes` wrote, byte for byte.
+        """
+        fields = json.loads(content)
+        if not isinstance(fields, dict):
+            raise ValueError("it is no index")
+        if fields.get("format") != _FORMAT:
+            raise ValueError(f"got format {fields.get('format')!r}, wanted {_FORMAT}")
+        try:
+            index = cls(
+                fields["study"],
+                dict(fields["files"]),
+                dict(fields["gone"]),
+                tuple(fields["beside"]),
+                tuple(fields["accepted"]),
+            )
+            written = index.to_bytes()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"it is no index: {error!r}") from None
+        if written != content:
+            raise ValueError("its digest is not that of its content")
+        return index
+
+
+class Snapshot:
+    """The files of a folder at one moment; each is compared with its digest when it is opened."""
+
+    def __init__(self, folder: Path, index: Index, accept: frozenset[str], prefix: str):
+        self.index = index
+        self._folder, self._prefix = folder, prefix
+        self._accept = accept | set(index.accepted)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.index.files
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """A file of the folder.
+
+        Raises:
+          DamagedError: it is missing, or its bytes are not those that were written.
+        """
+        wanted, path = self.index.files[name], self._folder / name
+        got = None
+        for place in (path, beside(path, wanted)):
+            # What is no file is as good as none.
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                file = open(place, "rb")  # noqa: SIM115  (closed below; the suppression ends here)
+                with file:
+                    got = digest_of(file)
+                    if got == wanted or name in self._accept:
+                        file.seek(0)
+                        yield file
+                        return
+        found = f"missing; {INDEX} says that the study has it."
+        if got is not None:
+            found = f"changed since it was written: got digest {got[:12]}, wanted {wanted[:12]}."
+        raise DamagedError(path, found, name=None if got is None else self._prefix + name)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file; see `open`."""
+        with self.open(name) as file:
+            return file.read()
+
+    def accepts(self, name: str) -> bool:
+        """Whether a file may be another than the one that was written."""
+        return name in self._accept or INDEX in self._accept
+
+    def damaged(self, name: str, found: str) -> DamagedError:
+        """The error that says what is wrong with a file."""
+        return DamagedError(self._folder / name, found, name=self._prefix + name)
+
+
+def beside(path: Path, mark: str) -> Path:
+    """Where a file is before it comes to its place."""
+    return path.with_name(f".unfinished-{mark[:32]}-{path.name}")
+
+
+def digest_of(file: IO[bytes]) -> str:
+    """The digest of a file's bytes."""
+    return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
