@@ -1,6 +1,7 @@
 """Which trials have diverged: by parameters, the optimizer's state, or the measured loss."""
 
 import dataclasses
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -67,6 +68,18 @@ def study(workload, **changes):
     return bs.Study(**fields | changes)
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """A study and its result, run once."""
+
+    @functools.cache
+    def run(validation, stop, optimizer):
+        some = study(deep_linear(validation), optimizer=optimizer, stop=stop)
+        return some, some.run(tmp_path_factory.mktemp("study"), progress=False)
+
+    return run
+
+
 def plain_curve(result, batch_size, trial, *, zeroed):
     """A trial by hand, in NumPy: after each step the share that is off, and whether it diverged."""
     rate = np.float32(result.trials.loc[(batch_size, trial, 0), "learning_rate"])
@@ -128,10 +141,8 @@ def plain_steps(result, batch_size, validation, *, stop, zeroed):
         (1200, "budget", zero_nans),
     ],
 )
-def test_a_loss_that_is_nan_is_no_crossing(validation, stop, optimizer, tmp_path):
-    result = study(deep_linear(validation), optimizer=optimizer, stop=stop).run(
-        tmp_path, progress=False
-    )
+def test_a_loss_that_is_nan_is_no_crossing(validation, stop, optimizer, run_of):
+    _, result = run_of(validation, stop, optimizer)
     table = result.steps_to_target()
     for batch_size, steps in table[["batch_size", "steps"]].itertuples(index=False):
         assert steps == plain_steps(
@@ -142,21 +153,22 @@ def test_a_loss_that_is_nan_is_no_crossing(validation, stop, optimizer, tmp_path
     assert np.isfinite(kept[result.measurements["validation/off"] < GOAL.value]).all()
 
 
-def test_bounds_change_no_trial_where_losses_are_not_finite(tmp_path):
-    some = study(deep_linear(1200), optimizer=zero_nans, stop="budget")
-    bounds = some.run(tmp_path / "bounds", progress=False)
-    exact = dataclasses.replace(some, curves="exact").run(tmp_path / "exact", progress=False)
+def test_bounds_change_no_trial_where_losses_are_not_finite(run_of, tmp_path):
+    some, bounds = run_of(1200, "budget", zero_nans)
+    exact = dataclasses.replace(some, curves="exact").run(tmp_path, progress=False)
     assert (bounds.trials["status"] == "infeasible").any()
     pd.testing.assert_frame_equal(bounds.trials, exact.trials)
     pd.testing.assert_frame_equal(bounds.steps_to_target(), exact.steps_to_target())
 
 
-def test_one_trial_run_again_has_diverged_where_the_study_says(tmp_path):
-    some = study(deep_linear(200), optimizer=zero_nans, stop="budget")
-    result = some.run(tmp_path, progress=False)
-    for trial, row in result.trials.loc[8].droplevel("replicate").head(4).iterrows():
-        run = some.run_trial(batch_size=8, trial=int(str(trial)), folder=tmp_path, steps=40)
-        assert run.diverged == (row["status"] == "infeasible")
+@pytest.mark.parametrize("status", ["complete", "infeasible"])
+def test_one_trial_run_alone_ends_as_beside_others_that_diverge(status, run_of):
+    some, result = run_of(200, "budget", zero_nans)
+    number = result.trials.index[result.trials["status"] == status][0][1]
+    alone = some.run_trial(batch_size=8, trial=number, folder=result.folder, steps=40)
+    assert alone.diverged == (status == "infeasible")
+    there = result.measurements.query("trial == @number")["validation/loss"]
+    pd.testing.assert_series_equal(alone.curve["validation/loss"], there)
 
 
 class Least(NamedTuple):
@@ -205,7 +217,6 @@ def test_an_optimizers_state_that_is_not_finite_is_divergence(value, status, tmp
     result = some.run(tmp_path, progress=False)
     assert set(result.trials["status"]) == {status}
     assert set(result.trials["steps_trained"]) == {6 if status == "infeasible" else 12}
-    assert some.run_trial(batch_size=8, trial=0, steps=12).diverged == (status == "infeasible")
 
 
 @pytest.mark.parametrize(
@@ -239,19 +250,6 @@ def test_states_of_optax_are_sound_at_first_and_after_a_bad_gradient_as_they_say
     assert bool(train.sound(recipe, dataclasses.replace(state, opt_state=after), values)) is sound
 
 
-def test_neighbours_of_a_trial_that_diverges_have_the_bits_of_those_that_have_none(tmp_path):
-    some = study(deep_linear(200), optimizer=zero_nans, lanes=4, stop="budget")
-    result = some.run(tmp_path / "many", progress=False)
-    calm = {n for n, row in result.trials.loc[8].droplevel("replicate").iterrows()
-            if row["status"] == "complete"}  # fmt: skip
-    assert (result.trials["status"] == "infeasible").any()
-    trial = min(calm)
-    alone = some.run_trial(batch_size=8, trial=trial, folder=tmp_path / "many", steps=40)
-    there, here = (table.loc[(8, trial, 0), "validation/loss"] for table in
-                   (result.measurements, alone.curve))  # fmt: skip
-    pd.testing.assert_series_equal(here.reindex(there.index), there)
-
-
 def test_a_metric_that_is_never_finite_is_told_and_no_divergence(tmp_path):
     def relative(params, batch):
         return jnp.abs(predicted(params, batch["input"]) / (0 * batch["label"]))
@@ -272,7 +270,7 @@ def with_metrics(workload, finalize, more):
 
 
 @pytest.mark.filterwarnings("ignore:.*not a number in any evaluation")
-def test_nan_of_finite_sums_is_no_divergence(tmp_path):
+def test_nan_of_finite_sums_is_no_divergence(run_of, tmp_path):
     """A ratio of which the count is 0 for a trial, and a function that returns NaN."""
     workload = with_metrics(
         deep_linear(200),
@@ -282,8 +280,8 @@ def test_nan_of_finite_sums_is_no_divergence(tmp_path):
             "strange": batch["label"].sum(),
         },
     )
-    plain = study(deep_linear(200)).run(tmp_path / "plain", progress=False)
-    result = study(workload).run(tmp_path / "more", progress=False)
+    _, plain = run_of(200, "first", "sgd")
+    result = study(workload).run(tmp_path, progress=False)
     pd.testing.assert_frame_equal(result.trials, plain.trials)
     assert result.measurements["validation/precision"].isna().any()
 

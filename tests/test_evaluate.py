@@ -1,6 +1,5 @@
 """What is measured besides the goal's split: which splits, on what, how often, at what price."""
 
-import dataclasses
 import itertools
 import re
 
@@ -217,16 +216,8 @@ def test_one_trial_is_measured_on_the_split_that_it_is_run_until(goal_alone):
     assert "train/error" not in run.curve
 
 
-def test_generalisation_measures_what_it_needs(goal_alone, measured_all):
-    """The study measured nothing of it; its trials are the same ones."""
-    tables = [
-        theory.generalisation(
-            dataclasses.replace(small(), evaluate=evaluate), result, train_loss=0.8, examples=20
-        )
-        for evaluate, result in (
-            (bs.Evaluate(splits=[]), goal_alone),
-            (bs.Evaluate(), measured_all),
-        )
-    ]
-    assert np.isfinite(tables[0]["gap"]).any()
-    pd.testing.assert_frame_equal(*tables)
+def test_generalisation_measures_what_it_needs(goal_alone):
+    """The study itself measured nothing of it."""
+    some = small(evaluate=bs.Evaluate(splits=[]))
+    table = theory.generalisation(some, goal_alone, train_loss=0.8, examples=20, iterations=5)
+    assert np.isfinite(table["gap"]).any()
