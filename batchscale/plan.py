@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
+import scipy
+
 from batchscale import records, tuner
 from batchscale.evaluate import Evaluate
 from batchscale.layout import Layout
@@ -21,6 +23,8 @@ from batchscale.tuner import SearchSpace
 from batchscale.tuner.distributions import number
 
 _FORMAT = 2
+DRAWN_WITH = f"scipy {scipy.__version__}"
+"""What trials are drawn with here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Plan:
       measured_from: by batch size, the step from which on each split besides the goal's is.
       conditions: what each batch size was run under, as `records.conditions` says it: where it
         began, and where it went on otherwise.
+      drawn_with: the versions of SciPy that drew the trials.
     """
 
     definition: Definition
@@ -161,6 +166,7 @@ class Plan:
     measured: dict[str, int] = dataclasses.field(default_factory=dict)
     measured_from: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
     conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    drawn_with: str = DRAWN_WITH
 
     @property
     def batch_dependent(self) -> bool | None:
@@ -199,6 +205,8 @@ class Plan:
         rows = self.rows.setdefault(batch_size, [])
         if len(rows) >= count:
             return False
+        if DRAWN_WITH not in self.drawn_with.split(", "):
+            self.drawn_with += f", {DRAWN_WITH}"
         table = tuner.plan(
             self.definition.spaces[batch_size],
             batch_size=batch_size,
@@ -234,6 +242,7 @@ class Plan:
             "measured": self.measured,
             "measured_from": {str(b): first for b, first in self.measured_from.items()},
             "conditions": {str(b): found for b, found in self.conditions.items()},
+            "drawn_with": self.drawn_with,
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
         }
@@ -311,6 +320,7 @@ class Plan:
                 lambda first: {str(split): _whole(step) for split, step in first.items()},
             ),
             _by_size(plan["conditions"], _conditions),
+            str(plan["drawn_with"]),
         )
 
 

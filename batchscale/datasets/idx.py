@@ -8,13 +8,13 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
 
 from batchscale.datasets.splits import Splits, _checked, _hold_out
+from batchscale.files import local_path
 
 # Of each split the fields of its parts, one after the other.
 Parts: TypeAlias = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
@@ -59,7 +59,7 @@ def from_idx(directory: str | os.PathLike[str], *, validation: int = 5000) -> Sp
     >>> splits["test"]["image"].shape, splits["validation"]["label"]
     ((2, 1, 3, 1), array([1], dtype=int32))
     """
-    folder = Path(directory)
+    folder = local_path(directory, "directory")
     paths = {}
     for name, _ in _FILES.values():
         candidates = (folder / name, folder / f"{name}.gz")

@@ -11,7 +11,7 @@ import numpy as np
 
 from batchscale.datasets import _prepared, _published, _titles
 from batchscale.datasets.splits import Splits, _hold_out, check_labels, from_npz
-from batchscale.files import cache_folder
+from batchscale.files import cache_folder, local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +131,15 @@ def _check_name(name: str) -> None:
 def _found(name: str, directory: str | os.PathLike[str] | None) -> tuple[Splits, Path]:
     """The splits from the first source that has the set, and where that is."""
     if directory is not None:
-        stored = Path(directory).expanduser() / f"{name}.npz"
+        stored = local_path(directory, "directory") / f"{name}.npz"
         if stored.is_file():
             splits = from_npz(stored)
             _check_images(name, splits, stored)
             return splits, stored
     if name == "digits":
         return _digits(), Path("scikit-learn")
-    root = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    return _from_sources(name, root.expanduser(), cache_folder())
+    root = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return _from_sources(name, local_path(root, "directory"), cache_folder())
 
 
 def _digits() -> Splits:

@@ -8,14 +8,13 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from batchscale.files import replacing
+from batchscale.files import local_path, replacing
 
 Splits: TypeAlias = dict[str, dict[str, np.ndarray]]
 Examples: TypeAlias = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike]
@@ -127,7 +126,7 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
                     "hold. Convert it with .astype(np.float32)."
                 )
         arrays.update({f"{split}/{field}": array for field, array in fields.items()})
-    with replacing(Path(path)) as file:
+    with replacing(local_path(path, "path")) as file:
         np.savez(file, **arrays)
 
 
