@@ -133,6 +133,7 @@ def study(name: str, *, seed: int = 0) -> bs.Study:
         max_steps=preset.max_steps,
         stop=preset.stop,
         curves="exact",
+        evaluate=bs.Evaluate(share=None),  # other definitions are read off the other splits
         seed=seed,
     )
 
