@@ -70,6 +70,19 @@ def above(name: str, value: Any, bound: float, wanted: str) -> int | float:
     return number
 
 
+def at_least(name: str, value: Any, bound: float, wanted: str) -> int | float:
+    """The argument `name` as a finite Python number, a bound or above it.
+
+    >>> at_least("until", -1, 0, "a share of a range, 0 or more")
+    Traceback (most recent call last):
+    ValueError: until: got -1, wanted a share of a range, 0 or more.
+    """
+    number = plain(value)
+    if number is None or not bound <= number < math.inf:
+        raise ValueError(f"{name}: got {value!r}, wanted {wanted}.")
+    return number
+
+
 def confidence(value: Any) -> float:
     """A confidence, strictly between 0 and 1.
 

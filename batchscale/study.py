@@ -32,7 +32,7 @@ from batchscale.confirmation import Confirmation
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path
 from batchscale.metrics import Goal
-from batchscale.numeric import above, plain
+from batchscale.numeric import at_least, plain
 from batchscale.optimizers import Factory
 from batchscale.packs import TrialId
 from batchscale.plan import Definition
@@ -405,7 +405,7 @@ class Study:
         """
         folder = local_path(folder)
         rounds, trials = checks.integer("rounds", rounds, 1), checks.integer("trials", trials, 1)
-        until = float(above("until", until, 0, "a share of a range above 0, such as 0.1"))
+        until = float(at_least("until", until, 0, "a share of a range, 0 or more, such as 0.1"))
         patience = checks.patience(patience)
         result = _finished(folder)
         with session.opened(
