@@ -25,7 +25,7 @@ def as_usual(function: Callable[..., Any]) -> Callable[..., Any]:
     A user who has made either stricter, for functions of their own, can still use optax.
 
     >>> with jax.numpy_dtype_promotion("strict"):
-    ...     as_usual(lambda x: x * jnp.arange(2))(jnp.float32(0.5)).tolist()
+    ...     as_usual(lambda x: x * jax.numpy.arange(2))(jax.numpy.float32(0.5)).tolist()
     [0.0, 0.5]
     """
 

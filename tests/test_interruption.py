@@ -249,5 +249,7 @@ def test_rows_of_an_interrupted_write_are_written_with_the_states_that_follow_th
 def test_the_first_tables_are_bounds_alone(finished, tmp_path_factory, monkeypatch):
     """Else the tests above would not test them."""
     played = play("run", finished, tmp_path_factory, monkeypatch)
-    early = [bs.records.load_tables(copy)[0] for copy in played["copies"][2:8]]
+    begun = [copy for copy in played["copies"] if (copy / "index.json").exists()]
+    tables = (bs.records.load_tables(copy)[0] for copy in begun)
+    early = list(itertools.islice((table for table in tables if len(table)), 3))
     assert ["validation/error_at_least"] in [list(table.columns) for table in early]

@@ -214,7 +214,7 @@ def test_a_plan_without_paces_is_one_of_a_constant_rate_or_not_known(tmp_path):
     study.run(tmp_path, progress=False)
     with bs.records.Records.open(tmp_path) as folder:
         plan = folder.read_plan()
-        del plan["paces"]
+        plan["paces"] = None
         folder.write_plan(plan)
     older = bs.load(tmp_path)
     assert older.paces is None

@@ -573,7 +573,9 @@ def test_curves_that_all_diverged_are_still_in_view():
         ),
         (
             {"batch_size": 64, "metric": "train/loss"},
-            "training_curves: 'mnist/fc, sgd' has no metric 'train/loss'; it has validation/error.",
+            "training_curves: 'mnist/fc, sgd' has no metric 'train/loss'; it has validation/error. "
+            "Nothing of 'train' was measured: the study's evaluate=Evaluate(...) says of which "
+            "splits.",
         ),
         (
             {"batch_size": 64, "trials": [1, 7]},

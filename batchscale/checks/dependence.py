@@ -118,7 +118,7 @@ def _gradient(workload: Workload, shapes: Shapes) -> set[str]:
         def mean(params: PyTree) -> Any:
             prepared = workload.prepare(batch, key)
             (total, count), after = workload.loss(params, model_state, prepared, key, values)
-            return total / count, after
+            return total / count.astype(total.dtype), after
 
         value, back, after = jax.vjp(mean, params, has_aux=True)
         return back(scale.astype(value.dtype))[0], after

@@ -187,6 +187,7 @@ class Store:
         for name in set(index.gone) - set(index.files):
             if self._is_left(index, name):
                 (self.folder / name).unlink()
+        self._unsettled = False
 
     def _is_left(self, index: Index, name: str) -> bool:
         """Whether a file is one that a killed writer was about to remove."""
@@ -234,6 +235,8 @@ class Store:
         if self._changes is not None:
             yield
             return
+        if self._unsettled:
+            self._finish()  # before files are put beside those that were left there
         self._changes = {}
         try:
             yield
