@@ -1,5 +1,6 @@
 """Two virtual CPU devices for every test, and small workloads that several tests share."""
 
+import functools
 import os
 import tempfile
 
@@ -20,6 +21,7 @@ import pytest
 from hypothesis import settings
 
 import batchscale as bs
+from batchscale import sampling, train
 
 # The same examples in every run: a property that fails, fails for everyone.
 settings.register_profile("reproducible", derandomize=True, deadline=None)
@@ -68,6 +70,18 @@ def perceptron(width: int = 16, validation: int = 70) -> bs.Workload:
         data={"train": points(100), "validation": points(validation, 1), "test": points(50, 2)},
         name="square",
     )
+
+
+def batches(name: tuple[int, int, int, int], steps: int, examples: int) -> np.ndarray:
+    """The examples of each step of a trial: of a seed, a batch size, a number and a replicate."""
+    return _drawn(name, steps * name[1], examples).reshape(steps, name[1])
+
+
+@functools.cache
+def _drawn(name: tuple[int, int, int, int], size: int, examples: int) -> np.ndarray:
+    place = sampling.position(0, batch_size=name[1], examples=examples)
+    draw = jax.jit(functools.partial(train.draw, position=place, size=size, examples=examples))
+    return np.asarray(draw(train.trial_key(*name)))
 
 
 @pytest.fixture(scope="session")

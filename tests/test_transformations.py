@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import batches
 from optax import contrib
 
 import batchscale as bs
-from batchscale import keys, parallel, sampling, session, train
+from batchscale import keys, parallel, session, train
 from batchscale.layout import Layout
 from batchscale.packs import TrialId, unpack
 
@@ -113,11 +114,11 @@ def trained(some):
 
 def plain_loop(case, workload, dtype):
     """Twenty steps of optax as its documentation has them, on the batches of the trial."""
-    name = train.trial_key(0, BATCH, TRIAL, 0)
-    init, shuffle, _, noise = (jax.random.fold_in(keys.wrap(name), n) for n in range(4))
-    params = workload.init(init)[0]
+    name = (0, BATCH, TRIAL, 0)
+    init, _, _, noise = (jax.random.fold_in(keys.wrap(train.trial_key(*name)), n) for n in range(4))
+    params = jax.jit(workload.init)(init)[0]
     transformation = case.make(RATE, noise)
-    state = transformation.init(params)
+    state = jax.jit(transformation.init)(params)
     x, y = data()
 
     @jax.jit
@@ -132,13 +133,7 @@ def plain_loop(case, workload, dtype):
         updates, state = transformation.update(getattr(gradient, "fast", gradient), state, params)
         return optax.apply_updates(params, updates), state
 
-    for number in range(STEPS):
-        place = sampling.position(number, batch_size=BATCH, examples=EXAMPLES)
-        chosen = np.asarray(
-            sampling.indices(
-                jax.random.key_data(shuffle), place, np.arange(BATCH), examples=EXAMPLES
-            )
-        )
+    for chosen in batches(name, STEPS, EXAMPLES):
         params, state = step(params, state, {"input": x[chosen], "label": y[chosen]})
     return params
 

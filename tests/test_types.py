@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import perceptron
+from conftest import batches, perceptron
 
 import batchscale as bs
-from batchscale import keys, parallel, runner, sampling, session, train
+from batchscale import keys, parallel, runner, session
 from batchscale.packs import TrialId, unpack
 
 
@@ -134,15 +134,8 @@ def test_a_batch_that_counts_nothing_is_a_step_without_a_gradient(
         batch_sizes=[batch_size],
     )
     got = trained(some, 40, microbatch=microbatch)["w"]
-    shuffle = jax.random.fold_in(keys.wrap(train.trial_key(0, batch_size, 0, 0)), 1)
     data, w, v, empty = workload.splits()["train"], 0.5, 0.0, 0
-    for step in range(40):
-        place = sampling.position(step, batch_size=batch_size, examples=16)
-        chosen = np.asarray(
-            sampling.indices(
-                jax.random.key_data(shuffle), place, np.arange(batch_size), examples=16
-            )
-        )
+    for chosen in batches((0, batch_size, 0, 0), 40, 16):
         x, weight = (data[name][chosen].astype(np.float64) for name in ("input", "weight"))
         g = (2 * (w - x) * weight).sum() / weight.sum() if weight.any() else 0.0
         empty += not weight.any()
