@@ -52,9 +52,11 @@ def from_idx(directory: str | os.PathLike[str], *, validation: int = 5000) -> Sp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     for split in ("train", "t10k"):
     ...         header = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3])
-    ...         _ = Path(folder, f"{split}-images-idx3-ubyte").write_bytes(header + bytes(6))
+    ...         images = local_path(f"{folder}/{split}-images-idx3-ubyte")
+    ...         _ = images.write_bytes(header + bytes(6))
     ...         header = bytes([0, 0, 8, 1, 0, 0, 0, 2])
-    ...         _ = Path(folder, f"{split}-labels-idx1-ubyte").write_bytes(header + bytes([7, 1]))
+    ...         labels = local_path(f"{folder}/{split}-labels-idx1-ubyte")
+    ...         _ = labels.write_bytes(header + bytes([7, 1]))
     ...     splits = from_idx(folder, validation=1)
     >>> splits["test"]["image"].shape, splits["validation"]["label"]
     ((2, 1, 3, 1), array([1], dtype=int32))
