@@ -201,7 +201,8 @@ def _drawn(
     if not rows or drawn_with != DRAWN_WITH:
         return None
     drawn = tuner.plan(space, batch_size=batch_size, trials=len(rows), seed=seed)
-    for number, (wanted, got) in enumerate(zip(drawn.to_dict("records"), rows, strict=True)):
+    table: list[dict[str, float]] = drawn.to_dict("records")  # pyright: ignore
+    for number, (wanted, got) in enumerate(zip(table, rows, strict=True)):
         alike = got.keys() == wanted.keys() and all(
             math.isclose(got[name], wanted[name], rel_tol=1e-9) for name in wanted
         )
