@@ -91,7 +91,7 @@ def _hangs(function: Callable[..., Any], arguments: tuple[Any, ...], on: int) ->
     given = [wide if i == on else argument for i, argument in enumerate(arguments)]
     try:
         jax.eval_shape(jax.vmap(function, in_axes=axes, out_axes=None, axis_size=2), *given)
-    except (ValueError, NotImplementedError):  # something comes out that has the axis
+    except (ValueError, NotImplementedError):  # JAX refuses results that have the axis
         return True
     return False
 
