@@ -1,9 +1,11 @@
 """What a result says of its own study is what the analyses say of its tables."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import batchscale as bs
+from batchscale import sweep
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,20 @@ def test_learning_rates_of_a_study_surround_its_winners(result):
     rates = result.optima()["learning_rate"]
     assert table["effective_learning_rate"].tolist() == rates.tolist()
     assert ((table["usable_low"] <= rates) & (rates <= table["usable_high"])).all()
+
+
+def test_a_metric_that_is_never_a_number_is_told_and_one_that_is_not_so_is_not():
+    keys = [(8, 0, 0, step) for step in (0, 1)]
+    index = pd.MultiIndex.from_tuples(keys, names=bs.records.MEASUREMENT_INDEX)
+    table = pd.DataFrame(
+        {"validation/error": [0.9, 0.1], "validation/r2": np.nan, "validation/once": [1.0, np.nan]},
+        index,
+    )
+    trials = pd.DataFrame(
+        {"status": ["complete"]},
+        pd.MultiIndex.from_tuples([(8, 0, 0)], names=bs.records.TRIAL_INDEX),
+    )
+    steps = pd.DataFrame({"batch_size": [8], "steps": [1.0]})
+    with pytest.warns(UserWarning, match=r"^validation/r2: not a number in any evaluation") as told:
+        sweep.warn_of_misses(steps, table, trials, bs.Goal("validation/error", 0.2))
+    assert len(told) == 1
