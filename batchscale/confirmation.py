@@ -58,7 +58,7 @@ class Confirmation:
     ) -> scaling.Recommendation:
         """Which batch size to train with, by the medians; see `scaling.recommend`."""
         return scaling.recommend(
-            self.steps_to_target(), self.scaling(), seconds_per_step=seconds_per_step
+            self.steps_to_target(), paces=self.paces, seconds_per_step=seconds_per_step
         )
 
     def scaling(self, *, form: scaling.Form = "hyperbolic") -> scaling.Fit:
@@ -66,8 +66,7 @@ class Confirmation:
 
         It is refused where the plateau is the schedule's doing; see `scaling.paced`.
         """
-        steps = self.steps_to_target()
-        return scaling.fit(steps, form=form).refuse(scaling.paced(steps, self.paces).refusal)
+        return scaling.fit(self.steps_to_target(), form=form, paces=self.paces)
 
 
 def confirmation(

@@ -131,10 +131,7 @@ class Result:
           goal: another goal than the study's, to be read off the same curves.
           form: `hyperbolic`, or `generalised`, whose bend may be sharper.
         """
-        return self._fit(self.steps_to_target(goal), form)
-
-    def _fit(self, steps: pd.DataFrame, form: scaling.Form = "hyperbolic") -> scaling.Fit:
-        return scaling.fit(steps, form=form).refuse(scaling.paced(steps, self.paces or {}).refusal)
+        return scaling.fit(self.steps_to_target(goal), form=form, paces=self.paces)
 
     def refined(self) -> pd.DataFrame:
         """The trials of `Study.refine`, as in `trials`; empty if there are none."""
@@ -250,7 +247,7 @@ class Result:
         """
         steps = self.steps_to_target(goal)
         return scaling.recommend(
-            steps, self._fit(steps), seconds_per_step=seconds_per_step, tolerance=tolerance
+            steps, paces=self.paces, seconds_per_step=seconds_per_step, tolerance=tolerance
         )
 
     def sensitivity(

@@ -165,7 +165,7 @@ def main() -> None:
         best.assign(variant="best of N", why=""),
         tuned.assign(variant="tuned setting, median of fresh seeds", why=""),
     ]
-    write(bs.scaling.transitions(pd.concat(curves)), "best_and_tuned")
+    write(bs.scaling.transitions(pd.concat(curves), paces=result.paces), "best_and_tuned")
     try:
         write(result.tuning_curve(), "tuning_curve")
         tuning = bs.plots.tuning_curve(result)
@@ -174,10 +174,10 @@ def main() -> None:
         (output / "tuning_curve.txt").write_text(f"{error}\n")
     variants = result.variants()
     write(variants, "variants")
-    write(bs.scaling.transitions(variants), "transitions")
+    write(bs.scaling.transitions(variants, paces=result.paces), "transitions")
     rates = result.learning_rates()
     write(rates, "learning_rates")
-    rules = bs.scaling.rules(rates)
+    rules = bs.scaling.rules(rates, paces=result.paces)
     write(rules.table, "rules")
     write(bs.scaling.frontier(tuned), "frontier")
     times = some.seconds_per_step()
@@ -201,7 +201,7 @@ def main() -> None:
     rows = []
     for name, steps in (("best of N", best), ("tuned", tuned)):
         for form in ("hyperbolic", "generalised"):
-            fit = bs.scaling.fit(steps, form=form)
+            fit = bs.scaling.fit(steps, form=form, paces=result.paces)
             rows.append(
                 {
                     "of": name,

@@ -158,6 +158,29 @@ def test_a_confirmation_refuses_what_its_study_does():
     assert "critical batch size is quoted: the plateau may be" in str(late.recommend())
 
 
+def test_no_reading_of_the_curve_takes_the_schedules_plateau_for_one():
+    steps = table([900.0, 460, 230, 120, 65, 40, 26, 19, 18, 17, 17])
+    paces = everywhere(Pace(rises_until=35), steps["steps"])
+    assert scaling.regimes(steps).plateau_from == 128
+    assert math.isnan(scaling.regimes(steps, paces=paces).plateau_from)
+    assert scaling.regimes(steps, paces=paces).perfect_until == 16  # 1,040 examples for 900
+    variants = steps.assign(variant="error < 0.1")
+    assert scaling.transitions(variants)["b_crit"].iloc[0] > 20
+    moved = scaling.transitions(variants, paces=paces).iloc[0]
+    assert math.isnan(moved["b_crit"])
+    assert math.isnan(moved["plateau_from"])
+    assert "schedule" in moved["refused"]
+    told = scaling.recommend(steps, paces=paces)
+    assert told.fit.refused == moved["refused"]
+    assert math.isnan(told.regimes.plateau_from)
+    rates = steps.assign(
+        centre=0.1, sharpness=2.0, usable_low=0.01, usable_high=1.0, searched_low=0.01,
+        searched_high=1.0,
+    )  # fmt: skip
+    assert scaling.rules(rates).exponent_until < 1024
+    assert scaling.rules(rates, paces=paces).exponent_until == math.inf
+
+
 def regression():
     """Linear regression; its validation loss is the distance to the truth."""
     random, size = np.random.default_rng(0), 6

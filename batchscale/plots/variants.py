@@ -67,6 +67,7 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
     >>> result = SimpleNamespace(
     ...     name="mnist/fc_128_128_128, sgd",
     ...     goal=SimpleNamespace(metric="validation/error", value=0.03, mode="min"),
+    ...     paces={},
     ...     variants=lambda: table,
     ... )
     >>> ax = variants(result)
@@ -76,7 +77,7 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
     >>> plt.close(ax.figure)
     """
     table = result.variants()
-    critical = transitions(table).set_index("variant")["b_crit"]
+    critical = transitions(table, paces=result.paces).set_index("variant")["b_crit"]
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
     log2_axis(ax, "y")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from batchscale import numeric
 from batchscale.scaling.curve import Form, Interval, check_begun, log_steps, points
+from batchscale.scaling.pace import Pace, paced
 
 # Choices.
 _FEWEST = {"hyperbolic": 4, "generalised": 5}  # batch sizes that reach the goal
@@ -122,7 +124,13 @@ class Fit:
         return self.b_crit * ((1 + overhead) ** self.sharpness - 1) ** (1 / self.sharpness)
 
 
-def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0.9) -> Fit:
+def fit(
+    steps: pd.DataFrame,
+    *,
+    form: Form = "hyperbolic",
+    confidence: float = 0.9,
+    paces: Mapping[int, Pace] | None = None,
+) -> Fit:
     """Fits a curve to steps to target, in log space, by maximum likelihood.
 
     log S scatters normally about the curve. What was measured is that the crossing lies between two
@@ -136,11 +144,14 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
     interval leaves the batch sizes that were measured: then the bend has not been seen, and the
     interval is the one-sided bound that is left. As well is by the Bayesian information criterion
     (Schwarz 1978); of the hyperbola, which has as many parameters as a line, by the squares left.
+    It is refused too where the plateau is the schedule's doing; see `paced`.
 
     Args:
       steps: the table of `metrics.steps_to_target`; `previous_evaluation` may be missing.
       form: `hyperbolic`, S = S_min (1 + B_crit / B), or `generalised`, whose bend may be sharper.
       confidence: of the intervals.
+      paces: where the schedule decides when the goal is reached, as `Result.paces`; by default
+        nowhere.
 
     Raises:
       ValueError: the table or an argument is not as above.
@@ -210,7 +221,7 @@ def fit(steps: pd.DataFrame, *, form: Form = "hyperbolic", confidence: float = 0
         misses=misses,
         refused=refused,
         _log_b_crit=float(best[1]),
-    )
+    ).refuse(paced(table, paces or {}).refusal)
 
 
 class _Likelihood:

@@ -13,6 +13,7 @@ from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.scaling.fitting import Fit
 from batchscale.scaling.fitting import fit as fit_steps
+from batchscale.scaling.pace import Pace
 from batchscale.scaling.regimes import Regimes, overhead, regimes
 
 StepTimes = float | Mapping[int, float] | pd.DataFrame
@@ -142,6 +143,7 @@ def recommend(
     *,
     seconds_per_step: StepTimes | None = None,
     tolerance: float = 0.2,
+    paces: Mapping[int, Pace] | None = None,
 ) -> Recommendation:
     """Below which batch size doubling it is free, where returns diminish, and where they end.
 
@@ -150,6 +152,7 @@ def recommend(
       fit: of `scaling.fit`; made here if not given.
       seconds_per_step: as for `frontier`.
       tolerance: the share by which steps, examples or seconds may be off and count as the same.
+      paces: as for `fit`.
 
     Raises:
       ValueError: an argument is not as above.
@@ -164,9 +167,9 @@ def recommend(
     curve, whose critical batch size is 101 (90% interval 84.4 to 122).
     Above 256: no gain beyond 20% of the fewest steps.
     """
-    found = regimes(steps, tolerance=tolerance)
+    found = regimes(steps, tolerance=tolerance, paces=paces)
     table = frontier(steps, seconds_per_step=seconds_per_step)
-    fit = fit_steps(steps) if fit is None else fit
+    fit = fit_steps(steps, paces=paces) if fit is None else fit
     reached = _tables.select(table, np.isfinite(table["steps"]))
     unit = "steps" if seconds_per_step is None else "seconds"
     knee = fastest = math.nan

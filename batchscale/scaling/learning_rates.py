@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from batchscale.metrics._crossings import check_trained, search_crossings
 from batchscale.records import Status, StopReason
 from batchscale.scaling.curve import Interval
 from batchscale.scaling.fitting import fit
+from batchscale.scaling.pace import Pace
 from batchscale.scaling.response import FEWEST, Parabola, Shape, Wall, fit_curve
 from batchscale.tuner import derived
 
@@ -178,7 +180,13 @@ class Rules:
     confidence: float
 
 
-def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: float = 0.9) -> Rules:
+def rules(
+    table: pd.DataFrame,
+    *,
+    reference: int | None = None,
+    confidence: float = 0.9,
+    paces: Mapping[int, Pace] | None = None,
+) -> Rules:
     """The linear and the square-root rule against tuned learning rates, and the steps they lose.
 
     From a reference batch size B0, the linear rule (Goyal et al. 2017, arXiv:1706.02677) takes
@@ -191,6 +199,7 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
       reference: a batch size; if not given, the smallest that reaches the goal. Its own error
         moves both rules at all batch sizes.
       confidence: of the interval of the exponent.
+      paces: as for `fit`.
 
     Raises:
       ValueError: the reference has no tuned learning rate, or no batch size has.
@@ -225,7 +234,7 @@ def rules(table: pd.DataFrame, *, reference: int | None = None, confidence: floa
     for name, rates in zip(_RULES, (begin * ratio, begin * np.sqrt(ratio)), strict=True):
         found[name] = rates
         found[f"{name}_lost"], found[f"{name}_why"] = _lost(table, rates)
-    b_crit = fit(table).b_crit
+    b_crit = fit(table, paces=paces).b_crit
     until = math.inf if math.isnan(b_crit) else b_crit
     exponent, interval = _exponent(
         _tables.select(answered, answered["batch_size"] <= until), confidence

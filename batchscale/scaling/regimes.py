@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from batchscale import columns
 from batchscale.scaling.curve import check_begun, points
+from batchscale.scaling.pace import Pace, paced
 
 columns.declare("overhead", "batch_size", "steps", "examples", "overhead")
 
@@ -23,7 +25,8 @@ class Regimes:
       perfect_until: the largest batch size up to which all need at most (1 + tolerance) times the
         examples of the smallest; NaN if the smallest misses the goal.
       plateau_from: the smallest batch size from which no larger one takes off more than the
-        tolerance; NaN if that is the largest, for then no plateau has been seen.
+        tolerance; NaN if that is the largest, for then no plateau has been seen, and where the
+        plateau is the schedule's doing.
       useful_until: the smallest batch size whose steps are at most (1 + tolerance) times the fewest
         of all: a larger one is of no use.
       fewest_steps: of all batch sizes.
@@ -64,7 +67,9 @@ def overhead(steps: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"batch_size": int})
 
 
-def regimes(steps: pd.DataFrame, *, tolerance: float = 0.2) -> Regimes:
+def regimes(
+    steps: pd.DataFrame, *, tolerance: float = 0.2, paces: Mapping[int, Pace] | None = None
+) -> Regimes:
     """Perfect scaling, diminishing returns and plateau (Shallue et al. 2019, section 4.1).
 
     With a tolerance of 0.2, `perfect_until` is the critical batch size of Zhang et al. (2024), with
@@ -73,6 +78,7 @@ def regimes(steps: pd.DataFrame, *, tolerance: float = 0.2) -> Regimes:
     Args:
       steps: the table of `metrics.steps_to_target`.
       tolerance: above 0.
+      paces: as for `fit`.
 
     Raises:
       ValueError: the table or the tolerance is not as above.
@@ -100,5 +106,7 @@ def regimes(steps: pd.DataFrame, *, tolerance: float = 0.2) -> Regimes:
     flat = np.isfinite(count) & (count <= (1 + tolerance) * later)
     tail = len(flat) - int(np.argmin(flat[::-1])) if not flat.all() else 0
     plateau = sizes[tail] if tail < len(sizes) - 1 else math.nan
+    if paced(steps, paces or {}).plateau:
+        plateau = math.nan
     useful = sizes[int(np.argmax(count <= (1 + tolerance) * fewest))]
     return Regimes(tolerance, float(perfect), float(plateau), float(useful), fewest)

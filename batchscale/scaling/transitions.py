@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from batchscale import columns
 from batchscale.scaling.fitting import fit
+from batchscale.scaling.pace import Pace
 from batchscale.scaling.regimes import regimes
 
 _POINTS = ("perfect_until", "plateau_from", "b_crit")
@@ -18,7 +20,11 @@ columns.declare(
 
 
 def transitions(
-    variants: pd.DataFrame, *, reference: str | None = None, tolerance: float = 0.2
+    variants: pd.DataFrame,
+    *,
+    reference: str | None = None,
+    tolerance: float = 0.2,
+    paces: Mapping[int, Pace] | None = None,
 ) -> pd.DataFrame:
     """Where perfect scaling ends and the plateau begins, under each definition of steps to target.
 
@@ -30,6 +36,7 @@ def transitions(
         perhaps `previous_evaluation`, and `why` a variant has no steps.
       reference: a variant; if not given, the first.
       tolerance: as for `regimes`.
+      paces: as for `fit`.
 
     Returns:
       One row a variant: `variant`; `perfect_until` and `plateau_from` of `regimes`; `b_crit` of
@@ -69,7 +76,7 @@ def transitions(
             f"reference: got {reference!r}, wanted one of {', '.join(map(repr, names))}."
         )
     rows = [
-        {"variant": name, **_points(variants[variants["variant"] == name], tolerance)}
+        {"variant": name, **_points(variants[variants["variant"] == name], tolerance, paces)}
         for name in names
     ]
     table = pd.DataFrame(rows).set_index("variant")
@@ -78,7 +85,9 @@ def transitions(
     return table.reset_index()
 
 
-def _points(steps: pd.DataFrame, tolerance: float) -> dict[str, Any]:
+def _points(
+    steps: pd.DataFrame, tolerance: float, paces: Mapping[int, Pace] | None
+) -> dict[str, Any]:
     """The transition points of one variant."""
     nothing = dict.fromkeys((*_POINTS, "low", "high"), math.nan)
     why = next((why for why in steps.get("why", []) if why), "")
@@ -86,8 +95,8 @@ def _points(steps: pd.DataFrame, tolerance: float) -> dict[str, Any]:
         return {**nothing, "refused": why}
     if (steps["steps"] == 0).any():
         return {**nothing, "refused": "the goal holds before the first step"}
-    found = regimes(steps, tolerance=tolerance)
+    found = regimes(steps, tolerance=tolerance, paces=paces)
     read = {"perfect_until": found.perfect_until, "plateau_from": found.plateau_from}
-    fitted = fit(steps)
+    fitted = fit(steps, paces=paces)
     low, high = fitted.b_crit_interval
     return {**read, "b_crit": fitted.b_crit, "low": low, "high": high, "refused": fitted.refused}
