@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import opening, tuner
+from batchscale import opening, records, tuner
 from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
 from batchscale.packs import HyperparametersOf, TrialId
@@ -28,6 +28,7 @@ def confirm(
     engine: Engine,
     side: Records,
     report: Callable[[Progress], None],
+    conditions: Mapping[str, Any],
     *,
     trials: pd.DataFrame,
     best: Mapping[int, float],
@@ -43,6 +44,7 @@ def confirm(
       engine: trains and measures.
       side: the folder of the confirmation.
       report: told of every evaluation.
+      conditions: what trials run under here; written down for the batch sizes that do.
       trials: of the study.
       best: steps to target of the study, by batch size; one that is inf is passed over.
       settings: how many are compared at each batch size.
@@ -64,25 +66,32 @@ def confirm(
         compared.setdefault(batch_size, []).append(number)
     # Where only trials that diverged later got there, there is no setting to take over.
     limits = {size: patience * best[size] for size in compared if math.isfinite(best[size])}
-    side.write_plan(
-        ConfirmationPlan(
-            settings={size: compared[size] for size in limits},
-            selection_seeds=selection_seeds,
-            seeds=seeds,
-            best={size: best[size] for size in limits},
-            limits=limits,
-        ).to_json()
+    found = side.read_plan()
+    known = {}
+    if found is not None:
+        known = ConfirmationPlan.from_json(found, str(side.folder / "plan.json")).conditions
+    asked = ConfirmationPlan(
+        settings={size: compared[size] for size in limits},
+        selection_seeds=selection_seeds,
+        seeds=seeds,
+        best={size: best[size] for size in limits},
+        limits=limits,
+        conditions=known,
     )
+    side.write_plan(asked.to_json())
     for batch_size, limit in limits.items():
         first = [TrialId(n, r + 1) for n in compared[batch_size] for r in range(selection_seeds)]
 
         def of(trial: TrialId, size: int = batch_size) -> Mapping[str, Any]:
             return values[size, trial.number]
 
+        def begins(size: int = batch_size) -> None:
+            _begins(side, asked, size, conditions)
+
         def comparing(progress: Progress) -> None:
             report(dataclasses.replace(progress, finished=False))
 
-        _run(plan, engine, side, comparing, of, batch_size, first, limit)
+        _run(plan, engine, side, comparing, of, batch_size, first, limit, begins)
         runs = _of(side, batch_size)[1].loc[[(batch_size, *trial) for trial in first]]
         chosen = int(tuner.by_median(tuner.within(runs, limit))["trial"].iloc[0])
         fresh = [TrialId(chosen, selection_seeds + 1 + r) for r in range(seeds)]
@@ -94,7 +103,7 @@ def confirm(
                 progress = dataclasses.replace(progress, steps=median, trials=seeds)
             report(progress)
 
-        _run(plan, engine, side, reporting, of, batch_size, [*first, *fresh], limit)
+        _run(plan, engine, side, reporting, of, batch_size, [*first, *fresh], limit, begins)
     side.compact()
 
 
@@ -103,6 +112,7 @@ def refine(
     engine: Engine,
     side: Records,
     report: Callable[[Progress], None],
+    conditions: Mapping[str, Any],
     *,
     trials: pd.DataFrame,
     best: Mapping[int, float],
@@ -118,6 +128,7 @@ def refine(
       engine: trains and measures.
       side: the folder of the refinement.
       report: told of every evaluation.
+      conditions: what trials run under here; written down for the batch sizes that do.
       trials: of the study.
       best: steps to target of the study, by batch size; one that is inf is passed over.
       rounds: at most; every batch size takes part in each, for equal effort.
@@ -176,6 +187,7 @@ def refine(
                 size,
                 [TrialId(FIRST_REFINED + i) for i in range(so_far)],
                 patience * steps,
+                lambda size=size: _begins(side, stored, size, conditions),
                 origin=lambda trial, names=names: Origin(names[trial.number][1]),
             )
     side.compact()
@@ -242,6 +254,7 @@ def _run(
     batch_size: int,
     candidates: list[TrialId],
     limit: float,
+    begins: Callable[[], None],
     *,
     origin: Callable[[TrialId], Origin] = lambda _: Origin.CONFIRM,
 ) -> None:
@@ -279,7 +292,18 @@ def _run(
         hyperparameters=hyperparameters,
         origin=origin,
         report=report,
+        begins=begins,
     ).run()
+
+
+def _begins(
+    side: Records,
+    plan: ConfirmationPlan | RefinementPlan,
+    batch_size: int,
+    conditions: Mapping[str, Any],
+) -> None:
+    if records.runs_under(plan.conditions, batch_size, conditions):
+        side.write_plan(plan.to_json())
 
 
 def _of(side: Records, batch_size: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -192,14 +192,6 @@ class Plan:
         """The batch sizes that were last run under another condition of a name than here."""
         return [size for size, found in self.conditions.items() if found[-1][name] != here[name]]
 
-    def runs_under(self, batch_size: int, here: Mapping[str, Any]) -> bool:
-        """Takes down what a batch size is run under; says whether that is new."""
-        found = self.conditions.setdefault(batch_size, [])
-        if found and found[-1] == here:
-            return False
-        found.append(dict(here))
-        return True
-
     def extend(self, batch_size: int, count: int, origin: Origin) -> bool:
         """Makes sure that a batch size has `count` trials; says whether it had fewer."""
         rows = self.rows.setdefault(batch_size, [])
@@ -319,7 +311,7 @@ class Plan:
                 plan["measured_from"],
                 lambda first: {str(split): _whole(step) for split, step in first.items()},
             ),
-            _by_size(plan["conditions"], _conditions),
+            records.conditions_from_json(plan["conditions"]),
             str(plan["drawn_with"]),
         )
 
@@ -327,15 +319,6 @@ class Plan:
 def _pace(fields: Mapping[str, Any]) -> Pace:
     falls = fields["falls"]
     return Pace(_whole(fields["rises_until"]), None if falls is None else (falls[0], falls[1]))
-
-
-def _conditions(found: Any) -> list[dict[str, Any]]:
-    for under in found:
-        if set(under) != set(records.CONDITIONS):
-            raise ValueError(f"conditions: got {under}, wanted {', '.join(records.CONDITIONS)}")
-    if not found:
-        raise ValueError("conditions: a batch size has none")
-    return [dict(under) for under in found]
 
 
 def _whole(value: Any) -> int:

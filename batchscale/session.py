@@ -70,12 +70,14 @@ class Session(NamedTuple):
       engine: trains and measures.
       records: the folder that trials are written into.
       report: told of every evaluation.
+      conditions: what trials run under here; written into the plan of the batch sizes that do.
     """
 
     plan: Plan
     engine: Engine
     records: Records
     report: Callable[[Progress], None]
+    conditions: Mapping[str, Any]
 
 
 @contextlib.contextmanager
@@ -135,7 +137,7 @@ def opened(
             report = stack.enter_context(bar)
             bar.say(_opening(study, plan.definition))
         try:
-            yield Session(plan, trains, written, report)
+            yield Session(plan, trains, written, report, conditions(on))
         except KeyboardInterrupt:
             if bar is not None:
                 bar.say(f"Interrupted. The same call goes on from what is in {stored.folder}.")

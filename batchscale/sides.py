@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from batchscale.records import Origin
+from batchscale.records import Origin, conditions_from_json
 from batchscale.tuner import SearchSpace
 from batchscale.tuner.distributions import number
 
@@ -26,6 +26,7 @@ class ConfirmationPlan:
       seeds: under which the chosen one is reported.
       best: steps to target of the study when the settings were chosen, by batch size.
       limits: the steps after which a run is a miss, by batch size.
+      conditions: what each batch size was run under, as in `Plan`.
     """
 
     settings: Mapping[int, list[int]]
@@ -33,13 +34,14 @@ class ConfirmationPlan:
     seeds: int
     best: Mapping[int, float]
     limits: Mapping[int, float]
+    conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         fields = dataclasses.asdict(self)
         sizes = {
             name: {str(size): value for size, value in fields[name].items()}
-            for name in ("settings", "best", "limits")
+            for name in ("settings", "best", "limits", "conditions")
         }
         return {"format": _FORMAT, **fields, **sizes}
 
@@ -64,6 +66,7 @@ class ConfirmationPlan:
             seeds=_whole(plan["seeds"]),
             best=_by_size(plan["best"], lambda steps: number("best", steps)),
             limits=_by_size(plan["limits"], lambda steps: number("limits", steps)),
+            conditions=conditions_from_json(plan["conditions"]),
         )
         if not set(made.settings) == set(made.best) == set(made.limits):
             raise ValueError("settings, best and limits are not of the same batch sizes")
@@ -76,9 +79,11 @@ class RefinementPlan:
 
     Attributes:
       rounds: each a mapping from batch size to `origin`, `space` and `trials`, the hyperparameters.
+      conditions: what each batch size was run under, as in `Plan`.
     """
 
     rounds: list[dict[int, dict[str, Any]]] = dataclasses.field(default_factory=list)
+    conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
     def trials(self, batch_size: int) -> list[tuple[dict[str, float], str]]:
         """The hyperparameters and the origin of every refined trial of a batch size."""
@@ -88,7 +93,8 @@ class RefinementPlan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         rounds = [{str(size): part for size, part in some.items()} for some in self.rounds]
-        return {"format": _FORMAT, "rounds": rounds}
+        conditions = {str(size): found for size, found in self.conditions.items()}
+        return {"format": _FORMAT, "rounds": rounds, "conditions": conditions}
 
     @classmethod
     def from_json(cls, plan: Any, where: str) -> RefinementPlan:
@@ -97,7 +103,8 @@ class RefinementPlan:
 
     @classmethod
     def _from_json(cls, plan: Mapping[str, Any]) -> RefinementPlan:
-        made = cls([_by_size(some, dict) for some in plan["rounds"]])
+        rounds = [_by_size(some, dict) for some in plan["rounds"]]
+        made = cls(rounds, conditions_from_json(plan["conditions"]))
         for part in (part for some in made.rounds for part in some.values()):
             Origin(part["origin"])
             SearchSpace.from_json(part["space"])

@@ -517,8 +517,7 @@ class Study:
         with session.opened(
             self, self._definition(), folder, progress, devices, extend=extend
         ) as opened:
-            conditions = session.conditions(opened.engine.mesh)
-            sweep.run(*opened, conditions=conditions, probe=self.lanes == "probe")
+            sweep.run(*opened, probe=self.lanes == "probe")
         result = load(folder)
         sweep.warn_of_misses(
             result.steps_to_target(), result.measurements, result.trials, result.goal

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import rehearsal
+from batchscale import records, rehearsal
 from batchscale.engine import Engine
 from batchscale.ledger import Ledger, Question
 from batchscale.metrics import BOUNDS, Goal, with_goal
@@ -28,8 +28,8 @@ def run(
     engine: Engine,
     folder: Records,
     report: Callable[[Progress], None],
-    *,
     conditions: Mapping[str, Any],
+    *,
     probe: bool = False,
 ) -> None:
     """Runs what is left of a plan, and writes it into the folder.
@@ -45,7 +45,7 @@ def run(
     measurements, trials = folder.tables()
 
     def begins(batch_size: int) -> None:
-        if plan.runs_under(batch_size, conditions):
+        if records.runs_under(plan.conditions, batch_size, conditions):
             folder.write_plan(plan.to_json())
 
     runs = [

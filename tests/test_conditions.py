@@ -112,6 +112,32 @@ def test_another_version_is_told_and_recorded_where_it_trains(folder, tmp_path, 
         study().run(folder, progress=False)
 
 
+def test_what_follows_a_search_says_too_what_it_ran_under(tmp_path, monkeypatch):
+    goal = bs.Goal("validation/error", 0.35)
+    some = study(goal=goal, trials=4, max_steps=100, stop=4.0)
+    some.run(tmp_path, progress=False)
+    here = records.conditions
+    confirming = {"settings": 2, "selection_seeds": 3, "progress": False}
+
+    def of(name):
+        with records.Records.open(tmp_path / name, write=False) as stored:
+            found = stored.read_plan()["conditions"]
+        return {size: [under["jax"] for under in own] for size, own in found.items()}
+
+    some.refine(tmp_path, rounds=1, trials=2, progress=False)
+    some.confirm(tmp_path, seeds=3, **confirming)
+    now = jax.__version__
+    assert of("refine") == of("confirm") == {"8": [now], "16": [now]}
+    monkeypatch.setattr(records, "conditions", lambda *about: here(*about) | {"jax": "0.99"})
+    with pytest.warns(UserWarning, match="was run elsewhere"):
+        some.confirm(tmp_path, seeds=4, **confirming)
+    assert of("refine") == {"8": [now], "16": [now]}
+    assert of("confirm") == {"8": [now, "0.99"], "16": [now, "0.99"]}
+    with pytest.warns(UserWarning, match="was run elsewhere"):
+        some.confirm(tmp_path, seeds=4, **confirming)  # nothing is left to be run
+    assert of("confirm") == {"8": [now, "0.99"], "16": [now, "0.99"]}
+
+
 def test_a_single_trial_of_another_study_is_refused_as_a_run_is(folder):
     other = study(workload=perceptron(width=8))
     for go_on in (

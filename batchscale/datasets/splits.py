@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -256,7 +255,7 @@ def _array(where: str, field: str, value: ArrayLike) -> np.ndarray:
 
 def _narrow_float(dtype: np.dtype) -> bool:
     """Whether a type is a float that NumPy has not of its own: bfloat16 and narrower ones."""
-    return dtype.kind == "V" and dtype.names is None and jnp.issubdtype(dtype, jnp.floating)
+    return dtype.kind == "V" and dtype.names is None and "float" in dtype.name
 
 
 def _check_integers(where: str, field: str, labels: np.ndarray) -> None:

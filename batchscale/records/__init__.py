@@ -6,7 +6,9 @@ from batchscale.records._store import CONFIRMED as CONFIRMED
 from batchscale.records._store import REFINED as REFINED
 from batchscale.records.environment import CONDITIONS as CONDITIONS
 from batchscale.records.environment import conditions as conditions
+from batchscale.records.environment import conditions_from_json as conditions_from_json
 from batchscale.records.environment import provenance as provenance
+from batchscale.records.environment import runs_under as runs_under
 from batchscale.records.folder import Contents as Contents
 from batchscale.records.folder import Records as Records
 from batchscale.records.folder import load_tables as load_tables

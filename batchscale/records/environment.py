@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,38 @@ def conditions(device: Any, float_type: str) -> dict[str, Any]:
         "backend": device.platform,
         "device": device.device_kind,
     }
+
+
+def runs_under(
+    conditions: dict[int, list[dict[str, Any]]], batch_size: int, here: Mapping[str, Any]
+) -> bool:
+    """Takes down what a batch size is run under; says whether that is new.
+
+    >>> noted = {}
+    >>> [runs_under(noted, 8, {"jax": version}) for version in ("0.10", "0.10", "0.11")]
+    [True, False, True]
+    >>> noted
+    {8: [{'jax': '0.10'}, {'jax': '0.11'}]}
+    """
+    found = conditions.setdefault(batch_size, [])
+    if found and found[-1] == here:
+        return False
+    found.append(dict(here))
+    return True
+
+
+def conditions_from_json(found: Mapping[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """What each batch size was run under, as a plan holds it.
+
+    Raises:
+      ValueError: a batch size has none, or others than `CONDITIONS`.
+    """
+    for under in (under for own in found.values() for under in own):
+        if set(under) != set(CONDITIONS):
+            raise ValueError(f"conditions: got {under}, wanted {', '.join(CONDITIONS)}")
+    if not all(found.values()):
+        raise ValueError("conditions: a batch size has none")
+    return {int(size): [dict(under) for under in own] for size, own in found.items()}
 
 
 def _matmul_precision() -> str:
