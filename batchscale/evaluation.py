@@ -353,7 +353,8 @@ class Evaluations:
                 enough=jnp.where(active, enough, 0),
                 **together,
             )
-            return jnp.stack([train.finite(state[:2]), found >= enough, batches])
+            told = train.finite(state[:2]), found >= enough, batches
+            return jnp.stack([jnp.asarray(x, jnp.int32) for x in told])
 
         return self._begin("bounded", bounded, (self._ranked, self._enough), layout)
 

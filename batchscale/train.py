@@ -20,6 +20,7 @@ from batchscale.optimizers import Hyperparameters, Optimizer, as_usual
 from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
+from batchscale.workloads._sums import wide_type
 
 _INIT, _SHUFFLE, _LOSS, _OPTIMIZER = 0, 1, 2, 3
 _DRAWN_AT_ONCE = 4096  # a choice: what is at work fits a core's cache
@@ -316,7 +317,7 @@ def tally(
         lambda at: (at[0] + of(nth(at[1])), at[1] + 1),
         (found, jnp.zeros((), jnp.int32)),
     )
-    return found, index + (first is not None)
+    return found, index + int(first is not None)
 
 
 def each(
@@ -448,7 +449,7 @@ def _gradient(
         total, pull_back, (weight, model_state) = jax.vjp(
             lambda params: loss(params, model_state, first, count), state.params, has_aux=True
         )
-        return total, pull_back, weight.astype(_wide(total.dtype)), model_state
+        return total, pull_back, weight.astype(wide_type(total.dtype)), model_state
 
     if recipe.whole:
         total, pull_back, weight, model_state = summed(state.model_state, 0, recipe.microbatch)
@@ -470,8 +471,8 @@ def _gradient(
     total_shape = jax.eval_shape(
         lambda: loss(state.params, state.model_state, 0, recipe.microbatch)[0]
     )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), state.params)
-    carry = (zeros, jnp.zeros((), _wide(total_shape.dtype)), state.model_state)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_type(x.dtype)), state.params)
+    carry = (zeros, jnp.zeros((), wide_type(total_shape.dtype)), state.model_state)
     count = recipe.microbatch
     microbatches = jnp.asarray(batch.size) // count
     carry = jax.lax.fori_loop(0, microbatches, lambda i, c: add(c, i * count, count), carry)
@@ -486,11 +487,6 @@ def _gradient(
 def _or_infinite(weight: Float[Array, ""]) -> Float[Array, ""]:
     """What a sum is divided by, so that one that counts nothing is no gradient."""
     return jnp.where(weight > 0, weight, jnp.inf)
-
-
-def _wide(dtype: Any) -> Any:
-    """The type in which numbers of a type are summed."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _scale(

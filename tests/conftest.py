@@ -61,7 +61,8 @@ def perceptron(width: int = 16, validation: int = 70) -> bs.Workload:
         return ~error(params, batch)
 
     def error(params: dict[str, jax.Array], batch: dict[str, jax.Array]) -> jax.Array:
-        return logits(params, batch["input"]).argmax(-1) != batch["label"]
+        label = batch["label"]
+        return logits(params, batch["input"]).argmax(-1).astype(label.dtype) != label
 
     return bs.Workload.from_functions(
         init,
@@ -75,6 +76,13 @@ def perceptron(width: int = 16, validation: int = 70) -> bs.Workload:
 def batches(name: tuple[int, int, int, int], steps: int, examples: int) -> np.ndarray:
     """The examples of each step of a trial: of a seed, a batch size, a number and a replicate."""
     return _drawn(name, steps * name[1], examples).reshape(steps, name[1])
+
+
+@pytest.fixture
+def usual_promotion():
+    """JAX's promotion of shapes and types, for what is not ours: the suite runs without it too."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @functools.cache

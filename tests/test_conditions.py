@@ -64,6 +64,7 @@ def test_every_batch_size_says_what_it_began_under(folder):
     assert conditions(folder) == {8: [here], 16: [here]}
 
 
+@pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize(
     ("context", "message"),
     [

@@ -228,7 +228,7 @@ def test_an_optimizer_that_does_not_fit_is_refused(optimizer, message, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "schedule", ["linear_decay", lambda step, h: h["learning_rate"] * 0.5**step]
+    "schedule", ["linear_decay", lambda step, h: h["learning_rate"] * jnp.exp2(-jnp.float32(step))]
 )
 def test_a_schedule_that_the_optimizer_does_not_hear_is_refused(schedule, tmp_path):
     space = DECAY if schedule == "linear_decay" else RATE
@@ -296,7 +296,7 @@ def test_evaluated_parameters_of_another_structure_are_refused(tmp_path):
     ("loss", "start", "message"),
     [
         (lambda p, b: jax.lax.stop_gradient(squares(p, b)), init, "its loss has no gradient"),
-        (lambda p, b: (predicted(p, b) > b["label"]) * 1, init, "its loss has no gradient"),
+        (lambda p, b: (predicted(p, b) > b["label"]).astype(int), init, "its loss has no gradient"),
         (lambda p, b: predicted(p, b) > b["label"], init, "its loss is int32, and integers and"),
         (lambda p, b: b["input"] ** 2, lambda key: {}, "its init makes no parameters (got {})"),
         (
@@ -379,6 +379,7 @@ def test_finalize_of_no_metric_is_refused():
 COLUMN = {split: (x, y[:, None]) for split, (x, y) in DATA.items()}
 
 
+@pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("progress", [False, True])
 def test_the_mean_over_all_pairs_of_examples_is_refused(progress, tmp_path):
     workload = slope(lambda params, batch: squares(params, batch).mean(), data=COLUMN)
@@ -386,6 +387,7 @@ def test_the_mean_over_all_pairs_of_examples_is_refused(progress, tmp_path):
         study(workload).run(tmp_path, progress=progress)
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_pairs_that_are_meant_are_not_refused(tmp_path):
     workload = slope(
         lambda params, batch: squares(params, batch).mean(), data=COLUMN, unpaired=("label",)
@@ -541,6 +543,7 @@ def test_a_stated_size_that_is_not_that_of_the_data_is_refused(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_bfloat16_data_keep_their_type_and_train(tmp_path):
     narrow = {
         split: {"input": x.astype(ml_dtypes.bfloat16), "label": y} for split, (x, y) in DATA.items()

@@ -29,7 +29,7 @@ class Net(nn.Module):
         if self.norm == "batch":
             x = nn.BatchNorm(use_running_average=not train)(x)
         if self.norm == "batch, nothing kept":
-            x = (x - x.mean(0)) / (x.std(0) + 1e-3)
+            x = (x - x.mean(0, keepdims=True)) / (x.std(0, keepdims=True) + 1e-3)
         if self.norm == "layer":
             x = nn.LayerNorm()(x)
         if train:
@@ -68,15 +68,18 @@ def test_a_loss_of_pairs_is_found():
 
 
 def test_what_hides_in_symmetry_constants_and_saturation_is_found():
+    def standard(x):
+        return (x - x.mean(0, keepdims=True)) / (x.std(0, keepdims=True) + 1e-3)
+
     def towers(params, state, batch, key, hyperparameters):
         x = batch["input"]
         seen = x @ params["a"] - x @ params["b"]
-        seen = (seen - seen.mean(0)) / (seen.std(0) + 1e-3)
+        seen = standard(seen)
         return ((seen**3).sum(), jnp.asarray(len(x))), state
 
     def shifted(params, state, batch, key, hyperparameters):
         seen = batch["input"] @ params["a"]
-        losses = 1e4 + ((seen - seen.mean(0)) / (seen.std(0) + 1e-3)).sum(1) ** 2
+        losses = 1e4 + standard(seen).sum(1) ** 2
         return (losses.sum(), jnp.asarray(len(losses))), state
 
     def saturated(params, state, batch, key, hyperparameters):
@@ -113,7 +116,7 @@ def test_rounding_mixes_nothing(seed):
 def test_a_state_that_is_not_of_the_batch_is_none():
     def counting(params, state, batch, key, hyperparameters):
         noise = jax.random.normal(key, (len(batch["input"]), 2))
-        losses = (batch["input"] @ params + noise) ** 2
+        losses = (batch["input"] @ params + noise[None]) ** 2
         return (losses.sum(), jnp.asarray(len(losses))), {"steps": state["steps"] + 1}
 
     assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}), SPACE) is False
@@ -152,7 +155,7 @@ def test_a_mean_that_is_given_for_a_sum_is_refused():
 def test_a_state_of_keys_and_variances_is_that_of_the_workload():
     def loss(params, state, batch, key, hyperparameters):
         noise = jax.random.normal(state["key"], (2,))
-        seen = (batch["input"] @ params + noise) / jnp.sqrt(state["variance"])
+        seen = (batch["input"] @ params + noise[None]) / jnp.sqrt(state["variance"])
         return ((seen**2).sum(), jnp.asarray(len(seen))), state
 
     state = {"key": jax.random.key(3), "variance": jnp.asarray(0.5)}
@@ -174,7 +177,7 @@ def test_a_metric_that_is_never_a_number_is_told(tmp_path):
         workload=bs.Workload.from_functions(
             lambda key: jnp.zeros(()),
             lost,
-            metrics={"error": lambda params, batch: batch["label"] > params},
+            metrics={"error": lambda params, batch: jnp.float32(batch["label"]) > params},
             data={"train": IMAGES, "validation": IMAGES},
         ),
         optimizer="sgd",

@@ -25,7 +25,7 @@ NAME = "steps not made by the schedule"
 
 
 def warm_up(step, h):
-    return h["learning_rate"] * jnp.minimum((step + 1) / h.get("warm_up", 10.0), 1.0)
+    return h["learning_rate"] * jnp.minimum((jnp.float32(step) + 1.0) / h.get("warm_up", 10.0), 1.0)
 
 
 def found(schedule, optimizer="sgd", plan=None, max_steps=5_000):
@@ -66,8 +66,8 @@ def test_a_linear_decay_decides_from_half_its_horizon_to_twice_that():
     ("falls", "schedule"),
     [
         ((1_000, 2_000), lambda step, h: h["learning_rate"] * jnp.where(step < 1_000, 1.0, 0.1)),
-        (None, lambda step, h: h["learning_rate"] / jnp.sqrt(step + 1.0)),  # it has no horizon
-        (None, lambda step, h: h["learning_rate"] * jnp.exp(-step / 1e5)),
+        (None, lambda step, h: h["learning_rate"] / jnp.sqrt(jnp.float32(step) + 1.0)),  # it has no horizon
+        (None, lambda step, h: h["learning_rate"] * jnp.exp(-1e-5 * jnp.float32(step))),
         (None, constant),
     ],
 )

@@ -79,7 +79,7 @@ def test_lanes_can_run_all_at_once_some_at_a_time_or_one_at_a_time(at_once):
         at_once=at_once,
     )
     state, x = np.arange(8.0, dtype=np.float32), np.linspace(0, 1, 8, dtype=np.float32)
-    got = program(state, {"x": x}, np.float32(3), np.array([10, 20], np.int32))["sum"]
+    got = program(state, {"x": x}, np.float32(3), np.array([10, 20], np.float32))["sum"]
     np.testing.assert_allclose(got, 3 * state + x + np.repeat([10, 20], 4), rtol=1e-6)
 
 

@@ -33,6 +33,7 @@ class Study:
     """What the figures read of a result."""
 
     table: pd.DataFrame
+    paces: None = None
     name: str = "mnist/fc, sgd"
     goal: Goal = Goal("validation/error", 0.03)  # noqa: RUF009
 

@@ -21,7 +21,7 @@ def hessian(workload, params):
 
     def mean(flat):
         (total, count), _ = workload.loss(unravel(flat), {}, batch, None, {})
-        return total / count
+        return total / count.astype(total.dtype)
 
     return np.asarray(jax.hessian(mean)(flat), np.float64)
 
@@ -146,7 +146,7 @@ def test_dropout_and_convolutions_have_sharpness_that_the_seed_decides():
         batch = workload.splits()["train"]
         unravel = ravel_pytree(params)[1]
         total, count = workload.loss(unravel(flat), state, batch, jax.random.key(0), off)[0]
-        return total / count
+        return total / count.astype(total.dtype)
 
     wanted = np.linalg.eigvalsh(jax.jit(jax.hessian(mean))(ravel_pytree(params)[0]))[-1]
     np.testing.assert_allclose(none.eigenvalues, [wanted], rtol=1e-3)

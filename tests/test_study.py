@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
@@ -120,6 +121,7 @@ def test_one_and_two_devices_write_the_same_tables(square, first, tmp_path):
     assert_same_tables(one, first)
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_curves_are_equal_across_lane_counts_in_double_precision(square, tmp_path):
     with jax.enable_x64(True):
         results = [
@@ -430,7 +432,7 @@ def test_changed_data_or_a_changed_model_is_noticed(square, first):
 
 def test_a_schedule_of_ones_own_that_changed_is_noticed(square, tmp_path):
     def schedule(step, hyperparameters, power=0.5):
-        return hyperparameters["learning_rate"] / (1 + step) ** power
+        return hyperparameters["learning_rate"] / (1 + jnp.float32(step)) ** power
 
     some = study(square, schedule=schedule, batch_sizes=[16], goal=bs.Goal("validation/error", 0.3))
     some.run(tmp_path, progress=False)
@@ -540,7 +542,7 @@ def test_nothing_before_run_starts_a_backend():
             batch_sizes=[1, "full"], goal=bs.Goal("validation/error", 0.01), trials=4,
             max_epochs=3,
         )
-        import numpy as np, optax
+        import jax.numpy as jnp, numpy as np, optax
         from batchscale import checks, optimizers
         x = np.ones((4, 2), np.float32)
         own = bs.Study(
@@ -549,7 +551,7 @@ def test_nothing_before_run_starts_a_backend():
                 data={"train": (x, x[:, 0]), "validation": (x, x[:, 0])},
             ),
             optimizer=lambda h: optax.adam(h["learning_rate"], b1=h["b1"]),
-            schedule=lambda step, h: h["learning_rate"] / (1 + step),
+            schedule=lambda step, h: h["learning_rate"] / (1.0 + jnp.float32(step)),
             space=bs.SearchSpace(learning_rate=0.1, b1=0.9), batch_sizes=[1],
             goal=bs.Goal("validation/loss", 0.01), trials=4, max_steps=3,
         )

@@ -135,6 +135,7 @@ def test_evaluation_is_exact_whatever_its_batch(batch):
     assert (wrong, count) == (expected, 70)
 
 
+@pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("batch", [1, 7, 50, 1000])
 def test_a_tally_ends_with_the_batch_that_decides(batch):
     workload = perceptron()

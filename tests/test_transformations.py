@@ -12,7 +12,7 @@ from conftest import batches
 from optax import contrib
 
 import batchscale as bs
-from batchscale import keys, parallel, session, train
+from batchscale import keys, optimizers, parallel, session, train
 from batchscale.layout import Layout
 from batchscale.packs import TrialId, unpack
 
@@ -118,7 +118,7 @@ def plain_loop(case, workload, dtype):
     init, _, _, noise = (jax.random.fold_in(keys.wrap(train.trial_key(*name)), n) for n in range(4))
     params = jax.jit(workload.init)(init)[0]
     transformation = case.make(RATE, noise)
-    state = jax.jit(transformation.init)(params)
+    state = jax.jit(optimizers.as_usual(transformation.init))(params)
     x, y = data()
 
     @jax.jit
@@ -130,8 +130,9 @@ def plain_loop(case, workload, dtype):
             return squares.astype(jnp.float32).mean()
 
         gradient = jax.grad(mean)(params)
-        updates, state = transformation.update(getattr(gradient, "fast", gradient), state, params)
-        return optax.apply_updates(params, updates), state
+        update, apply = map(optimizers.as_usual, (transformation.update, optax.apply_updates))
+        updates, state = update(getattr(gradient, "fast", gradient), state, params)
+        return apply(params, updates), state
 
     for chosen in batches(name, STEPS, EXAMPLES):
         params, state = step(params, state, {"input": x[chosen], "label": y[chosen]})

@@ -145,6 +145,7 @@ def test_a_batch_that_counts_nothing_is_a_step_without_a_gradient(
     np.testing.assert_allclose(got, w, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "linear_decay"])
 @pytest.mark.parametrize("x64", [False, True])

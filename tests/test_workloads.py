@@ -199,6 +199,7 @@ def short(workload, metric):
         (lambda p, b: jnp.ones(3) * p["w"], r"\(3,\)"),
     ],
 )
+@pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("what", ["loss", "metric 'error'"])
 def test_what_is_not_one_value_an_example_is_refused_before_anything_compiles(
     values, shape, what, tmp_path

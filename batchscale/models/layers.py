@@ -285,7 +285,7 @@ def _few_rows_backward(
     lhs, rhs = operands
     # Without a barrier XLA computes what the operands come from anew for every weight.
     rows, columns = lax.optimization_barrier((lhs, cotangent))
-    outer = [row[:, None] * column for row, column in zip(rows, columns, strict=True)]
+    outer = [row[:, None] * column[None] for row, column in zip(rows, columns, strict=True)]
     lhs_gradient = jnp.dot(cotangent, rhs.T, precision=precision)
     return lhs_gradient, functools.reduce(jnp.add, outer)
 

@@ -175,7 +175,7 @@ class TrainingLoss:
         total, squares, losses, counts = jax.device_get(out)
         if (counts != counts[0]).any():
             raise ValueError(
-                f"loss: it counts {counts.min()} to {counts.max()} an example, so that examples "
+                f"loss: it counts {counts.min():g} to {counts.max():g} an example, so that examples "
                 "weigh differently in a batch. Use noise_scale_of_batches."
             )
         return (
@@ -246,7 +246,7 @@ def _loss(
             key,
             point.hyperparameters,
         )
-    return total, count
+    return total, count.astype(total.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -279,7 +279,10 @@ def _squared(gradients: PyTree[Float[Array, "examples ..."]]) -> Float[Array, " 
 def _products_with(
     gradients: PyTree[Float[Array, "examples ..."]], others: PyTree[Array]
 ) -> Float[Array, " examples"]:
-    products = jax.tree.map(lambda x, y: (x * y).sum(tuple(range(1, x.ndim))), gradients, others)
+    def of(x: Array, y: Array) -> Float[Array, " examples"]:
+        return (x * jnp.broadcast_to(y, x.shape)).sum(tuple(range(1, x.ndim)))
+
+    products = jax.tree.map(of, gradients, others)
     return jnp.sum(jnp.stack(jax.tree.leaves(products)), 0)
 
 

@@ -23,7 +23,17 @@ def wide(values: Array) -> Array:
     'float32'
     """
     floats = jnp.issubdtype(values.dtype, jnp.inexact)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32) if floats else float)
+    return values.astype(wide_type(values.dtype) if floats else float)
+
+
+def wide_type(dtype: Any) -> Any:
+    """The type in which floats of a type are summed: of 32 bits or more.
+
+    >>> wide_type(jnp.bfloat16).name
+    'float32'
+    """
+    # Not by promotion, which a user may have switched off.
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def examples_in(batch: PyTree) -> int:
