@@ -45,8 +45,8 @@ def paces(
 
     A warm-up inside one's own optimizer is looked for too: in the sizes of its updates to a
     gradient that never changes, and to one that comes after nothing but zeros. Momentum builds up
-    in the first alone, and Adam's second moment in the second. It is not seen where updates go up
-    and down, nor beyond the first 2,048.
+    in the first alone, and Adam's second moment in the second. Where updates go up and down, and
+    beyond the first 2,048 where they still change then, it is not known.
 
     Args:
       schedule: of the study.
@@ -77,31 +77,45 @@ def paces(
         values = {
             name: np.asarray([trial[name] for trial in plan], float_type()) for name in plan[0]
         }
-        pictures = []
+        pictures: list[tuple[np.ndarray, list[_Rates]]] = []
+        known = None
         if not looks_constant:
             grid = np.asarray(evaluation_grid(max_steps[batch_size], _SPACING), np.int32)
             rates = np.asarray(rates_of(grid, values), np.float64)
-            pictures.append((grid, [np.broadcast_to(rates, (len(plan), len(grid)))]))
+            if (np.isfinite(rates) & (rates >= 0)).all():
+                pictures.append((grid, [np.broadcast_to(rates, (len(plan), len(grid)))]))
+            else:
+                known = 0
         if optimizer.takes_all:
             some = {name: column[:_SETTINGS] for name, column in values.items()}
             count = min(max_steps[batch_size], _UPDATES)
+            sizes = [np.full((1, count), np.nan)]
             # What it makes of a small tree is not known of every transformation.
             with contextlib.suppress(Exception):
-                sizes = np.asarray(sizes_of(some, np.arange(count, dtype=np.int32)), np.float64)
-                pictures.append((np.arange(count), [sizes[:, 0], sizes[:, 1]]))
-        rises, falls = 0, []
-        for grid, rates in pictures:
-            smooth = len(rates) == 1 or all(map(_smooth, rates))
-            if not smooth or not all((np.isfinite(r) & (r >= 0)).all() for r in rates):
-                continue
-            ends = grid[1:]
-            late = np.all([_late(r, grid) for r in rates], 0).mean(0) >= _TRIALS
-            fallen = np.all([_fallen(r, grid) for r in rates], 0).mean(0) >= _TRIALS
-            rises = max(rises, int(ends[late].max(initial=0)))
-            falls += ends[fallen].tolist()
-        if rises or falls:
-            found[batch_size] = Pace(rises, (min(falls), max(falls)) if falls else None)
+                updates = sizes_of(some, np.arange(count, dtype=np.int32))
+                sizes = [*np.asarray(updates, np.float64).swapaxes(0, 1)]
+            shown = [r for r in sizes if np.isfinite(r).all() and _smooth(r)]
+            picture, changes = (np.arange(count), shown), all(map(_changes, shown))
+            if len(shown) == len(sizes):
+                pictures.append(picture)
+                if count < max_steps[batch_size] and changes:
+                    known = count if known is None else known
+            elif not shown or changes or _decided(*picture) != (0, []):
+                known = 0  # one of them can tell alone that there is nothing, and no more
+        decided = [_decided(*picture) for picture in pictures]
+        rises = max((rise for rise, _ in decided), default=0)
+        falls = [step for _, fallen in decided for step in fallen]
+        if rises or falls or known is not None:
+            found[batch_size] = Pace(rises, (min(falls), max(falls)) if falls else None, known)
     return found
+
+
+def _decided(grid: np.ndarray, rates: Sequence[_Rates]) -> tuple[int, list[int]]:
+    """Up to which step all of these show a rise, and the steps at which all show a fall."""
+    ends = grid[1:]
+    late = np.all([_late(r, grid) for r in rates], 0).mean(0) >= _TRIALS
+    fallen = np.all([_fallen(r, grid) for r in rates], 0).mean(0) >= _TRIALS
+    return int(ends[late].max(initial=0)), ends[fallen].tolist()
 
 
 def _late(rates: _Rates, grid: np.ndarray) -> Bool[np.ndarray, "trials crossings"]:
@@ -130,6 +144,14 @@ def _smooth(rates: _Rates) -> bool:
     change = np.diff(rates, axis=1)
     return not ((before[:, :-1] & (change < -_ROUGH * peak)).any()
                 or (~before[:, :-1] & (change > _ROUGH * peak)).any())  # fmt: skip
+
+
+def _changes(rates: _Rates) -> bool:
+    """Whether sizes of updates are others in the second half of the steps than at their end."""
+    late = rates[:, rates.shape[1] // 2 :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        moved = np.abs(late / late[:, -1:] - 1).max(1) > _ROUGH
+    return bool(moved.mean() > 1 - _TRIALS)
 
 
 def _updates(

@@ -318,7 +318,12 @@ class Plan:
 
 def _pace(fields: Mapping[str, Any]) -> Pace:
     falls = fields["falls"]
-    return Pace(_whole(fields["rises_until"]), None if falls is None else (falls[0], falls[1]))
+    known = fields["known_until"]
+    return Pace(
+        _whole(fields["rises_until"]),
+        None if falls is None else (_whole(falls[0]), _whole(falls[1])),
+        None if known is None else _whole(known),
+    )
 
 
 def _whole(value: Any) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from batchscale import audit, metrics, opening, optimizers, records, scaling, tuner
+from batchscale import audit, metrics, opening, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.files import local_path
 from batchscale.metrics import Goal
@@ -364,8 +364,6 @@ def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Res
             )
     plan, measurements, trials = stored
     definition, paces = plan.definition, plan.paces
-    if definition.schedule == "constant" and definition.optimizer in optimizers.NAMES:
-        paces = {}  # also of a plan in which they were not looked for
     return Result(
         opened.folder,
         definition,

@@ -388,9 +388,31 @@ def _as(tree: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
     """A state in the types of an earlier one."""
 
     def of(x: Any, like: Any) -> Array:
-        return x if keys.is_key(like) else jnp.asarray(x).astype(jnp.asarray(like).dtype)
+        if keys.is_key(like):
+            return x
+        now, dtype = jnp.asarray(x), jnp.asarray(like).dtype
+        if not keeps_kind(now.dtype, dtype):
+            raise ValueError(
+                f"state: a value begins as {dtype}, and a step makes {now.dtype} of it, of which "
+                "only the whole number would be kept. Begin it as a float: 0.0 for 0."
+            )
+        return now.astype(dtype)
 
     return jax.tree.map(of, tree, like)
+
+
+def keeps_kind(found: Any, begun: Any) -> bool:
+    """Whether a value of a type can be kept in that in which it began: no float in an integer.
+
+    >>> keeps_kind(jnp.bfloat16, jnp.float32), keeps_kind(jnp.float32, jnp.int32)
+    (True, False)
+    """
+    kinds = jnp.bool_, jnp.integer, jnp.inexact
+    found, begun = (
+        max(place for place, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
+        for dtype in (found, begun)
+    )
+    return found <= begun
 
 
 def examples(split: PyTree[Array]) -> int:

@@ -206,7 +206,9 @@ def test_values_that_are_no_booleans_are_never_cut_short(tmp_path):
     data = {"train": points(64), "validation": points(VALIDATION, 1)}
     workload = bs.Workload.from_functions(
         init=lambda key: {"w": jax.random.normal(key, (2,))},
-        loss=lambda params, batch: (batch["input"] @ params["w"] - jnp.float32(batch["label"])) ** 2,
+        loss=lambda params, batch: (
+            (batch["input"] @ params["w"] - jnp.float32(batch["label"])) ** 2
+        ),
         metrics={"off": lambda params, batch: (batch["input"] @ params["w"]).astype(int) - 5},
         data=data,
     )

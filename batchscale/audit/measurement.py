@@ -180,6 +180,15 @@ def schedule(evidence: Evidence) -> Check:
             name, Verdict.UNKNOWN, "it is not known how the learning rate changes with the step"
         )
     found = scaling.paced(evidence.steps, evidence.paces)
+    if found.unknown and not found.plateau:
+        return Check(
+            name,
+            Verdict.UNKNOWN,
+            f"what the learning rate does is not known up to the crossings at "
+            f"{sizes(found.unknown)}: the updates of the optimizer do not show it",
+            "Give the schedule as schedule=..., a function of (step, hyperparameters), instead of "
+            "one inside the optimizer.",
+        )
     if found.why:
         return Check(
             name,

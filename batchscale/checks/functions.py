@@ -14,6 +14,7 @@ from batchscale.checks import tracing
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import BOUNDS
 from batchscale.programs import float_type
+from batchscale.train import keeps_kind
 from batchscale.workloads import Workload
 
 _EXAMPLES = 2  # what is of one shape by chance with one example is told apart
@@ -175,6 +176,14 @@ def _check_loss(workload: Workload, shapes: Shapes, loss: Any) -> None:
             f"workload {workload.name!r}: its loss returns the model's state "
             f"{tracing.described(model_state)}, wanted that of init again, "
             f"{tracing.described(shapes.model_state)}."
+        )
+    pairs = zip(jax.tree.leaves(model_state), jax.tree.leaves(shapes.model_state), strict=True)
+    if not all(keys.is_key(now) or keeps_kind(now.dtype, first.dtype) for now, first in pairs):
+        raise ValueError(
+            f"workload {workload.name!r}: its loss makes floats ({tracing.described(model_state)}) "
+            "of integers in the model's state that init returns "
+            f"({tracing.described(shapes.model_state)}), and only whole numbers would be kept. "
+            "Begin them as floats: 0.0 for 0."
         )
 
 

@@ -84,8 +84,9 @@ class Fit:
         >>> print(fit(table).refuse("the plateau is a warm-up's"))
         no critical batch size is quoted: the plateau is a warm-up's
         """
-        if self.refused or not why:
+        if not why:
             return self
+        why = f"{why}; and {self.refused}" if self.refused else why
         return dataclasses.replace(
             self, b_crit=math.nan, b_crit_interval=Interval(0.0, math.inf), refused=why
         )
@@ -171,10 +172,11 @@ def fit(
     nothing = Interval(math.nan, math.nan)
     if count < _FEWEST[form]:
         why = f"{count} batch sizes reach the goal, at least {_FEWEST[form]} are needed"
-        return Fit(
+        few = Fit(
             form, math.nan, math.nan, math.nan, nothing, nothing, confidence, math.nan, count,
             misses, why,
         )  # fmt: skip
+        return few.refuse(paced(table, paces or {}).refusal)
     likelihood = _Likelihood(table, form)
     logs = np.log(table["batch_size"][reached].to_numpy())
     margin = _DECADES * math.log(10)

@@ -271,6 +271,8 @@ def _gain(reached: pd.DataFrame, found: Regimes) -> str:
     share, largest = f"{found.tolerance:.0%}", int(reached["batch_size"].iloc[-1])
     if len(reached) == 1:
         return f"Only {largest:,} reached the goal: where the gain ends is not known."
+    if math.isnan(found.useful_until):
+        return "Where the gain ends is not known: the fewest steps may be the schedule's doing."
     if found.useful_until == largest:
         return (
             f"No end of the gain within the batch sizes: {largest:,}, the largest that reached the "

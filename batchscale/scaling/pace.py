@@ -24,10 +24,17 @@ class Pace:
       falls: the steps, from the first to the last, before which the learning rate has fallen by
         over a third within a factor of two of the steps (a horizon), likewise; None if it does not
         fall like that.
+      known_until: nothing is known of later steps; None if all are known.
     """
 
     rises_until: int = 0
     falls: tuple[int, int] | None = None
+    known_until: int | None = None
+
+    def __post_init__(self) -> None:
+        steps = [self.rises_until, *(self.falls or ()), self.known_until or 0]
+        if not all(isinstance(step, int) and step >= 0 for step in steps):
+            raise ValueError(f"Pace: got {self}, wanted whole numbers of steps, 0 or more.")
 
     def rising(self, steps: float) -> bool:
         """Whether a crossing is late for the rate had to rise.
@@ -45,6 +52,14 @@ class Pace:
         """
         return self.falls is not None and self.falls[0] <= steps <= self.falls[1]
 
+    def knows(self, steps: float) -> bool:
+        """Whether it is known what the rate does up to a crossing.
+
+        >>> Pace(known_until=2048).knows(2000), Pace(known_until=0).knows(8), Pace().knows(8)
+        (True, False, True)
+        """
+        return self.known_until is None or steps <= self.known_until
+
 
 @dataclasses.dataclass(frozen=True)
 class Paced:
@@ -55,12 +70,14 @@ class Paced:
       falling: batch sizes that cross as it falls, or soon after.
       plateau: whether half or more of the batch sizes with the fewest steps are among them.
       why: in words; empty if there are none.
+      unknown: batch sizes that cross where it is not known what the rate does.
     """
 
     rising: tuple[int, ...]
     falling: tuple[int, ...]
     plateau: bool
     why: str
+    unknown: tuple[int, ...]
 
     @property
     def refusal(self) -> str:
@@ -75,10 +92,19 @@ def paced(steps: pd.DataFrame, paces: Mapping[int, Pace]) -> Paced:
       steps: the table of `metrics.steps_to_target`.
       paces: by batch size; one that is not there has a constant rate.
 
+    Raises:
+      TypeError: `paces` is no mapping from integers to `Pace`.
+
     >>> table = pd.DataFrame({"batch_size": [1, 8, 64, 512], "steps": [900, 110, 18, 17]})
     >>> paced(table, dict.fromkeys([1, 8, 64, 512], Pace(rises_until=40))).rising
     (64, 512)
     """
+    for size, pace in dict(paces).items():
+        if not isinstance(size, (int, np.integer)) or not isinstance(pace, Pace):
+            raise TypeError(
+                f"paces: got {size!r}: {pace!r}, wanted batch sizes, as integers, and a Pace of "
+                "each, as Result.paces has them."
+            )
     table = points(steps)
     table = _tables.select(table, np.isfinite(table["steps"]))
     crossings = dict(zip(table["batch_size"].astype(int), table["steps"], strict=True))
@@ -104,6 +130,7 @@ def paced(steps: pd.DataFrame, paces: Mapping[int, Pace]) -> Paced:
         falling,
         bool(floor) and 2 * len(both.intersection(floor)) >= len(floor),
         "; ".join(words),
+        tuple(size for size, count in crossings.items() if not of[size].knows(count)),
     )
 
 

@@ -28,7 +28,7 @@ class Regimes:
         tolerance; NaN if that is the largest, for then no plateau has been seen, and where the
         plateau is the schedule's doing.
       useful_until: the smallest batch size whose steps are at most (1 + tolerance) times the fewest
-        of all: a larger one is of no use.
+        of all: a larger one is of no use; NaN where the plateau is the schedule's doing.
       fewest_steps: of all batch sizes.
     """
 
@@ -106,7 +106,7 @@ def regimes(
     flat = np.isfinite(count) & (count <= (1 + tolerance) * later)
     tail = len(flat) - int(np.argmin(flat[::-1])) if not flat.all() else 0
     plateau = sizes[tail] if tail < len(sizes) - 1 else math.nan
-    if paced(steps, paces or {}).plateau:
-        plateau = math.nan
     useful = sizes[int(np.argmax(count <= (1 + tolerance) * fewest))]
+    if paced(steps, paces or {}).plateau:
+        plateau = useful = math.nan
     return Regimes(tolerance, float(perfect), float(plateau), float(useful), fewest)
