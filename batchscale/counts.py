@@ -16,12 +16,18 @@ from batchscale.workloads import Workload
 
 
 def is_count(workload: Workload, goal: Goal, split: PyTree) -> bool:
-    """Whether the goal's metric counts, in integers, of how many examples something is so."""
+    """Whether the goal's metric counts, in integers, of how many examples something is so.
+
+    Of how many must be the same for all trials: that of a precision is of the predictions.
+    """
     name = goal.metric.partition("/")[2]
     if name in workload.finalize:
         return False
-    shapes = jax.eval_shape(workload.metrics, *_state(workload), _prepared(workload, split))[name]
-    return all(jnp.issubdtype(x.dtype, jnp.integer) and x.shape == () for x in shapes)
+    given = _state(workload), _prepared(workload, split)
+    shapes = jax.eval_shape(lambda state, batch: workload.metrics(*state, batch), *given)[name]
+    if not all(jnp.issubdtype(x.dtype, jnp.integer) and x.shape == () for x in shapes):
+        return False
+    return not _hangs(lambda state, batch: workload.metrics(*state, batch)[name][1], given, 0)
 
 
 def of_goal(workload: Workload, goal: Goal, split: PyTree) -> int:

@@ -386,6 +386,19 @@ def is_bounded(workload: Workload, goal: Goal, split: PyTree) -> bool:
     return train.examples(split) >= _BOUNDED_FROM and counts.is_count(workload, goal, split)
 
 
+def counted(workload: Workload, goal: Goal, measured: Mapping[str, int]) -> int | None:
+    """Of how many the goal's metric counts some where it is measured; None if it is no count.
+
+    Args:
+      workload: the metrics and the data.
+      goal: whose metric.
+      measured: how many examples of every split are.
+    """
+    where = goal.metric.partition("/")[0]
+    split = _subset(workload.splits()[where], measured[where])
+    return counts.of_goal(workload, goal, split) if counts.is_count(workload, goal, split) else None
+
+
 def _exact_sum(parts: np.ndarray) -> np.ndarray:
     exact = np.int64 if np.issubdtype(parts.dtype, np.integer) else np.float64
     return parts.astype(exact).sum(1)

@@ -1,7 +1,8 @@
-"""Whether the loss of an example depends on the others of its batch."""
+"""Whether the loss of an example depends on the others of its batch, and whether sums add."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from batchscale.workloads import Workload
 # Choices.
 _SAME = 2e-3  # of a ratio
 _EXAMPLES = 8
+_MEASURED = 64  # so many that a metric is hardly the same for all of them
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
 
 
@@ -37,8 +39,9 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
       examples.
 
     Raises:
-      ValueError: the loss of a batch grows otherwise than with its examples; or it is one of all
-        pairs of its examples, so that a field might belong to any of them.
+      ValueError: the loss of a batch grows otherwise than with its examples, or what it counts
+        depends on the parameters; or it is one of all pairs of its examples, so that a field might
+        belong to any of them; or the sums of a metric do not add.
 
     >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
     >>> def workload(loss):
@@ -67,6 +70,11 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
             alone = [np.roll(chosen[0], 1), chosen[2]] if field == name else [chosen[0]] * 2
             rows[field] += alone
     batches = {name: np.asarray(x)[np.array(rows[name])] for name, x in train.items()}
+    some = np.linspace(0, size - 1, min(size, _MEASURED)).astype(int)
+    parts = [
+        {name: np.asarray(x)[part] for name, x in train.items()}
+        for part in (some[: len(some) // 4], some[len(some) // 4 :], some)
+    ]
     values = {name: np.asarray(_middle(of), float_type()) for name, of in space.items()}
     random = np.random.default_rng(0)
     key = keys.key(0)
@@ -80,8 +88,15 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
         prepared = workload.prepare(batch, prepare_key)
         return workload.loss(params, model_state, prepared, loss_key, values)[0]
 
+    def metrics(params: PyTree, batch: PyTree) -> PyTree:
+        return workload.metrics(params, model_state, workload.prepare(batch, None))
+
+    def counted(params: PyTree, batch: PyTree) -> Array:
+        count = total(params, batch)[1]
+        return count if jnp.issubdtype(count.dtype, jnp.inexact) else jnp.zeros(())
+
     @jax.jit
-    def sums(params: PyTree) -> tuple[PyTree, Any, Any]:
+    def sums(params: PyTree) -> tuple[PyTree, ...]:
         def of(batch: PyTree) -> Any:
             return jax.value_and_grad(total, has_aux=True)(params, batch)
 
@@ -94,9 +109,20 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
         changes = [jax.tree.map(jnp.subtract, aa, x) for x in (ab, ba, *others)]
         norms = [optax.tree.norm(tree).astype(float) for tree in (apart, aa, *changes)]
         once = jax.tree.map(lambda x: x[:4], once)
-        return norms, once, jax.lax.map(lambda batch: total(params, batch), twice)
+        counts = optax.tree.norm(jax.grad(counted)(params, jax.tree.map(lambda x: x[0], batches)))
+        measured = [metrics(params, part) for part in parts]
+        twice = jax.lax.map(lambda batch: total(params, batch), twice)
+        return norms, once, twice, counts, measured
 
-    norms, once, twice = jax.device_get(sums(params))
+    norms, once, twice, counts, measured = jax.device_get(sums(params))
+    _check_sums(workload, measured)
+    if counts > 0:
+        raise ValueError(
+            f"loss: what that of workload {workload.name!r} counts depends on the parameters, and "
+            "the gradient is that of the sum, over a count that is held constant. If that is "
+            "meant, use jax.lax.stop_gradient on the count; if not, return the sum of "
+            "what is to become least, and a count that hangs on the data alone."
+        )
     found = np.array([once, twice], np.float64)
     apart, gradient, *changes = (float(norm) for norm in norms)
     if not (np.isfinite(found).all() and np.isfinite(norms).all() and found[:, 1].all()):
@@ -129,6 +155,24 @@ def _refuse_pairs(workload: Workload, field: str) -> None:
         "example, and return one value an example. If its entries belong to no example, as samples "
         f"of another distribution, say so with Workload(unpaired=({field!r},))."
     )
+
+
+def _check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]]) -> None:
+    """Refuses metrics that are others for examples taken together than for two parts, added."""
+    *some, whole = parts
+    for name in whole:
+        added = jax.tree.map(
+            lambda *xs: sum(np.asarray(x, np.float64) for x in xs), *(part[name] for part in some)
+        )
+        values = [metric_value(workload, name, sums) for sums in (added, whole[name])]
+        if np.isfinite(values).all() and abs(values[0] - values[1]) > _SAME * abs(values[1]) + 1e-6:
+            raise ValueError(
+                f"metrics: {name!r} of workload {workload.name!r} is {values[1]:.4g} for some "
+                f"examples taken together, and {values[0]:.4g} for the same in two batches whose "
+                "numbers are added, as they are over a split. Return (sum, count): the sum over "
+                "the batch, not its mean, and what was summed; and for what is no mean, sums that "
+                "add, with finalize={name: function of the added sums}."
+            )
 
 
 def _check_scale(

@@ -150,6 +150,8 @@ class Plan:
       mixes_examples: whether the loss of an example depends on the others of its batch; None if it
         is not known.
       measured: how many examples are measured of every split that is.
+      counted: of how many the goal's metric counts some where it is measured: examples, or words
+        or pixels of them; None if it is no count.
       measured_from: by batch size, the step from which on each split besides the goal's is.
       conditions: what each batch size was run under, as `records.conditions` says it: where it
         began, and where it went on otherwise.
@@ -164,6 +166,7 @@ class Plan:
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
     paces: dict[int, Pace] | None = None
     measured: dict[str, int] = dataclasses.field(default_factory=dict)
+    counted: int | None = None
     measured_from: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
     conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     drawn_with: str = DRAWN_WITH
@@ -173,7 +176,14 @@ class Plan:
         """Whether batch sizes have other objectives: examples seen with more or fewer others."""
         if not self.mixes_examples:
             return self.mixes_examples
-        return len({min(size, layout.microbatch) for size, layout in self.layouts.items()}) > 1
+        # A last, smaller microbatch sees fewer, and weighs as it does at no other batch size.
+        seen = {
+            (layout.microbatch, size if size % layout.microbatch else 0)
+            if layout.microbatch < size
+            else (size, 0)
+            for size, layout in self.layouts.items()
+        }
+        return len(seen) > 1
 
     def planned(self, batch_size: int) -> list[Mapping[str, float]]:
         """The hyperparameters of the trials of the search itself, without replacements."""
@@ -232,6 +242,7 @@ class Plan:
             if self.paces is None
             else {str(b): dataclasses.asdict(pace) for b, pace in self.paces.items()},
             "measured": self.measured,
+            "counted": self.counted,
             "measured_from": {str(b): first for b, first in self.measured_from.items()},
             "conditions": {str(b): found for b, found in self.conditions.items()},
             "drawn_with": self.drawn_with,
@@ -307,6 +318,7 @@ class Plan:
             {str(split): _whole(size) for split, size in plan["examples"].items()},
             None if plan["paces"] is None else _by_size(plan["paces"], _pace),
             {str(split): _whole(size) for split, size in plan["measured"].items()},
+            None if plan["counted"] is None else _whole(plan["counted"]),
             _by_size(
                 plan["measured_from"],
                 lambda first: {str(split): _whole(step) for split, step in first.items()},

@@ -35,6 +35,7 @@ class Result:
       paces: between which steps the schedule decides when a goal is reached, by batch size, where
         it does; None if it is not known.
       accepted: the files whose hand edits were accepted; see `load`.
+      study: what the folder calls the study, so that another in its place is told.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class Result:
     measurements: pd.DataFrame
     paces: Mapping[int, scaling.Pace] | None = None
     accepted: frozenset[str] = frozenset()
+    study: str | None = None
 
     def __str__(self) -> str:
         head = f"{self.name}, {self.goal}, {self.definition.trials} trials a batch size"
@@ -196,13 +198,20 @@ class Result:
             max_steps=self.definition.max_steps,
             batch_dependent=plan.batch_dependent,
             confirmation=self.confirmation() if confirmed else None,
-            evaluation_examples=plan.examples.get(self.goal.metric.partition("/")[0]),
+            evaluation_examples=plan.measured.get(self.goal.metric.partition("/")[0]),
+            counted=plan.counted,
             refined=self.refined(),
             paces=self.paces,
         )
 
     def _opened(self) -> records.Records:
-        return records.Records.open(self.folder, write=False, accept=self.accepted)
+        opened = records.Records.open(self.folder, write=False, accept=self.accepted)
+        if opened.study != self.study:
+            raise ValueError(
+                f"{self.folder}: it holds another study now than this result is of. Load it again, "
+                "and give each study a folder of its own."
+            )
+        return opened
 
     def _plan(self) -> Plan:
         with self._opened() as stored:
@@ -371,6 +380,7 @@ def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Res
         metrics.with_goal(measurements, definition.goal),
         paces,
         frozenset(accept),
+        opened.study,
     )
 
 

@@ -22,6 +22,7 @@ from batchscale import (
     checks,
     columns,
     compilation,
+    datasets,
     devices,
     keys,
     layout,
@@ -35,7 +36,7 @@ from batchscale import (
 )
 from batchscale.engine import Engine
 from batchscale.evaluate import Work
-from batchscale.evaluation import is_bounded
+from batchscale.evaluation import counted, is_bounded
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.mixing import mixes_examples
 from batchscale.pacing import paces
@@ -124,8 +125,9 @@ def opened(
         if plan.batch_dependent:
             warnings.warn(
                 f"workload {study.workload.name!r}: the loss of an example depends on the others "
-                "of its batch, as with batch norm, so that every batch size has another objective; "
-                "result.audit() says what to do.",
+                "of its batch, as with batch norm, or with a mean over those words of a batch that are "
+                "not masked, so that every batch size has another objective; result.audit() says "
+                "what to do.",
                 stacklevel=5,
             )
         stored.write_provenance(records.provenance())
@@ -358,6 +360,13 @@ def _planned(
     stored = opening.study(folder)
     if stored is None:
         plan = Plan(definition, _marks(study))
+        if lost := datasets.not_finite(study.workload.splits()):
+            warnings.warn(
+                f"workload {study.workload.name!r}: NaN or infinity in {'; '.join(lost)}. Unless "
+                "the loss leaves them out, trials diverge as soon as they meet one. Leave these "
+                "examples out, or fill them in.",
+                stacklevel=6,
+            )
     else:
         plan = stored.plan
         same_study(plan, study, definition, on, folder.folder)
@@ -377,7 +386,9 @@ def _planned(
             study.workload, plan.definition.spaces[plan.definition.batch_sizes[0]]
         )
     goal_split = study.goal.metric.partition("/")[0]
-    plan.measured = plan.measured or counts(study)
+    if not plan.measured:
+        plan.measured = counts(study)
+        plan.counted = counted(study.workload, study.goal, plan.measured)
     for batch_size in plan.definition.batch_sizes:
         if batch_size not in plan.measured_from:
             work = _work(study.workload, tuple(study.space.names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -459,7 +459,7 @@ class Study:
             )
         batch_size, trial = int(batch_size), checks.integer("trial", trial, 0)
         name = TrialId(trial, checks.integer("replicate", replicate, 0))
-        values = None
+        values: Mapping[str, float] | None = None
         if trial >= followup.FIRST_REFINED:
             values = followup.refined_values(folder, batch_size, trial)
         if isinstance(steps, Sequence) or getattr(steps, "ndim", 0):
@@ -487,6 +487,9 @@ class Study:
                     f"{', '.join(map(str, sorted(plan.layouts)))}."
                 )
             packing = plan.layouts[batch_size]
+            rows = plan.rows[batch_size]
+            if trial < len(rows):  # as it was drawn there, by whatever versions
+                values = rows[trial]["hyperparameters"]
             if plan.definition.evaluate == self.evaluate:
                 measured = plan.measured
         measured = dict(measured or session.counts(self))

@@ -109,7 +109,8 @@ class Evidence:
       max_steps: the budget by batch size; empty if not known.
       batch_dependent: whether the model has layers that see the whole batch; None if not known.
       confirmation: of the tuned settings, if there is one.
-      evaluation_examples: of the goal's split; guessed from the values if None.
+      evaluation_examples: on which the goal's metric is measured; None if not known.
+      counted: of how many it counts some there; guessed from the values if None.
       refined: the trials of `Study.refine`, if there are any.
       paces: between which steps the schedule decides when the goal is reached, by batch size, where
         it does; None if not known.
@@ -124,6 +125,7 @@ class Evidence:
     batch_dependent: bool | None
     confirmation: Confirmation | None
     evaluation_examples: int | None = None
+    counted: int | None = None
     refined: pd.DataFrame | None = None
     paces: Mapping[int, Pace] | None = None
 

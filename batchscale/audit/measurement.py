@@ -99,10 +99,17 @@ def noise_floor(evidence: Evidence) -> Check:
     goal = evidence.goal
     values = evidence.measurements[goal.metric].to_numpy(np.float64)
     values = np.unique(values[np.isfinite(values)])
-    no_share = Check(name, Verdict.PASS, f"{goal.metric} is not a share of counted examples")
+    measured = evidence.evaluation_examples
+    on = "" if measured is None else f", measured on {measured:,} examples"
+    no_share = Check(
+        name,
+        Verdict.UNKNOWN,
+        f"{goal.metric} is not known to be a share of counted examples{on}, and how much it "
+        "scatters from one set of examples to another is not known",
+    )
     if len(values) and not 0 <= values.min() <= values.max() <= 1:
         return no_share
-    examples = evidence.evaluation_examples
+    examples = evidence.counted or measured
     if examples is None:
         gaps = np.diff(values)
         gaps = gaps[gaps > 1e-9]
@@ -115,6 +122,8 @@ def noise_floor(evidence: Evidence) -> Check:
     share = goal.value if goal.mode == "min" else 1 - goal.value
     mistakes = share * examples
     evidence_words = f"the goal is {mistakes:.0f} of {examples:,} examples"
+    if examples != measured is not None:
+        evidence_words += f" or parts of examples{on}"
     if mistakes < _MISTAKES:
         return Check(
             name,
@@ -225,9 +234,11 @@ def batch_dependent(evidence: Evidence) -> Check:
             name,
             Verdict.WARN,
             "the loss of an example depends on the others of its batch (statistics of batches, "
-            "or a loss of pairs), so that another batch size is another objective",
-            "Use ghost batch norm of one size at every batch size (a fixed microbatch), or a "
-            "norm that does not see the batch.",
+            "a mean over words or weights, or a loss of pairs), so that another batch size is another "
+            "objective",
+            "Of words, pixels or weights that are masked return (sum, count), with the full "
+            "Workload; use ghost batch norm of one size at every batch size (a fixed microbatch "
+            "that divides them), or a norm that does not see the batch.",
         )
     return Check(
         name,

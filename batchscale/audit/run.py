@@ -46,6 +46,7 @@ def audit(
     batch_dependent: bool | None = None,
     confirmation: Confirmation | None = None,
     evaluation_examples: int | None = None,
+    counted: int | None = None,
     refined: pd.DataFrame | None = None,
     paces: Mapping[int, Pace] | None = None,
 ) -> Audit:
@@ -61,7 +62,9 @@ def audit(
       max_steps: the budget by batch size, if it is known.
       batch_dependent: whether the model has layers that see the whole batch, if it is known.
       confirmation: of the tuned settings, if there is one.
-      evaluation_examples: of the goal's split; guessed from the values of the metric if None.
+      evaluation_examples: on which the goal's metric is measured, if it is known.
+      counted: of how many the goal's metric counts some there: examples, or words or pixels of
+        them; guessed from the values of the metric if None.
       refined: the trials of `Study.refine`, as `Result.refined`.
       paces: between which steps the schedule decides when the goal is reached, by batch size, where
         it does, as `Result.paces`; empty of a constant learning rate, None if not known.
@@ -85,6 +88,7 @@ def audit(
         batch_dependent,
         confirmation,
         evaluation_examples,
+        counted,
         refined,
         paces,
     )

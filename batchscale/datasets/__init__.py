@@ -13,4 +13,5 @@ from batchscale.datasets.splits import check_labels as check_labels
 from batchscale.datasets.splits import fingerprint as fingerprint
 from batchscale.datasets.splits import from_arrays as from_arrays
 from batchscale.datasets.splits import from_npz as from_npz
+from batchscale.datasets.splits import not_finite as not_finite
 from batchscale.datasets.splits import to_npz as to_npz

@@ -129,6 +129,25 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
         np.savez(file, **arrays)
 
 
+def not_finite(splits: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+    """Which fields hold NaN or infinity, in words.
+
+    >>> not_finite({"train": {"input": np.array([[0.0], [np.nan]]), "label": np.array([0, 1])}})
+    ["field 'input' of split 'train', in 1 of 2 examples (the first is example 1)"]
+    """
+    found = []
+    for split, fields in splits.items():
+        for field, array in fields.items():
+            if np.issubdtype(array.dtype, np.floating) or _narrow_float(array.dtype):
+                bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
+                if bad.any():
+                    found.append(
+                        f"field {field!r} of split {split!r}, in {bad.sum():,} of {len(bad):,} "
+                        f"examples (the first is example {bad.argmax():,})"
+                    )
+    return found
+
+
 def check_labels(
     splits: Mapping[str, Mapping[str, np.ndarray]], classes: int, *, field: str = "label"
 ) -> None:

@@ -181,6 +181,12 @@ class Records:
         return opened
 
     @property
+    def study(self) -> str | None:
+        """What names the study; None where nothing is written yet."""
+        index = self._store.index()
+        return None if index is None else index.study
+
+    @property
     def accepted(self) -> frozenset[str]:
         """The files whose hand edits are accepted, now or for good."""
         index = self._store.index()
