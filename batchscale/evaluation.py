@@ -262,15 +262,15 @@ class Evaluations:
         trials = len(jax.tree.leaves(sums)[0])
         table: dict[str, Sequence[float]] = {}
         for name, tree in sums.items():
-            finalize = self._workload.finalize.get(name)
-            if finalize is None:
+            if name in self._workload.finalize:
+                table[f"{split}/{name}"] = [
+                    self._workload.finalized(name, jax.tree.map(lambda x, i=i: x[i], tree))
+                    for i in range(trials)
+                ]
+            else:
                 total, count = tree
                 with np.errstate(invalid="ignore", divide="ignore"):
                     table[f"{split}/{name}"] = total / count
-            else:
-                table[f"{split}/{name}"] = [
-                    float(finalize(jax.tree.map(lambda x, i=i: x[i], tree))) for i in range(trials)
-                ]
         if self.bounded and split == self._goal_split:
             assert self._goal is not None
             total, count = sums[self._goal_name]

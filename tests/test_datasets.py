@@ -322,6 +322,12 @@ def test_types_become_those_that_jax_holds(field, given, kept):
             "split 'train': field 'input' reaches from 0.0 to 1e+39, which float32 cannot hold. "
             "Scale or renumber it.",
         ),
+        (
+            {"input": np.ma.masked_equal([[1, 2], [-1, -1]], -1)},
+            "split 'train': field 'input' is a masked array with 2 of 4 entries masked, whose mask "
+            "would be lost. Fill them, with .filled(0) for example, and give the mask as a field "
+            "of its own if a loss is to read it; or leave out the examples that have any.",
+        ),
     ],
 )
 def test_unsound_arrays_are_refused(train, expected):
@@ -380,7 +386,9 @@ def test_splits_that_do_not_match_are_refused(validation, expected):
         (
             [-1, 9, 0, 3],
             "labels: split 'train' has 1 label outside 0 to 9 (smallest -1, largest 9). "
-            "Renumber the field 'label' from 0, or state the right number of classes.",
+            "Renumber the field 'label' from 0, or state the right number of classes. If -1 marks "
+            "padding, mask it: write a batchscale.Workload without classes=..., whose loss and "
+            "metrics return (sum, count) over what is not padding; its docstring has an example.",
         ),
         (
             [0.0, 1.0],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import batchscale as bs
-from batchscale import workloads
+from batchscale import checks, workloads
 
 
 def images(examples, seed=0, classes=3):
@@ -297,3 +297,115 @@ def test_a_sum_for_a_mean_is_refused_and_the_folder_takes_the_study_that_is_mend
         slope(jnp.sum).run(tmp_path, progress=False)
     result = slope(jnp.mean).run(tmp_path, progress=False)
     assert len(result.measurements) > 1
+
+
+POINTS = np.linspace(-1, 1, 64, dtype=np.float32)
+
+
+def slope(**others):
+    """A workload of plain functions, one of whose metrics is made of sums on the host."""
+
+    def squares(params, batch):
+        return (params["w"] * batch["input"] - batch["label"]) ** 2
+
+    fields = {
+        "init": lambda key: {"w": jnp.zeros(())},
+        "loss": squares,
+        "metrics": {"own": lambda params, batch: {"n": len(batch["input"]), "s": jnp.ones(())}},
+        "finalize": {"own": lambda added: added["s"] / added["n"]},
+        "data": {"train": (POINTS, POINTS), "validation": (POINTS[:8], POINTS[:8])},
+    }
+    return bs.Workload.from_functions(**fields | others)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"finalize": {"own": None}}, "finalize['own']: got a NoneType, wanted a function, called"),
+        ({"finalize": [np.mean]}, "finalize: got a list, wanted functions by the name of their"),
+        ({"metrics": [np.mean]}, "metrics: got a list, wanted functions by the name of their"),
+        ({"metrics": np.mean}, "wanted functions by the name of their metric, such as metrics={"),
+        ({"metrics": {"own": 3.0}}, "metrics['own']: got a float, wanted a function, called as f("),
+        ({"loss": None}, "loss: got a NoneType, wanted a function, called as loss(params, batch)"),
+        ({"unpaired": "label"}, "unpaired: got 'label', wanted several names, such as unpaired=("),
+        ({"unpaired": 3}, "unpaired: got an int, wanted names, words in a tuple; () where there"),
+        ({"hyperparameters": "b1"}, "hyperparameters: got 'b1', wanted several names, such as hyp"),
+        ({"preprocess": 255.0}, "preprocess: got a float, wanted a function, called as preprocess"),
+    ],
+)
+def test_fields_of_another_kind_are_refused_where_the_workload_is_made(fields, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        slope(**fields)
+
+
+def test_functions_of_the_full_contract_are_refused_where_they_are_none():
+    with pytest.raises(TypeError, match=r"^metrics: got a dict, wanted a function, called as metr"):
+        bs.Workload("own", dict, dict, {"error": dict}, {"train": {"input": POINTS}})  # pyright: ignore
+
+
+def test_names_may_come_in_a_list():
+    workload = slope(unpaired=["label"], hyperparameters=["b1"])
+    assert (workload.unpaired, workload.hyperparameters) == (("label",), ("b1",))
+
+
+def test_a_mode_that_is_a_word_is_refused():
+    with pytest.raises(TypeError, match=re.escape("such as {'train': (True, False)}.")):
+        bs.Workload.from_flax(Normalised(), {"train": images(20)}, mode="train")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda added: added["t"], "it raises KeyError: 't'. It is given the sums over a split"),
+        (lambda added: 1 / int(added["n"] - 64), "it raises ZeroDivisionError: division by zero."),
+        (lambda added: None, "it returns None, wanted one real number, NaN where there is none."),
+        (lambda added: "0.5", "it returns '0.5', wanted one real number"),
+        (lambda added: 1j * added["s"], "it returns 1j, wanted one real number"),
+        (lambda added: np.ones(1), "it returns an array of shape (1,), wanted one real number"),
+    ],
+)
+def test_what_is_finalized_is_one_number_or_told_by_name(function, message):
+    workload = slope(finalize={"own": function})
+    added = {"n": np.int64(64), "s": np.float64(1)}
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        workload.finalized("own", added)
+    assert str(error.value).startswith("finalize: of the metric 'own' of workload 'own': it r")
+
+
+def test_finalize_may_return_any_real_scalar():
+    added = {"n": np.int64(4), "s": np.float64(1)}
+    for make in (float, np.float32, jnp.float32, np.asarray, lambda x: x):
+        found = slope(finalize={"own": lambda a, make=make: make(a["s"] / a["n"])})
+        assert found.finalized("own", added) == 0.25
+    assert np.isnan(
+        slope(finalize={"own": lambda a: 0 * a["s"] / (0 * a["n"])}).finalized("own", added)
+    )
+
+
+def test_complex_sums_are_refused():
+    def waves(params, batch):
+        return jnp.exp(1j * params["w"] * batch["input"])
+
+    workload = slope(metrics={"wave": waves}, finalize={})
+    message = "workload 'own': a sum or a count of its metric 'wave' is complex64, wanted real"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        checks.metric(bs.Goal("validation/wave", 0.1), workload, ["learning_rate"])
+
+
+def test_masked_arrays_are_refused_in_the_full_contract_too():
+    masked = {"input": np.ma.masked_less(POINTS, 0), "label": POINTS}
+    message = r"data: split 'train' of 'own': field 'input' is a masked array with 32 of 64 entries"
+    with pytest.raises(ValueError, match=message):
+        bs.Workload("own", dict, dict, dict, {"train": masked})
+
+
+def test_a_workload_and_a_study_are_shown_without_their_data():
+    assert repr(slope(name="slope")) == (
+        "Workload('slope', train: 64 examples, validation: 8 examples; input float32 (), "
+        "label float32 ())"
+    )
+    assert repr(workloads.get("mnist/fc_64")) == (
+        "Workload('mnist/fc_64', train: 55,000 examples; loaded when it is needed)"
+    )
+    assert "array(" not in str(short(slope(), "validation/loss"))
+    assert "Workload('own', train: 64 examples" in str(short(slope(), "validation/loss"))

@@ -143,6 +143,12 @@ def _check_parameters(workload: Workload, params: PyTree) -> None:
 
 def _check_sums(workload: Workload, what: str, sums: PyTree) -> None:
     for leaf in jax.tree.leaves(sums):
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise ValueError(
+                f"workload {workload.name!r}: a sum or a count of its {what} is {leaf.dtype}, "
+                "wanted real numbers: a complex one is past no goal, and no gradient is taken of "
+                "it. Take .real or jnp.abs(...) of the values before they are summed."
+            )
         if leaf.dtype.itemsize < 4:
             raise ValueError(
                 f"workload {workload.name!r}: a sum or a count of its {what} is {leaf.dtype}, "

@@ -38,8 +38,8 @@ def from_arrays(
 
     Raises:
       TypeError: a split is neither a mapping nor a pair.
-      ValueError: a split is empty or uneven, a field does not hold numbers, a number does not
-        fit in 32 bits, or splits differ in their fields.
+      ValueError: a split is empty or uneven, a field does not hold numbers or is masked, a number
+        does not fit in 32 bits, or splits differ in their fields.
 
     >>> splits = from_arrays(train=(np.zeros((4, 2)), np.array([0, 1, 1, 0])))
     >>> {field: (array.shape, str(array.dtype)) for field, array in splits["train"].items()}
@@ -184,6 +184,7 @@ def check_labels(
                 f"labels: split {split!r} has {bad:,} label{'s' if bad > 1 else ''} outside 0 to "
                 f"{classes - 1} (smallest {labels.min()}, largest {labels.max()}). "
                 f"Renumber the field {field!r} from 0, or state the right number of classes."
+                + _of_padding(labels)
             )
 
 
@@ -253,6 +254,7 @@ def _fields(split: str, part: Examples) -> Mapping[str, ArrayLike]:
 
 
 def _array(where: str, field: str, value: ArrayLike) -> np.ndarray:
+    check_unmasked(where, field, value)
     array = np.asarray(value)
     if array.dtype.kind not in "biuf" and not _narrow_float(array.dtype):
         raise ValueError(
@@ -270,6 +272,36 @@ def _array(where: str, field: str, value: ArrayLike) -> np.ndarray:
             "Give it examples, or leave the split out."
         )
     return _narrow(where, field, array)
+
+
+def _of_padding(labels: np.ndarray) -> str:
+    """What to do about labels that are no class, where that may be what they stand for."""
+    if labels.min() >= 0:
+        return ""
+    return (
+        f" If {labels.min()} marks padding, mask it: write a batchscale.Workload without "
+        "classes=..., whose loss and metrics return (sum, count) over what is not padding; its "
+        "docstring has an example."
+    )
+
+
+def check_unmasked(where: str, field: str, value: object) -> None:
+    """Refuses masked arrays of NumPy, whose masks would be dropped.
+
+    >>> check_unmasked("split 'train'", "input", np.ma.masked_less([1.0, -9.0, -9.0], 0))
+    Traceback (most recent call last):
+    ValueError: split 'train': field 'input' is a masked array with 2 of 3 entries masked, whose
+    mask would be lost. Fill them, with .filled(0) for example, and give the mask as a field of its
+    own if a loss is to read it; or leave out the examples that have any.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        masked = int(np.ma.getmaskarray(value).sum())
+        raise ValueError(
+            f"{where}: field {field!r} is a masked array with {masked:,} of {value.size:,} entries "
+            "masked, whose mask would be lost. Fill them, with .filled(0) for example, and give "
+            "the mask as a field of its own if a loss is to read it; or leave out the examples "
+            "that have any."
+        )
 
 
 def _narrow_float(dtype: np.dtype) -> bool:

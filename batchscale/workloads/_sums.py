@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
+
+from batchscale import numeric
 
 
 def total(values: Array) -> Array:
@@ -85,6 +89,44 @@ def sums(metric: Any, batch: PyTree, name: str) -> tuple[Array, Array]:
             f"({count},), one value an example, or (sum, count). {_PAIRS}"
         )
     return total(metric), jnp.asarray(metric.size)
+
+
+def finalized(function: Callable[[PyTree], Any], added: PyTree, what: str) -> float:
+    """What a function of the user's makes of added sums.
+
+    Args:
+      function: on the host.
+      added: over a split.
+      what: begins a message: whose function it is.
+
+    Raises:
+      ValueError: it raises, or returns what is not one real number.
+
+    >>> finalized(lambda s: s["a"] / s["n"], {"a": np.float64(3), "n": np.int64(4)}, "finalize")
+    0.75
+    >>> finalized(lambda s: None, np.float64(3), "finalize")
+    Traceback (most recent call last):
+    ValueError: finalize: it returns None, wanted one real number, NaN where there is none.
+    """
+    given = jax.tree.map(np.shape, added)
+    try:
+        with np.errstate(invalid="ignore", divide="ignore"):  # as where sums are divided here
+            made = function(added)
+    except Exception as error:
+        words = str(error).strip().splitlines()
+        raise ValueError(
+            f"{what}: it raises {type(error).__name__}: {words[0] if words else 'nothing more'}. "
+            f"It is given the sums over a split, on the host: {given} (shapes); wanted one real "
+            "number, NaN where there is none."
+        ) from error
+    number = numeric.plain(made)
+    if number is None:
+        shape = getattr(made, "shape", ())
+        got = f"an array of shape {shape}" if shape else f"{made!r}"
+        raise ValueError(
+            f"{what}: it returns {got}, wanted one real number, NaN where there is none."
+        )
+    return float(number)
 
 
 _PAIRS = (

@@ -31,6 +31,7 @@ def switches(module: nn.Module, mode: Mapping[str, tuple[Any, Any]]) -> dict[str
       mode: those that the user names, each with its value in training and in evaluation.
 
     Raises:
+      TypeError: `mode` is no mapping.
       ValueError: a switch is not known and not in `mode`, or one of `mode` is no argument.
 
     >>> class Net(nn.Module):
@@ -39,6 +40,12 @@ def switches(module: nn.Module, mode: Mapping[str, tuple[Any, Any]]) -> dict[str
     >>> switches(Net(), {"is_frozen": (False, False)})
     {'train': (True, False), 'is_frozen': (False, False)}
     """
+    if not isinstance(mode, Mapping):
+        name = mode if isinstance(mode, str) else "is_train"
+        raise TypeError(
+            f"mode: got {mode!r}, wanted arguments of the module's call by name, each with its "
+            f"value in training and in evaluation, such as {{{name!r}: (True, False)}}."
+        )
     title = type(module).__name__
     _, *taken = inspect.signature(type(module).__call__).parameters.values()
     takes = {p.name: p for p in taken}

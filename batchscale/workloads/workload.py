@@ -14,10 +14,22 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from batchscale import columns, datasets, keys, numeric
-from batchscale.workloads import classifier
-from batchscale.workloads._sums import examples_in, mean_or_each, sums
+from batchscale.datasets.splits import check_unmasked
+from batchscale.workloads import _fields, classifier
+from batchscale.workloads._sums import examples_in, finalized, mean_or_each, sums
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
+
+_CALLS = {  # of the fields that are functions: those that are needed, and those that may be None
+    "init": "init(key)",
+    "loss": "loss(params, model_state, batch, key, hyperparameters)",
+    "metrics": "metrics(params, model_state, batch)",
+}
+_OTHER_CALLS = {
+    "preprocess": "preprocess(batch, key)",
+    "evaluated_parameters": "evaluated_parameters(params, opt_state)",
+    "titled": "titled(name, splits)",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # its functions have no equality but identity
@@ -49,6 +61,43 @@ class Workload:
       titled: `titled(name, splits) -> name`, where the name depends on the data that are found.
       unpaired: fields whose entries belong to no example, such as samples of another distribution;
         a loss of all pairs of theirs and the others' is refused as a mistake otherwise.
+
+    Raises:
+      TypeError: a field is of another kind than above.
+      ValueError: a split is missing, uneven or empty, or labels are out of range.
+
+    What is padded is masked: loss and metrics return sums over what is not, and its count. Here
+    labels of -1 are padding; `classes` is left out, since -1 is none.
+
+    >>> import optax
+    >>> def masked(params, batch, of_each):
+    ...     real = batch["label"] >= 0
+    ...     logits = batch["input"] @ params["w"]
+    ...     # Padding gets a label that there is, and counts for nothing.
+    ...     each = of_each(logits, jnp.where(real, batch["label"], 0))
+    ...     return jnp.where(real, each, 0).sum(), real.sum()
+    >>> def loss(params, model_state, batch, key, hyperparameters):
+    ...     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    ...     return masked(params, batch, cross_entropy), model_state
+    >>> def metrics(params, model_state, batch):
+    ...     def wrong(logits, labels):
+    ...         return (logits.argmax(-1) != labels).astype(jnp.int32)
+    ...     return {"error": masked(params, batch, wrong)}
+    >>> words = np.zeros((6, 5, 8), np.float32)  # 6 sequences of at most 5 words
+    >>> labels = np.array([[0, 1, 1, -1, -1]] * 6, np.int32)
+    >>> workload = Workload(
+    ...     name="tagger",
+    ...     init=lambda key: ({"w": jnp.zeros((8, 2))}, {}),
+    ...     loss=loss,
+    ...     metrics=metrics,
+    ...     data={"train": {"input": words, "label": labels}},
+    ... )
+    >>> params, model_state = workload.init(jax.random.key(0))
+    >>> wrong, count = workload.metrics(params, model_state, workload.splits()["train"])["error"]
+    >>> int(wrong), int(count)
+    (12, 18)
+    >>> workload
+    Workload('tagger', train: 6 examples; input float32 (5, 8), label int32 (5,))
     """
 
     name: str
@@ -67,8 +116,18 @@ class Workload:
     unpaired: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("init", "loss", "metrics"):
+        for name, call in _CALLS.items():
+            _fields.function(name, getattr(self, name), call)
             object.__setattr__(self, name, _arrays(getattr(self, name)))
+        for name, call in _OTHER_CALLS.items():
+            if getattr(self, name) is not None:
+                _fields.function(name, getattr(self, name), call)
+        finalize = _fields.functions("finalize", self.finalize, "f(added sums)")
+        object.__setattr__(self, "finalize", finalize)
+        object.__setattr__(self, "unpaired", _fields.names("unpaired", self.unpaired))
+        if self.hyperparameters is not None:
+            names = _fields.names("hyperparameters", self.hyperparameters)
+            object.__setattr__(self, "hyperparameters", names)
         for name in ("train_examples", "classes"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, numeric.integer(name, getattr(self, name), 1))
@@ -76,6 +135,17 @@ class Workload:
             _check_splits(self.data, self)
             examples = examples_in(self.data["train"])
             object.__setattr__(self, "train_examples", examples)
+
+    def __repr__(self) -> str:
+        if callable(self.data):
+            size = self.train_examples
+            known = "" if size is None else f", train: {size:,} examples"
+            return f"Workload({self.name!r}{known}; loaded when it is needed)"
+        of = {name: list(fields.values()) for name, fields in self.data.items()}
+        sizes = (f"{name}: {len(arrays[0]):,} examples" for name, arrays in of.items())
+        kinds = {name: np.asarray(x[:1]) for name, x in self.data["train"].items()}
+        fields = (f"{name} {x.dtype} {x.shape[1:]}" for name, x in kinds.items())
+        return f"Workload({self.name!r}, {', '.join(sizes)}; {', '.join(fields)})"
 
     @classmethod
     def from_functions(
@@ -107,6 +177,7 @@ class Workload:
           **others: further fields of `Workload`.
 
         Raises:
+          TypeError: an argument is of another kind than above.
           ValueError: a metric is called `loss`, or `finalize` names none.
 
         >>> import jax.numpy as jnp
@@ -135,7 +206,10 @@ class Workload:
         ...     data={"train": (x, 2 * x), "validation": (x[::4], 2 * x[::4])},
         ... )
         """
-        measured, finalize = dict(metrics or {}), dict(finalize or {})
+        _fields.function("init", init, "init(key)")
+        _fields.function("loss", loss, "loss(params, batch)")
+        measured = _fields.functions("metrics", metrics, "f(params, batch)")
+        finalize = _fields.functions("finalize", finalize, "f(added sums)")
         if "loss" in measured:
             raise ValueError(
                 "metrics: got 'loss', which is measured already: the loss that is trained. Give "
@@ -281,6 +355,19 @@ class Workload:
         cost = lowered.lower(*jax.eval_shape(self.init, keys.shape()), batch).cost_analysis()
         return float((cost or {}).get("flops", float("nan")))
 
+    def finalized(self, name: str, sums: PyTree) -> float:
+        """What `finalize` makes of the added sums of a metric.
+
+        Args:
+          name: of a metric that `finalize` has.
+          sums: over a split.
+
+        Raises:
+          ValueError: the function raises, or what it returns is not one real number.
+        """
+        what = f"finalize: of the metric {name!r} of workload {self.name!r}"
+        return finalized(self.finalize[name], sums, what)
+
     def prepare(self, batch: PyTree, key: Any) -> PyTree:
         """A batch as the loss and the metrics take it."""
         return batch if self.preprocess is None else self.preprocess(batch, key)
@@ -356,6 +443,8 @@ def _check_splits(splits: Splits, workload: Workload) -> None:
                 f"data: the fields of split {split!r} of {workload.name!r} have the lengths "
                 f"{sizes}; wanted one length, above 0. Put the examples along axis 0."
             )
+        for name, values in fields.items():
+            check_unmasked(f"data: split {split!r} of {workload.name!r}", name, values)
     if workload.classes is not None:
         datasets.check_labels(splits, workload.classes, field=workload.labels)
 
