@@ -125,9 +125,9 @@ def opened(
         if plan.batch_dependent:
             warnings.warn(
                 f"workload {study.workload.name!r}: the loss of an example depends on the others "
-                "of its batch, as with batch norm, or with a mean over those words of a batch that are "
-                "not masked, so that every batch size has another objective; result.audit() says "
-                "what to do.",
+                "of its batch, as with batch norm, or with a mean over those words of a batch "
+                "that are not masked, so that every batch size has another objective; "
+                "result.audit() says what to do.",
                 stacklevel=5,
             )
         stored.write_provenance(records.provenance())

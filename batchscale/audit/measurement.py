@@ -234,8 +234,8 @@ def batch_dependent(evidence: Evidence) -> Check:
             name,
             Verdict.WARN,
             "the loss of an example depends on the others of its batch (statistics of batches, "
-            "a mean over words or weights, or a loss of pairs), so that another batch size is another "
-            "objective",
+            "a mean over words or weights, or a loss of pairs), so that another batch size is "
+            "another objective",
             "Of words, pixels or weights that are masked return (sum, count), with the full "
             "Workload; use ghost batch norm of one size at every batch size (a fixed microbatch "
             "that divides them), or a norm that does not see the batch.",

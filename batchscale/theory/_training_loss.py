@@ -175,8 +175,8 @@ class TrainingLoss:
         total, squares, losses, counts = jax.device_get(out)
         if (counts != counts[0]).any():
             raise ValueError(
-                f"loss: it counts {counts.min():g} to {counts.max():g} an example, so that examples "
-                "weigh differently in a batch. Use noise_scale_of_batches."
+                f"loss: it counts {counts.min():g} to {counts.max():g} an example, so that "
+                "examples weigh differently in a batch. Use noise_scale_of_batches."
             )
         return (
             total.astype(np.float64) / counts[0],
