@@ -149,16 +149,34 @@ def get(optimizer: str | Factory) -> Optimizer:
     state of one that does not are changed by the trial's, so that trials differ in their noise.
 
     Raises:
+      TypeError: it is neither, but an optax transformation, for example.
       ValueError: the name is not known.
 
     >>> get("nesterov").required
     ('learning_rate', 'momentum')
     >>> get(lambda h: optax.lion(h["learning_rate"], b1=h["b1"])).takes_all
     True
+    >>> get(optax.adam(1e-3))
+    Traceback (most recent call last):
+    TypeError: optimizer: got an optax transformation, whose hyperparameters are fixed, wanted one
+    of sgd, momentum, nesterov, adam, adamw, or a function of a mapping of hyperparameters that
+    makes one. Write lambda h: optax.adam(h["learning_rate"]), for example, and give the numbers in
+    the SearchSpace; a plain number is a fixed value.
     """
     if callable(optimizer):
         name = getattr(optimizer, "__name__", type(optimizer).__name__)
         return Optimizer(name, optimizer, (), takes_all=True, takes_key=_takes_key(optimizer))
+    if not isinstance(optimizer, str):
+        made = hasattr(optimizer, "init") and hasattr(optimizer, "update")
+        got = f"a value of type {type(optimizer).__name__}"
+        if made:
+            got = "an optax transformation, whose hyperparameters are fixed"
+        raise TypeError(
+            f"optimizer: got {got}, wanted one of {', '.join(_OPTIMIZERS)}, or a function of a "
+            "mapping of hyperparameters that makes one. Write "
+            'lambda h: optax.adam(h["learning_rate"]), for example, and give the numbers in the '
+            "SearchSpace; a plain number is a fixed value."
+        )
     if optimizer not in _OPTIMIZERS:
         raise ValueError(
             f"optimizer: got {optimizer!r}, wanted one of {', '.join(_OPTIMIZERS)}, "

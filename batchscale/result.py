@@ -352,7 +352,8 @@ def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Res
 
     Every file is compared with the digest that it was written with, and the files with one another:
     trials with the plan, the plan with the space and the seed, measurements with the steps at which
-    they are due, crossings with the measurements.
+    they are due, crossings with the measurements. Training states, and what `Study.confirm` and
+    `Study.refine` wrote, are compared when they are read.
 
     Args:
       folder: the one that `Study.run` was given.
@@ -362,10 +363,13 @@ def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Res
 
     Raises:
       FileNotFoundError: the folder holds no study.
-      DamagedError: a file was changed since it was written, or does not fit the others; nothing is
-        overwritten. `batchscale.repair` sets aside what is damaged.
+      DamagedError: a file was changed since it was written, or does not fit the others, or a name
+        in `accept` is none of its files; nothing is overwritten. `batchscale.repair` sets aside
+        what is damaged.
     """
     with records.Records.open(folder, write=False, accept=accept) as opened:
+        opened.check_accepted()
+        opened.check_provenance()
         stored = opening.study(opened)
         if stored is None:
             raise FileNotFoundError(

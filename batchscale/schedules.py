@@ -68,7 +68,7 @@ def get(schedule: str | Schedule) -> tuple[Schedule, tuple[str, ...]]:
     """
     if callable(schedule):
         return schedule, ()
-    if schedule not in _SCHEDULES:
+    if not isinstance(schedule, str) or schedule not in _SCHEDULES:
         raise ValueError(
             f"schedule: got {schedule!r}, wanted one of {', '.join(_SCHEDULES)}, "
             "or a function of (step, hyperparameters) that returns the learning rate."

@@ -156,6 +156,7 @@ class Study:
                 f"max_steps, max_epochs: got {self.max_steps!r} and {self.max_epochs!r}, wanted "
                 "one of them: the budget of a trial in steps, or in epochs."
             )
+        checks.check_several(self.batch_sizes)
         StopRule.of(self.stop)
         if not isinstance(self.stop, str):
             self._set("stop", plain(self.stop))

@@ -625,3 +625,42 @@ def test_a_space_that_is_a_dictionary_is_refused():
 def test_a_goal_that_is_none_is_refused_where_it_is_written(arguments):
     with pytest.raises(ValueError, match=r"^Goal: "):
         bs.Goal(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_sizes": 32},
+            "got 32, wanted a list of integers, such as powers_of_two(1, 1024); o",
+        ),
+        ({"batch_sizes": np.int64(32)}, "got 32, wanted a list of integers, such as powers_of_two"),
+        ({"batch_sizes": "full"}, "such as powers_of_two(1, 1024); one alone is ['full']."),
+        (
+            {"batch_sizes": np.ones((1, 2), int)},
+            "got a value of type ndarray, wanted a list of int",
+        ),
+        ({"batch_sizes": (n for n in [8])}, "got a value of type generator, wanted a list of int"),
+        ({"batch_sizes": {8: 4}}, "got a value of type dict, wanted a list of integers, such as"),
+        ({"batch_sizes": None}, "got a value of type NoneType, wanted a list of integers, such as"),
+        (
+            {"optimizer": optax.adam(1e-3)},
+            'Write lambda h: optax.adam(h["learning_rate"]), for exa',
+        ),
+        ({"optimizer": ["sgd"]}, "optimizer: got a value of type list, wanted one of sgd, moment"),
+    ],
+)
+def test_what_is_no_list_of_sizes_and_no_optimizer_is_refused_where_it_is_written(changes, message):
+    with pytest.raises(TypeError, match=re.escape(message)) as error:
+        study(**changes)
+    assert " at 0x" not in str(error.value)
+
+
+def test_batch_sizes_may_come_in_any_collection():
+    for given in ((8, "full"), np.array([8, 64]), range(8, 65, 56), {8, 64}):
+        assert study(batch_sizes=given).resolved_batch_sizes() == [8, 64]
+
+
+def test_a_schedule_in_a_list_is_refused():
+    with pytest.raises(ValueError, match=re.escape("schedule: got ['constant'], wanted one of")):
+        study(schedule=["constant"])

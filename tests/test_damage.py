@@ -427,3 +427,63 @@ def test_tables_without_a_plan_are_no_study_to_go_on_with(folders, tmp_path):
         with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path}: no plan.json")):
             call(tmp_path)
     assert files(tmp_path) == before
+
+
+def test_a_name_that_is_no_file_of_the_study_is_not_accepted(folders):
+    folder = folders / "finished"
+    before = files(folder)
+    for name in ("nope.json", "confirm/nope.json", "refine/state/8.npz"):
+        message = f"{folder / name}: accepted, but it is no file of the study. Its files are "
+        for call in (bs.load, bs.records.load_tables, bs.repair):
+            with pytest.raises(bs.DamagedError, match=re.escape(message)):
+                call(folder, accept=["plan.json", name])
+    assert files(folder) == before
+    held = ["plan.json", "index.json", "confirm/plan.json", "refine/index.json"]
+    assert bs.load(folder, accept=held).accepted == set(held)
+    with pytest.raises(bs.DamagedError, match=r"no file of the study\. Its files are none\.$"):
+        bs.load(folders / "interrupted", accept=["confirm/index.json"])
+
+
+def test_provenance_is_compared_when_a_study_is_loaded(folders, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "finished", folder)
+    (folder / "provenance.json").write_text("{}")
+    message = f"{folder / 'provenance.json'}: changed since it was written: got digest "
+    with pytest.raises(bs.DamagedError, match=re.escape(message)):
+        bs.load(folder)
+    bs.load(folder, accept=["provenance.json"])
+    bs.repair(folder)
+    bs.load(folder)
+
+
+def test_a_damaged_plan_is_not_said_to_be_mended_by_a_plain_repair(folders, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "finished", folder)
+    plan = folder / "plan.json"
+    content = plan.read_text()
+    plan.write_text(content.replace('"value": 0.5', '"value": 0.6'))
+    with pytest.raises(bs.DamagedError, match="changed since it was written") as error:
+        bs.load(folder)
+    assert "repair(folder)" not in str(error.value)
+    for call in ("batchscale.load", "batchscale.repair"):
+        assert f"{call}(folder, accept=['plan.json'])" in str(error.value)
+    with Records.open(
+        folder, accept=["plan.json"]
+    ) as stored:  # the digest agrees, the plan does not
+        found = stored.read_plan()
+        found["study"]["seed"] = 1
+        stored.write_plan(found)
+    for call in (bs.load, bs.repair):
+        with pytest.raises(
+            bs.DamagedError, match=r"which the space and the seed 1 .* accept it by"
+        ):
+            call(folder)
+    remedy = "Restore it from a copy, or run the study again in another folder."
+    plan.write_text(content[:-9])
+    with pytest.raises(bs.DamagedError, match=r"not JSON \(") as error:  # accepting does not help
+        bs.load(folder, accept=["plan.json"])
+    assert str(error.value).endswith(remedy)
+    plan.unlink()
+    with pytest.raises(bs.DamagedError, match=r"missing; index\.json says") as error:
+        bs.load(folder)
+    assert str(error.value).endswith(remedy)

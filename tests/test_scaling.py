@@ -211,11 +211,60 @@ def test_a_critical_batch_size_that_was_not_seen_is_refused(some, why, interval)
         (lambda t: t.assign(batch_size=t["batch_size"] - 1), "batch sizes above 0 and steps of"),
         (lambda t: t.assign(steps=-1), "batch sizes above 0 and steps of at least 0"),
         (lambda t: t.assign(steps=0), "the goal held before the first step"),
+        (
+            lambda t: t.astype({"steps": str}),
+            "the column 'steps' is str(ing)?; wanted real numbers",
+        ),
+        (lambda t: t.astype({"steps": complex}), "the column 'steps' is complex128; wanted real"),
+        (lambda t: t.assign(steps=True), "the column 'steps' is bool; wanted real numbers"),
+        (
+            lambda t: t.assign(batch_size=pd.Series(["full", *t["batch_size"][1:]], dtype=object)),
+            "the column 'batch_size' holds 'full'; wanted real numbers, such as pandas.to_numeric",
+        ),
+        (
+            lambda t: t.assign(previous_evaluation=pd.Timestamp(0)),
+            "the column 'previous_evaluation' is datetime64.*; wanted real numbers",
+        ),
+        (
+            lambda t: t.assign(steps=t["steps"].astype("Float64").where(t["batch_size"] > 1)),
+            "batch sizes above 0 and steps of at least 0, inf for a miss",
+        ),
+        (
+            lambda t: pd.concat([t, t[["steps"]]], axis=1),
+            "the column 'steps' stands twice; wanted the table of metrics.steps_to_target, each",
+        ),
     ],
 )
 def test_tables_that_are_none_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^steps: .*{message}"):
         scaling.fit(change(table()))
+
+
+@pytest.mark.parametrize("given", [pd.Series([8, 4], name="steps"), {"steps": [8, 4]}, None])
+def test_what_is_no_table_is_refused(given):
+    of = "wanted the table of metrics.steps_to_target, a pandas.DataFrame"
+    for call in (scaling.fit, scaling.regimes, scaling.frontier, scaling.recommend):
+        with pytest.raises(TypeError, match=f"^steps: got a {type(given).__name__}, {of}"):
+            call(given)
+    with pytest.raises(TypeError, match=r"^variants: got a .*, wanted the table of metrics\.var"):
+        scaling.transitions(given)
+
+
+def test_numbers_of_any_kind_are_taken():
+    wanted = scaling.fit(table())
+    for kind in ("Int64", "int32", object):
+        assert scaling.fit(table().astype({"batch_size": kind})) == wanted
+    assert scaling.fit(table().astype({"steps": object})) == wanted
+
+
+def test_transitions_of_a_table_that_is_none_are_refused():
+    variants = table().assign(variant="a")
+    with pytest.raises(ValueError, match="steps: no column 'steps'; wanted the table of"):
+        scaling.transitions(variants.drop(columns="steps"))
+    with pytest.raises(ValueError, match="variants: the column 'variant' stands twice; wanted"):
+        scaling.transitions(pd.concat([variants, variants[["variant"]]], axis=1))
+    of_a_file = variants.assign(why=np.nan)  # as empty words come back from CSV
+    assert scaling.transitions(of_a_file).equals(scaling.transitions(variants))
 
 
 @pytest.mark.parametrize("arguments", [{"form": "linear"}, {"confidence": 1.0}])

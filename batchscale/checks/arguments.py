@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -60,6 +60,25 @@ def patience(value: float) -> float:
     return float(numeric.above("patience", value, 1, "a factor above 1, such as 4.0"))
 
 
+def check_several(batch_sizes: Any) -> None:
+    """Refuses what is no list of batch sizes.
+
+    >>> check_several(32)
+    Traceback (most recent call last):
+    TypeError: batch_sizes: got 32, wanted a list of integers, such as powers_of_two(1, 1024); one
+    alone is [32].
+    """
+    # It is gone through more than once, which a generator does not outlive.
+    several = isinstance(batch_sizes, Collection) and not isinstance(batch_sizes, str | Mapping)
+    if not several or getattr(batch_sizes, "ndim", 1) != 1:
+        alone = batch_sizes if isinstance(batch_sizes, str) else numeric.plain(batch_sizes)
+        got = f"a value of type {type(batch_sizes).__name__}" if alone is None else repr(alone)
+        raise TypeError(
+            f"batch_sizes: got {got}, wanted a list of integers, such as powers_of_two(1, 1024)"
+            + ("." if alone is None else f"; one alone is [{alone!r}].")
+        )
+
+
 def batch_sizes(
     given: Sequence[int | Literal["full"]], train_examples: int, workload: str
 ) -> list[int]:
@@ -68,9 +87,11 @@ def batch_sizes(
     >>> batch_sizes(["full", 1, 2], 50, "mine")
     [1, 2, 50]
     """
+    check_several(given)
     sizes = []
     for batch_size in given:
-        size = train_examples if batch_size == "full" else batch_size
+        full = isinstance(batch_size, str) and batch_size == "full"
+        size = train_examples if full else batch_size
         size = integer("batch_sizes", size, 1, others=", or 'full'")
         if size > train_examples:
             raise ValueError(

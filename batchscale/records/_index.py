@@ -14,6 +14,11 @@ INDEX = "index.json"
 _FORMAT = 1
 
 
+PLAN = "plan.json"
+_COPY = "Nothing was overwritten. Restore it from a copy"
+_ELSEWHERE = "run the study again in another folder"
+
+
 class DamagedError(ValueError):
     """A file of a study is not what was written, or does not fit the others.
 
@@ -21,28 +26,40 @@ class DamagedError(ValueError):
       path: the file, or the folder of a study whose files do not fit.
       found: what is wrong with it.
       name: the file in the folder of its study, as `accept` takes it; none if that does not help.
-      remedy: what to do; a copy, a repair or acceptance if not given.
+      remedy: what to do; a copy, a repair or acceptance if not given. Of a study's plan no repair,
+        since nothing can be measured without it.
+
+    >>> print(DamagedError(Path("plan.json"), "changed.", name="plan.json"))
+    plan.json: changed. Nothing was overwritten. Restore it from a copy; or, if the change is meant,
+    accept it by name, batchscale.load(folder, accept=['plan.json']), and for good by
+    batchscale.repair(folder, accept=['plan.json']); else run the study again in another folder.
     """
 
     def __init__(
         self, path: Path, found: str, *, name: str | None = None, remedy: str | None = None
     ):
         self.path, self.found, self.name = path, found, name
-        accepted = ""
-        if name is not None:
-            accepted = (
-                ", or, if the change is meant, accept it by name: "
-                f"batchscale.load(folder, accept=[{name!r}])"
-            )
-        super().__init__(
-            f"{path}: {found} "
-            + (
-                remedy
-                or "Nothing was overwritten. Restore it from a copy, or have it measured again: "
-                "batchscale.repair(folder) sets aside what is damaged, and study.run(folder) "
-                f"measures that again{accepted}."
-            )
+        super().__init__(f"{path}: {found} {remedy or _remedy(name)}")
+
+
+def _remedy(name: str | None) -> str:
+    """What to do about a damaged file."""
+    if name == PLAN:
+        return (
+            f"{_COPY}; or, if the change is meant, accept it by name, "
+            f"batchscale.load(folder, accept=[{name!r}]), and for good by "
+            f"batchscale.repair(folder, accept=[{name!r}]); else {_ELSEWHERE}."
         )
+    accepted = ""
+    if name is not None:
+        accepted = (
+            ", or, if the change is meant, accept it by name: "
+            f"batchscale.load(folder, accept=[{name!r}])"
+        )
+    return (
+        f"{_COPY}, or have it measured again: batchscale.repair(folder) sets aside what is "
+        f"damaged, and study.run(folder) measures that again{accepted}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +144,11 @@ class Snapshot:
                         file.seek(0)
                         yield file
                         return
-        found = f"missing; {INDEX} says that the study has it."
-        if got is not None:
-            found = f"changed since it was written: got digest {got[:12]}, wanted {wanted[:12]}."
-        raise DamagedError(path, found, name=None if got is None else self._prefix + name)
+        if got is None:
+            raise self._unusable(name, f"missing; {INDEX} says that the study has it.")
+        raise self.damaged(
+            name, f"changed since it was written: got digest {got[:12]}, wanted {wanted[:12]}."
+        )
 
     def read(self, name: str) -> bytes:
         """The content of a file; see `open`."""
@@ -143,7 +161,14 @@ class Snapshot:
 
     def damaged(self, name: str, found: str) -> DamagedError:
         """The error that says what is wrong with a file."""
+        if self.accepts(name):  # which did not help
+            return self._unusable(name, found)
         return DamagedError(self._folder / name, found, name=self._prefix + name)
+
+    def _unusable(self, name: str, found: str) -> DamagedError:
+        """The error of a file that cannot be accepted either."""
+        remedy = f"{_COPY}, or {_ELSEWHERE}." if self._prefix + name == PLAN else None
+        return DamagedError(self._folder / name, found, remedy=remedy)
 
 
 def beside(path: Path, mark: str) -> Path:

@@ -133,6 +133,24 @@ class Store:
 
         return self.reading(look)
 
+    def check_accepted(self) -> None:
+        """Refuses names in `accept` that the study has no file of.
+
+        Raises:
+          DamagedError: there is one.
+        """
+        index = self.index() or Index("")
+        for name in sorted(self.accept):
+            if name not in index.files and (name != INDEX or not self.folder.is_dir()):
+                raise self._no_file(name, index)
+
+    def _no_file(self, name: str, index: Index) -> DamagedError:
+        return DamagedError(
+            self.folder / name,
+            "accepted, but it is no file of the study.",
+            remedy=f"Its files are {', '.join(self.prefix + n for n in index.files) or 'none'}.",
+        )
+
     def adopt(self, **fields: Any) -> None:
         """Takes the files of `accept` as they are, for good; other fields of the index likewise.
 
@@ -145,11 +163,7 @@ class Store:
         files = dict(index.files)
         for name in names:
             if name not in files or not (self.folder / name).is_file():
-                raise DamagedError(
-                    self.folder / name,
-                    "accepted, but it is no file of the study.",
-                    remedy=f"Its files are {', '.join(files)}.",
-                )
+                raise self._no_file(name, index)
             with open(self.folder / name, "rb") as file:
                 files[name] = digest_of(file)
         self.commit(files=files, accepted=tuple(sorted({*index.accepted, *names})), **fields)

@@ -21,11 +21,11 @@ import pandas as pd
 
 from batchscale.files import local_path
 from batchscale.records import _files, _reading
-from batchscale.records._index import INDEX, DamagedError, Snapshot
+from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot
 from batchscale.records._store import CONFIRMED, REFINED, Store
 from batchscale.records.tables import measurement_table, trial_table
 
-_PLAN, _PROVENANCE = "plan.json", "provenance.json"
+_PROVENANCE = "provenance.json"
 
 
 class Contents(NamedTuple):
@@ -166,6 +166,7 @@ class Records:
         _check_is_study(store)
         opened = cls(store, _files.lock(store.folder))
         try:
+            opened.check_accepted()  # all names, before any file is taken over
             besides = [opened._beside(n) for n in (CONFIRMED, REFINED)]
             prefixes = tuple(beside.prefix for beside in besides)
             store.accept = frozenset(n for n in store.accept if not n.startswith(prefixes))
@@ -191,6 +192,33 @@ class Records:
         """The files whose hand edits are accepted, now or for good."""
         index = self._store.index()
         return self._store.accept | set(() if index is None else index.accepted)
+
+    def check_accepted(self) -> None:
+        """Refuses accepted names that are no files of the study, nor of what is beside it.
+
+        Raises:
+          DamagedError: there is such a name.
+        """
+        own = Store(self.folder, self._store.accept)
+        for beside in (self._beside(name) for name in (CONFIRMED, REFINED)):
+            if beside.accept:  # else it is not looked at, and may be damaged
+                beside.check_accepted()
+                own.accept -= {f"{beside.prefix}{name}" for name in beside.accept}
+        own.check_accepted()
+
+    def check_provenance(self) -> None:
+        """Compares `provenance.json` with its digest, though nothing of it is read.
+
+        Raises:
+          DamagedError: it was changed since it was written.
+        """
+
+        def look(snapshot: Snapshot) -> None:
+            if _PROVENANCE in snapshot:
+                with snapshot.open(_PROVENANCE):
+                    pass
+
+        self._store.reading(look)
 
     def damaged(self) -> list[str]:
         """The files that were changed since they were written, by their names in the folder."""
@@ -251,7 +279,7 @@ class Records:
           TypeError: a value or a key in it has no place in JSON.
         """
         self._check_writable()
-        self._write_json(_PLAN, _files.json_value(plan, "plan"))
+        self._write_json(PLAN, _files.json_value(plan, "plan"))
 
     def read_plan(self) -> Any:
         """The plan, or None where none was written yet.
@@ -259,7 +287,7 @@ class Records:
         Raises:
           DamagedError: it was changed since it was written.
         """
-        return self._store.reading(lambda snapshot: _reading.json_of(snapshot, _PLAN))
+        return self._store.reading(lambda snapshot: _reading.json_of(snapshot, PLAN))
 
     def write_provenance(self, entry: Mapping[str, Any]) -> None:
         """Appends what `provenance` says of a run to the `runs` of `provenance.json`."""
@@ -337,7 +365,7 @@ class Records:
         """The plan and the tables, of one moment."""
 
         def read(snapshot: Snapshot) -> Contents:
-            return Contents(_reading.json_of(snapshot, _PLAN), *_reading.tables_of(snapshot))
+            return Contents(_reading.json_of(snapshot, PLAN), *_reading.tables_of(snapshot))
 
         return self._store.reading(read)
 
@@ -448,7 +476,8 @@ def load_tables(
 
     Raises:
       FileNotFoundError: `folder` holds no study.
-      DamagedError: a file in it was changed since it was written.
+      DamagedError: a file in it was changed since it was written, or a name in `accept` is none
+        of its files.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -458,7 +487,9 @@ def load_tables(
     >>> len(measurements), list(trials.index.names)
     (0, ['batch_size', 'trial', 'replicate'])
     """
-    return Records.open(folder, write=False, accept=accept).tables()
+    records = Records.open(folder, write=False, accept=accept)
+    records.check_accepted()
+    return records.tables()
 
 
 def _names(accept: Collection[str]) -> frozenset[str]:

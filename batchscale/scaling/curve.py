@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from batchscale import columns
+from batchscale import columns, numeric
 
 columns.declare("steps to target, checked", "batch_size", "steps", "after")
 
@@ -46,6 +46,25 @@ def check_begun(table: pd.DataFrame) -> None:
         raise ValueError("steps: the goal held before the first step; choose a harder one.")
 
 
+def check_table(name: str, table: object, wanted: str) -> None:
+    """Refuses an argument `name` that is no table, or in which a column stands twice.
+
+    >>> check_table("steps", pd.Series([8, 4]), "the table of metrics.steps_to_target")
+    Traceback (most recent call last):
+    TypeError: steps: got a Series, wanted the table of metrics.steps_to_target, a pandas.DataFrame.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(
+            f"{name}: got a {type(table).__name__}, wanted {wanted}, a pandas.DataFrame."
+        )
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()][0]
+        raise ValueError(
+            f"{name}: the column {twice!r} stands twice; wanted {wanted}, each column once. Drop "
+            "or rename one of them."
+        )
+
+
 def points(steps: pd.DataFrame) -> pd.DataFrame:
     """A table of steps to target, checked, in the order of batch sizes.
 
@@ -57,6 +76,7 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
       One row a batch size: `batch_size`, `steps`, and `after`, NaN where it is not known.
 
     Raises:
+      TypeError: it is no table.
       ValueError: what is wrong with the table.
 
     >>> points(pd.DataFrame({"batch_size": [8, 4], "steps": [60, 100]}))
@@ -64,6 +84,7 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
     0         4.0  100.0    NaN
     1         8.0   60.0    NaN
     """
+    check_table("steps", steps, "the table of metrics.steps_to_target")
     missing = [name for name in ("batch_size", "steps") if name not in steps]
     if missing:
         raise ValueError(
@@ -72,9 +93,9 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
         )
     table = pd.DataFrame(
         {
-            "batch_size": steps["batch_size"].to_numpy(np.float64),
-            "steps": steps["steps"].to_numpy(np.float64),
-            "after": steps["previous_evaluation"].to_numpy(np.float64, na_value=np.nan)
+            "batch_size": _numbers(steps["batch_size"]),
+            "steps": _numbers(steps["steps"]),
+            "after": _numbers(steps["previous_evaluation"])
             if "previous_evaluation" in steps
             else np.nan,
         }
@@ -92,3 +113,19 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
             "of the evaluation before, or NaN where it is not known."
         )
     return table
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """A column of a table of steps in float64; what is missing is NaN."""
+    wanted = "wanted real numbers, such as pandas.to_numeric makes of words"
+    kinds = pd.api.types
+    if column.dtype == object:
+        values = [np.nan if kinds.is_scalar(x) and pd.isna(x) else x for x in column]
+        other = next((x for x in values if numeric.plain(x) is None), None)
+        if other is not None:
+            raise ValueError(f"steps: the column {column.name!r} holds {other!r}; {wanted}.")
+        return np.array(values, np.float64)
+    real = kinds.is_numeric_dtype(column.dtype) and not kinds.is_complex_dtype(column.dtype)
+    if not real or kinds.is_bool_dtype(column.dtype):
+        raise ValueError(f"steps: the column {column.name!r} is {column.dtype}; {wanted}.")
+    return column.to_numpy(np.float64, na_value=np.nan)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from batchscale import columns
+from batchscale.scaling.curve import check_table, points
 from batchscale.scaling.fitting import fit
 from batchscale.scaling.pace import Pace
 from batchscale.scaling.regimes import regimes
@@ -45,6 +46,7 @@ def transitions(
       is not known is NaN.
 
     Raises:
+      TypeError: `variants` is no table.
       ValueError: there is no such reference, or the table is not as above.
 
     >>> steps = pd.Series([800, 410, 210, 130, 100, 98])
@@ -62,6 +64,7 @@ def transitions(
     0   error < 0.1            4.0          16.0           1.0
     1  error < 0.05            4.0          16.0           1.0
     """
+    check_table("variants", variants, "the table of metrics.variants")
     if "variant" not in variants:
         raise ValueError(
             "variants: no column 'variant'; wanted the table of metrics.variants, got "
@@ -90,10 +93,10 @@ def _points(
 ) -> dict[str, Any]:
     """The transition points of one variant."""
     nothing = dict.fromkeys((*_POINTS, "low", "high"), math.nan)
-    why = next((why for why in steps.get("why", []) if why), "")
+    why = next((why for why in steps.get("why", []) if isinstance(why, str) and why), "")
     if why:
         return {**nothing, "refused": why}
-    if (steps["steps"] == 0).any():
+    if (points(steps)["steps"] == 0).any():
         return {**nothing, "refused": "the goal holds before the first step"}
     found = regimes(steps, tolerance=tolerance, paces=paces)
     read = {"perfect_until": found.perfect_until, "plateau_from": found.plateau_from}
