@@ -116,7 +116,6 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
         return norms, once, twice, counts, measured
 
     norms, once, twice, counts, measured = jax.device_get(sums(params))
-    _check_sums(workload, measured)
     if counts > 0:
         raise ValueError(
             f"loss: what that of workload {workload.name!r} counts depends on the parameters, and "
@@ -129,11 +128,14 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     if not (np.isfinite(found).all() and np.isfinite(norms).all() and found[:, 1].all()):
         return None
     if not gradient:
+        _check_sums(workload, measured)
         return None
     _check_scale(workload, *(total / count for total, count in found))
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
     rounding = _ROUNDING * eps * gradient
     if not apart > max(_APART * max(changes[:2]), rounding):
+        # Where the loss is one of whole batches, so may its metrics be: that is told.
+        _check_sums(workload, measured)
         return False
     stays = {
         name: moved <= max(_APART * replaced, rounding)

@@ -6,6 +6,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -53,7 +54,7 @@ def own(loss, *, examples=16, state=None):
         name="own",
         init=lambda key: (jnp.zeros((3, 2)), {} if state is None else state),
         loss=loss,
-        metrics=lambda params, state, batch: {"loss": (jnp.sum(params), jnp.ones(()))},
+        metrics=lambda params, state, batch: {"loss": (optax.tree.sum(params), jnp.ones(()))},
         data={"train": {"input": x}},
     )
 
@@ -213,3 +214,59 @@ def test_the_audit_of_a_study_says_so_and_the_run_whatever_its_progress(tmp_path
     assert audited("", "plain") == ("pass", False)
     assert audited("batch", "norm") == ("warn", True)
     assert audited("batch", "ghost", microbatch=4) == ("pass", False)
+
+
+def sequences():
+    """Eight-word sentences, of which one to eight count."""
+    x = RANDOM.normal(size=(64, 8)).astype(np.float32)
+    weight = (np.arange(8) < RANDOM.integers(1, 9, (64, 1))).astype(np.float32)
+    return {"input": x, "label": np.where(x > 0, 1.0, -1.0).astype(np.float32), "weight": weight}
+
+
+def tokens(metrics, finalize=None):
+    """A line through words, some of which are masked; the metrics are made of both sums."""
+
+    def parts(params, batch):
+        off = params["w"] * batch["input"] + params["b"] - batch["label"]
+        return (off**2 * batch["weight"]).sum(), batch["weight"].sum()
+
+    split = sequences()
+    return bs.Workload(
+        name="tokens",
+        init=lambda key: ({"w": jnp.zeros(()), "b": jnp.zeros(())}, {}),
+        loss=lambda params, state, batch, key, h: (parts(params, batch), state),
+        metrics=lambda params, state, batch: metrics(*parts(params, batch)),
+        data={"train": split, "validation": split},
+        finalize=finalize or {},
+    )
+
+
+def test_a_metric_that_is_a_mean_over_a_batch_is_refused():
+    for mean in (
+        lambda total, count: {"off": (total / count, 1)},
+        lambda total, count: {"off": (total / count, jnp.ones(()))},
+    ):
+        with pytest.raises(ValueError, match="metrics: 'off' of workload 'tokens' is"):
+            mixes_examples(tokens(mean), SPACE)
+    rooted = tokens(lambda total, count: {"off": (total, count)}, {"off": lambda s: s[0] ** 0.5})
+    assert mixes_examples(rooted, SPACE) is False
+    means = tokens(lambda total, count: {"off": total / count}, {"off": lambda mean: mean})
+    with pytest.raises(ValueError, match="sums that add, with finalize"):
+        mixes_examples(means, SPACE)
+    for right in (lambda t, n: {"off": (t, n)}, lambda t, n: {"same": (3.0, 1)}):
+        assert mixes_examples(tokens(right), SPACE) is False
+
+
+def test_what_a_loss_counts_may_not_depend_on_the_parameters():
+    def weighted(stop):
+        def loss(params, state, batch, key, hyperparameters):
+            seen = batch["input"] @ params
+            weight = jax.nn.sigmoid(seen.sum(1)) + 0.1
+            count = weight.sum()
+            return ((weight * (seen**2).sum(1)).sum(), stop(count)), state
+
+        return loss
+
+    with pytest.raises(ValueError, match="counts depends on the parameters"):
+        mixes_examples(own(weighted(lambda count: count)), SPACE)
+    mixes_examples(own(weighted(jax.lax.stop_gradient)), SPACE)
