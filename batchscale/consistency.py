@@ -135,6 +135,12 @@ def plan_problem(plan: Plan, batch_size: int) -> str | None:
                 f"batch size {batch_size}, trial {number}: got origin {row['origin']!r}, wanted "
                 f"{Origin.PLAN} or {Origin.TOPUP}."
             )
+    planned = sum(row["origin"] == Origin.PLAN for row in rows)
+    if planned > definition.trials:
+        return (
+            f"batch size {batch_size}: {planned} trials are planned, and the study is of "
+            f"{definition.trials}."
+        )
     values = [row["hyperparameters"] for row in rows]
     space = definition.spaces[batch_size]
     return _drawn(space, batch_size, values, definition.seed, plan.drawn_with)

@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import jax.numpy as jnp
+import numpy as np
 import pandas as pd
 import pytest
 
 import batchscale as bs
 from batchscale.audit import Verdict, audit
 from batchscale.confirmation import Confirmation
+from batchscale.evaluation import counted
+from batchscale.layout import Layout
+from batchscale.plan import Plan
 from batchscale.scaling import Pace
 from benchmarks.simulation import SIZES, Careful, simulate
 
@@ -324,3 +329,55 @@ def test_an_edge_beyond_which_trials_diverged_is_not_crowded():
     assert checked(space=space, **changes).of(name).verdict == Verdict.PASS
     tight = bs.SearchSpace(learning_rate=bs.LogUniform(1e-4, 0.4))
     assert checked(space=tight, **changes).of(name).verdict == Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("sizes", "microbatch", "dependent"),
+    [
+        ([8, 16], 8, False),
+        ([8, 12, 20], 8, True),  # 12 are 8 and 4
+        ([9, 10], 8, True),
+        ([12], 8, False),
+        ([4, 8], 8, True),
+    ],
+)
+def test_a_last_smaller_microbatch_is_another_model_where_examples_see_each_other(
+    sizes, microbatch, dependent
+):
+    plan = Plan(
+        None,  # pyright: ignore[reportArgumentType]
+        {},
+        layouts={size: Layout(1, microbatch) for size in sizes},
+        mixes_examples=True,
+    )
+    assert plan.batch_dependent is dependent
+    assert dataclasses.replace(plan, mixes_examples=False).batch_dependent is False
+
+
+def test_a_goal_of_a_few_words_is_one_that_single_words_decide():
+    split = {"input": np.zeros((100, 4), np.float32), "label": np.zeros((100, 4), np.int32)}
+    words = bs.Workload(
+        name="words",
+        init=lambda key: ({"w": jnp.zeros(())}, {}),
+        loss=lambda p, s, b, k, h: ((p["w"] * b["input"].sum(), jnp.ones(())), s),
+        metrics=lambda p, s, b: {
+            "error": ((b["label"] > p["w"]).sum(), b["label"].size),
+            "precision": ((b["label"] > p["w"]).sum(), (b["input"] > p["w"]).sum()),
+            "loss": ((b["input"] - p["w"]).sum(), b["label"].size),
+        },
+        data={"train": split, "validation": split},
+    )
+    measured = {"train": 50, "validation": 100}
+    assert counted(words, bs.Goal("validation/error", 0.02), measured) == 400
+    assert counted(words, bs.Goal("train/error", 0.02), measured) == 200
+    # Of the predictions, and of no integers: there is no such number.
+    assert counted(words, bs.Goal("validation/precision", 0.02), measured) is None
+    assert counted(words, bs.Goal("validation/loss", 0.02), measured) is None
+    tables = simulate(Careful(), 0)
+    of_words = tables.measurements.assign(**{"validation/error": 7 / 400})
+    check = audit(
+        of_words, tables.trials, tables.steps, bs.Goal("validation/error", 0.02),
+        spaces=tables.spaces, evaluation_examples=100, counted=400,
+    ).of("goal above the noise of evaluation")  # fmt: skip
+    assert check.verdict == Verdict.WARN
+    assert "the goal is 8 of 400 examples or parts of examples, measured on 100" in check.evidence

@@ -27,7 +27,7 @@ def counted() -> Iterator[list[float]]:
 
 
 def test_the_digits_study_compiles_once_a_batch_size_class_and_six_times_besides(tmp_path):
-    study = digits.study("nesterov", trials=16)
+    study = digits.study("nesterov", trials=4)
     with counted() as compiled:
         study.run(tmp_path, progress=False)
     # A segment for every batch size, of which 512 and 1,024 share one (microbatches of 256);

@@ -1,5 +1,6 @@
 """What a user writes, and what is refused before anything is trained."""
 
+import dataclasses
 import json
 import re
 
@@ -279,6 +280,59 @@ def cosine(h):
 def test_a_schedule_that_cannot_be_traced_is_refused_where_it_is_written(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         study(space=RATE | {"horizon": 10.0}, **changes)
+
+
+def test_a_state_that_begins_as_an_integer_and_becomes_a_float_is_refused(tmp_path):
+    def make(start):
+        def factory(h):
+            def update(gradient, state, params=None):
+                mean = 0.9 * state["mean"] + 0.1 * optax.tree.norm(gradient)
+                step = jax.tree.map(lambda x: -h["learning_rate"] * x / (mean + 0.1), gradient)
+                return step, {"mean": mean}
+
+            return optax.GradientTransformation(lambda params: {"mean": start}, update)
+
+        return factory
+
+    message = "a value begins as int32, and a step makes float32 of it"
+    refused(message, tmp_path, lambda: study(optimizer=make(0)))
+
+    def loss(params, state, batch, key, h):
+        losses = squares(params, batch)
+        return (losses.sum(), losses.size), {"ema": 0.9 * state["ema"] + 0.1 * losses.mean()}
+
+    def kept(start):
+        plain = slope()
+        return dataclasses.replace(
+            plain, loss=loss, init=lambda key: (plain.init(key)[0], {"ema": start})
+        )
+
+    message = "makes floats (ema float32 ()) of integers in the model's state"
+    refused(message, tmp_path, lambda: study(kept(0)))
+    # Begun as floats, they are what a plain loop makes of them.
+    trial = study(kept(0.0), optimizer=make(0.0), batch_sizes=["full"]).run_trial(
+        batch_size=64, trial=0, steps=3
+    )
+    x, y = (np.float64(part) for part in DATA["train"])
+    w = np.zeros(7)  # six that add up to the slope, and the intercept
+    mean = ema = 0.0
+    for _ in range(3):
+        off = w[:6].sum() * x + w[6] - y
+        gradient = 2 * np.array([(off * x).mean()] * 6 + [off.mean()])
+        ema = 0.9 * ema + 0.1 * (off**2).mean()
+        mean = 0.9 * mean + 0.1 * np.linalg.norm(gradient)
+        w -= 0.1 * gradient / (mean + 0.1)
+    np.testing.assert_allclose(trial.model_state["ema"], ema, rtol=1e-5)
+    np.testing.assert_allclose(trial.params["w"], w[:6].reshape(3, 2), rtol=1e-5)
+
+
+def test_numbers_that_are_missing_from_the_data_are_told_before_anything_is_trained(tmp_path):
+    x = X.copy()
+    x[5] = np.nan
+    workload = slope(data=DATA | {"train": (x, 2 * X)})
+    words = "field 'input' of split 'train', in 1 of 64 examples (the first is example 5)"
+    with pytest.warns(UserWarning, match=re.escape(words)):
+        study(workload, batch_sizes=[2], max_steps=1).run(tmp_path, progress=False)
 
 
 def test_evaluated_parameters_of_another_structure_are_refused(tmp_path):

@@ -293,6 +293,7 @@ def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(f
         (plan(lambda p: p["study"]["goal"].update(value=0.2)), "first_crossing is"),
         (plan(lambda p: p["study"].update(evaluation_spacing=0.5)), "batch size 8, trial 0: "),
         (plan(lambda p: p["trials"]["8"].pop()), "batch size 8, trial 2: it is in the tables, and"),
+        (plan(lambda p: p["study"].update(trials=2)), "3 trials are planned, and the study is of"),
         (plan(lambda p: p["study"].pop("goal")), "not the plan of a study (KeyError: 'goal')"),
         (plan(lambda p: p["study"].update(trials="6")), "the plan of a study (TypeError: got '6'"),
         (plan(lambda p: p.update(format=1)), "got format 1, wanted 2. It was written by another"),
@@ -397,8 +398,15 @@ def test_a_hand_edit_is_accepted_by_name(folders, tmp_path):
     assert bs.load(folder, accept=["plan.json"]).goal.value == 0.6
     with pytest.raises(bs.DamagedError, match="changed since"):
         bs.load(folder)
+    plan = json.loads(path.read_text())
+    plan["trials"]["8"][0]["hyperparameters"]["learning_rate"] = 0.4
+    path.write_text(json.dumps(plan))
     assert bs.repair(folder, accept=["plan.json"]) == []
     assert bs.load(folder).goal.value == 0.6
+    # A trial is run again with what the plan says that it was.
+    edited = study(goal=bs.Goal("validation/error", 0.6))
+    again = edited.run_trial(batch_size=8, trial=0, folder=folder, steps=1)
+    assert again.hyperparameters == {"learning_rate": 0.4}
     with pytest.raises(TypeError, match=r"accept: got 'plan\.json', wanted a list"):
         bs.load(folder, accept="plan.json")
 
@@ -487,3 +495,17 @@ def test_a_damaged_plan_is_not_said_to_be_mended_by_a_plain_repair(folders, tmp_
     with pytest.raises(bs.DamagedError, match=r"missing; index\.json says") as error:
         bs.load(folder)
     assert str(error.value).endswith(remedy)
+
+
+def test_a_result_says_that_another_study_has_taken_its_folder(folders, tmp_path):
+    for name in ("mine", "other"):
+        shutil.copytree(folders / "finished", tmp_path / name)
+    with Records.open(tmp_path / "other") as records:
+        records._store.commit(study="another")
+    mine = bs.load(tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine")
+    (tmp_path / "other").rename(tmp_path / "mine")
+    for reading in (mine.audit, mine.refined, mine.confirmation, mine.layouts):
+        with pytest.raises(ValueError, match="it holds another study now"):
+            reading()
+    assert bs.load(tmp_path / "mine").study == "another"

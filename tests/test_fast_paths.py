@@ -75,9 +75,9 @@ def plain(network, tmp_path_factory):
 @pytest.mark.parametrize(
     ("lanes", "together", "microbatch", "devices"),
     [
-        (1, 1, 12, 1),
+        pytest.param(1, 1, 12, 1, marks=pytest.mark.slow),
         (2, 2, 4, 2),
-        (4, 1, 7, 1),
+        pytest.param(4, 1, 7, 1, marks=pytest.mark.slow),
         (4, 2, 5, 2),  # 12 is 5 + 5 + 2
         (8, 8, 12, 2),
     ],

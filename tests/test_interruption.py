@@ -125,7 +125,7 @@ def play(call: str, finished, tmp_path_factory, monkeypatch):
     raise KeyError(call)
 
 
-@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [80, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("call", CALLS)
 def test_a_kill_before_or_after_any_write_changes_no_table(
     call, every, finished, tmp_path_factory, monkeypatch

@@ -317,7 +317,9 @@ def test_an_interrupted_run_says_how_it_goes_on(square, tmp_path, monkeypatch, c
     assert told in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stop", ["first", "all", "budget"])
+@pytest.mark.parametrize(
+    "stop", ["first", *(pytest.param(x, marks=pytest.mark.slow) for x in ("all", "budget"))]
+)
 def test_an_interruption_inside_an_evaluation_loses_no_evaluation(
     square, tmp_path, monkeypatch, stop
 ):

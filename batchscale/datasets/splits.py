@@ -139,7 +139,7 @@ def not_finite(splits: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
     for split, fields in splits.items():
         for field, array in fields.items():
             if np.issubdtype(array.dtype, np.floating) or _narrow_float(array.dtype):
-                bad = ~np.isfinite(array).reshape(len(array), -1).all(1)
+                bad = np.asarray(~np.isfinite(array).reshape(len(array), -1).all(1))
                 if bad.any():
                     found.append(
                         f"field {field!r} of split {split!r}, in {bad.sum():,} of {len(bad):,} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from batchscale.plots.common import (
     log2_axis,
     new_axes,
 )
-from batchscale.scaling import transitions
+from batchscale.scaling import Pace, transitions
 
 _REFERENCE: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 5}
 _OTHER: dict[str, Any] = {"linewidth": 1.2, "zorder": 3}
@@ -38,6 +39,11 @@ class Result(Protocol):
     @property
     def goal(self) -> Goal:
         """What a trial has to reach."""
+        ...
+
+    @property
+    def paces(self) -> Mapping[int, Pace] | None:
+        """Where the schedule decides when a goal is reached."""
         ...
 
     def variants(self) -> pd.DataFrame:
