@@ -21,6 +21,7 @@ from batchscale.workloads import Workload
 _SAME = 2e-3  # of a ratio
 _EXAMPLES = 8
 _MEASURED = 64  # so many that a metric is hardly the same for all of them
+_NARROW = 0.05  # of a sum in 16 bits
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
 
 
@@ -127,15 +128,15 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     apart, gradient, *changes = (float(norm) for norm in norms)
     if not (np.isfinite(found).all() and np.isfinite(norms).all() and found[:, 1].all()):
         return None
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
     if not gradient:
-        _check_sums(workload, measured)
+        _check_sums(workload, measured, eps > 1e-5)
         return None
     _check_scale(workload, *(total / count for total, count in found))
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
     rounding = _ROUNDING * eps * gradient
     if not apart > max(_APART * max(changes[:2]), rounding):
         # Where the loss is one of whole batches, so may its metrics be: that is told.
-        _check_sums(workload, measured)
+        _check_sums(workload, measured, eps > 1e-5)
         return False
     stays = {
         name: moved <= max(_APART * replaced, rounding)
@@ -160,22 +161,37 @@ def _refuse_pairs(workload: Workload, field: str) -> None:
     )
 
 
-def _check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]]) -> None:
-    """Refuses metrics that are others for examples taken together than for two parts, added."""
-    *some, whole = parts
-    for name in whole:
-        added = jax.tree.map(
-            lambda *xs: sum(np.asarray(x, np.float64) for x in xs), *(part[name] for part in some)
+def _check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow: bool) -> None:
+    """Refuses metrics of which the numbers of two batches, added, are not those of both together.
+
+    One that is the same for all examples may be the mean of its values.
+    """
+    for name in parts[0]:
+        first, second, whole = (
+            jax.tree.map(lambda x: np.asarray(x, np.float64), part[name]) for part in parts
         )
-        values = [_value(workload, name, sums) for sums in (added, whole[name])]
-        if np.isfinite(values).all() and abs(values[0] - values[1]) > _SAME * abs(values[1]) + 1e-6:
+        added = jax.tree.map(np.add, first, second)
+        pairs = [*zip(jax.tree.leaves(added), jax.tree.leaves(whole), strict=True)]
+        if all(_close(some, all_, narrow) for some, all_ in pairs):
+            continue
+        values = [_value(workload, name, sums) for sums in (first, second, whole, added)]
+        if np.isfinite(values).all() and np.ptp(values) > 1e-5 * abs(values[0]):
             raise ValueError(
-                f"metrics: {name!r} of workload {workload.name!r} is {values[1]:.4g} for some "
-                f"examples taken together, and {values[0]:.4g} for the same in two batches whose "
+                f"metrics: {name!r} of workload {workload.name!r} is {values[2]:.6g} for some "
+                f"examples taken together, and {values[3]:.6g} for the same in two batches whose "
                 "numbers are added, as they are over a split. Return (sum, count): the sum over "
                 "the batch, not its mean, and what was summed; and for what is no mean, sums that "
                 "add, with finalize={name: function of the added sums}."
             )
+
+
+def _close(added: np.ndarray, whole: np.ndarray, narrow: bool) -> bool:
+    """Whether they are the same but for rounding, by which an example or two may be counted."""
+    if (whole == np.round(whole)).all() and whole.max(initial=0) > 2:
+        allowed = np.asarray(2.0)
+    else:
+        allowed = (_NARROW if narrow else _SAME) * np.abs(whole) + 1e-6
+    return not (np.abs(added - whole) > allowed).any()
 
 
 def _value(workload: Workload, name: str, sums: PyTree) -> float:
@@ -184,7 +200,7 @@ def _value(workload: Workload, name: str, sums: PyTree) -> float:
         with contextlib.suppress(ValueError):
             return workload.finalized(name, sums)
         return float("nan")
-    total, count = np.asarray(sums, np.float64)
+    total, count = sums
     return float(total / count) if count else float("nan")
 
 
