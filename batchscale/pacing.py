@@ -57,11 +57,11 @@ def paces(
 
     >>> from batchscale import optimizers
     >>> def warm_up(step, hyperparameters):
-    ...     return hyperparameters["learning_rate"] * jnp.minimum((step + 1) / 10, 1.0)
+    ...     return hyperparameters["learning_rate"] * jnp.minimum((jnp.float32(step) + 1) / 10, 1.0)
     >>> params = {"w": jax.ShapeDtypeStruct((3,), float)}
     >>> plans = {8: [{"learning_rate": 0.1}, {"learning_rate": 0.2}]}
     >>> paces(warm_up, optimizers.get("sgd"), params, plans, {8: 500})
-    {8: Pace(rises_until=35, falls=None)}
+    {8: Pace(rises_until=35, falls=None, known_until=None)}
     """
     looks_constant = schedule is schedules.constant
     if looks_constant and not optimizer.takes_all:

@@ -354,6 +354,7 @@ def test_a_last_smaller_microbatch_is_another_model_where_examples_see_each_othe
     assert dataclasses.replace(plan, mixes_examples=False).batch_dependent is False
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_a_goal_of_a_few_words_is_one_that_single_words_decide():
     split = {"input": np.zeros((100, 4), np.float32), "label": np.zeros((100, 4), np.int32)}
     words = bs.Workload(

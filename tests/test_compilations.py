@@ -26,14 +26,14 @@ def counted() -> Iterator[list[float]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_the_digits_study_compiles_once_a_batch_size_class_and_six_times_besides(tmp_path):
-    study = digits.study("nesterov", trials=4)
+def test_the_digits_study_compiles_once_a_batch_size_class_and_seven_times_besides(tmp_path):
+    study = digits.study("nesterov", trials=16)
     with counted() as compiled:
         study.run(tmp_path, progress=False)
     # A segment for every batch size, of which 512 and 1,024 share one (microbatches of 256);
-    # the start; the draw of examples; an evaluation of each of the three splits; and whether the
-    # loss sees each example by itself.
-    assert len(compiled) == len(study.resolved_batch_sizes()) - 1 + 6
+    # the start; the draw of examples; an evaluation of each of the three splits; of how many the
+    # goal's metric counts some; and whether the loss sees each example by itself.
+    assert len(compiled) == len(study.resolved_batch_sizes()) - 1 + 7
 
 
 def test_batch_sizes_of_one_class_share_a_program(square, tmp_path):
@@ -43,4 +43,4 @@ def test_batch_sizes_of_one_class_share_a_program(square, tmp_path):
         some = study(square, batch_sizes=sizes, microbatch=8, max_steps=20, stop="budget")
         with counted() as compiled:
             some.run(tmp_path / str(len(sizes)), progress=False)
-        assert len(compiled) == 7
+        assert len(compiled) == 8

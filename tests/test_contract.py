@@ -282,6 +282,7 @@ def test_a_schedule_that_cannot_be_traced_is_refused_where_it_is_written(changes
         study(space=RATE | {"horizon": 10.0}, **changes)
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_a_state_that_begins_as_an_integer_and_becomes_a_float_is_refused(tmp_path):
     def make(start):
         def factory(h):

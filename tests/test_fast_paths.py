@@ -32,19 +32,22 @@ def network():
         ]
 
     def logits(params, batch):
-        x = jnp.concatenate([batch["input"], jnp.ones((len(batch["input"]), 1))], 1)
+        x = batch["input"].astype(params[0].dtype)
+        x = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], 1)
         for weights in params[:-1]:
             x = jax.nn.relu(x @ weights)
         return x @ params[-1]
 
     def loss(params, batch):
         chosen = jax.nn.log_softmax(logits(params, batch))
-        return -chosen[np.arange(len(batch["label"])), batch["label"]]
+        return -chosen[np.arange(len(batch["label"]), dtype=np.int32), batch["label"]]
 
     return bs.Workload.from_functions(
         init,
         loss,
-        metrics={"error": lambda p, batch: logits(p, batch).argmax(-1) != batch["label"]},
+        metrics={
+            "error": lambda p, batch: logits(p, batch).argmax(-1).astype("int32") != batch["label"]
+        },
         data={"train": points(90), "validation": points(1_040, 1)},
     )
 

@@ -117,7 +117,7 @@ def test_rounding_mixes_nothing(seed):
 def test_a_state_that_is_not_of_the_batch_is_none():
     def counting(params, state, batch, key, hyperparameters):
         noise = jax.random.normal(key, (len(batch["input"]), 2))
-        losses = (batch["input"] @ params + noise[None]) ** 2
+        losses = (batch["input"] @ params + noise) ** 2
         return (losses.sum(), jnp.asarray(len(losses))), {"steps": state["steps"] + 1}
 
     assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}), SPACE) is False

@@ -80,6 +80,7 @@ def checked(result: bs.Result) -> None:
     assert regimes.perfect_until < found.scaling().b_crit < regimes.plateau_from
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_the_example_interrupted_and_resumed_has_the_tables_of_one_that_was_not(
     tmp_path, monkeypatch, capsys
 ):

@@ -129,6 +129,7 @@ def test_evaluation_is_exact_whatever_its_batch(batch):
     parts = train.evaluate(workload, params, {}, split, batch=batch)
     assert len(parts["error"][0]) == -(-70 // batch)
     wrong, count = jax.tree.map(lambda x: np.asarray(x).sum(), parts["error"])
+    params = jax.device_get(params)
     hidden = np.maximum(split["input"] @ params["w1"] + params["b1"], 0)
     expected = (np.argmax(hidden @ params["w2"] + params["b2"], 1) != split["label"]).sum()
     assert parts["error"][0].dtype == np.int32

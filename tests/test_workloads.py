@@ -382,6 +382,7 @@ def test_finalize_may_return_any_real_scalar():
     )
 
 
+@pytest.mark.usefixtures("usual_promotion")
 def test_complex_sums_are_refused():
     def waves(params, batch):
         return jnp.exp(1j * params["w"] * batch["input"])

@@ -90,7 +90,7 @@ def fields(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         count = jnp.asarray(targets.size)
         return {
-            "error": (total(logits.argmax(-1) != targets), count),
+            "error": (total(logits.argmax(-1).astype(targets.dtype) != targets), count),
             "loss": (total(losses), count),
         }
 
