@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from batchscale import keys
+from batchscale.checks.dependence import Traced
 from batchscale.metrics import Goal
 from batchscale.workloads import Workload
 
@@ -92,14 +93,7 @@ def _masked(workload: Workload, split: PyTree) -> list[str]:
 
 def _hangs(function: Callable[..., Any], arguments: tuple[Any, ...], on: int) -> bool:
     """Whether what a function returns hangs on one of its arguments: found by tracing alone."""
-    axes = [0 if i == on else None for i in range(len(arguments))]
-    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), arguments[on])
-    given = [wide if i == on else argument for i, argument in enumerate(arguments)]
-    try:
-        jax.eval_shape(jax.vmap(function, in_axes=axes, out_axes=None, axis_size=2), *given)
-    except (ValueError, NotImplementedError):  # JAX refuses results that have the axis
-        return True
-    return False
+    return any(jax.tree.leaves(Traced(function, *arguments).reads()[on]))
 
 
 def _counted(workload: Workload, names: Sequence[str], split: PyTree) -> dict[str, Any]:
