@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from batchscale import opening, records, tuner
-from batchscale.engine import Engine
+from batchscale.engine.engine import Engine
+from batchscale.engine.packs import HyperparametersOf, TrialId
 from batchscale.ledger import Ledger, Question
-from batchscale.packs import HyperparametersOf, TrialId
 from batchscale.plan import Plan
 from batchscale.records import TRIAL_COLUMNS, Origin, Records, Status
 from batchscale.runner import BatchSizeRun, Progress

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
+from batchscale.engine.packs import HyperparametersOf, TrialId
 from batchscale.metrics import Goal, with_goal
-from batchscale.packs import HyperparametersOf, TrialId
 from batchscale.records import (
     MEASUREMENT_INDEX,
     TRIAL_INDEX,

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from batchscale import keys
-from batchscale.programs import float_type
+from batchscale.engine.programs import float_type
 from batchscale.tuner import Distribution, SearchSpace
 from batchscale.workloads import Workload
 

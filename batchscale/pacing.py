@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
 from batchscale import schedules
+from batchscale.engine.programs import float_type
 from batchscale.optimizers import Optimizer
-from batchscale.programs import float_type
 from batchscale.scaling import Pace
 from batchscale.schedules import Schedule
 from batchscale.stopping import evaluation_grid

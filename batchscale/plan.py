@@ -13,8 +13,8 @@ from typing import Any, Self
 import scipy
 
 from batchscale import records, tuner
+from batchscale.engine.layout import Layout
 from batchscale.evaluate import Evaluate
-from batchscale.layout import Layout
 from batchscale.metrics import Goal
 from batchscale.records import Origin
 from batchscale.scaling import Pace

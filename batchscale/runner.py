@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from batchscale.engine import Engine
-from batchscale.layout import Layout
+from batchscale.engine.engine import Engine
+from batchscale.engine.layout import Layout
+from batchscale.engine.packs import HostStates, HyperparametersOf, Pack, TrialId, unpack
 from batchscale.ledger import Ledger
-from batchscale.packs import HostStates, HyperparametersOf, Pack, TrialId, unpack
 from batchscale.records import Origin, Records
 
 # Tables and states are written when this many seconds, and this many times the duration of the

@@ -21,28 +21,24 @@ from jax.sharding import Mesh
 from batchscale import (
     checks,
     columns,
-    compilation,
     datasets,
-    devices,
     keys,
-    layout,
     opening,
     optimizers,
-    parallel,
     records,
-    rehearsal,
     schedules,
     tuner,
 )
-from batchscale.engine import Engine
+from batchscale.engine import autotune, compilation_cache, devices, layout, parallel
+from batchscale.engine.engine import Engine
+from batchscale.engine.evaluation import counted, is_bounded
+from batchscale.engine.packs import HyperparametersOf
+from batchscale.engine.programs import float_type
 from batchscale.evaluate import Work
-from batchscale.evaluation import counted, is_bounded
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.mixing import mixes_examples
 from batchscale.pacing import paces
-from batchscale.packs import HyperparametersOf
 from batchscale.plan import Definition, Plan
-from batchscale.programs import float_type
 from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
 from batchscale.runner import Progress
@@ -113,7 +109,7 @@ def opened(
         on = mesh(chosen)
         check(study)
         stored = stack.enter_context(Records.open(folder))
-        stack.enter_context(compilation.cached())
+        stack.enter_context(compilation_cache.cached())
         plan = _planned(study, definition, stored, on, extend=extend)
         stored.identity = identity(plan)
         written = stored
@@ -244,7 +240,7 @@ def seconds(study: Study, definition: Definition, on: Mesh) -> pd.DataFrame:
 
     with engine(study, on) as trains:
         steps = [
-            rehearsal.seconds_per_step(
+            autotune.seconds_per_step(
                 trains, size, choose_layout(study, size, on), values(size), definition.trials
             )
             for size in timed
@@ -252,7 +248,7 @@ def seconds(study: Study, definition: Definition, on: Mesh) -> pd.DataFrame:
         size = timed[0]
         packing = choose_layout(study, size, on)
         whole = {
-            split: rehearsal.seconds_per_evaluation(
+            split: autotune.seconds_per_evaluation(
                 trains, split, size, packing, values(size), definition.trials
             )
             for split in trains.splits

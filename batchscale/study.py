@@ -13,14 +13,10 @@ import pandas as pd
 
 from batchscale import (
     checks,
-    compilation,
-    devices,
     followup,
     opening,
     optimizers,
-    parallel,
     records,
-    rehearsal,
     schedules,
     session,
     sweep,
@@ -29,12 +25,13 @@ from batchscale import (
 )
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
+from batchscale.engine import autotune, compilation_cache, devices, parallel
+from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path
 from batchscale.metrics import Goal
 from batchscale.numeric import at_least, plain
 from batchscale.optimizers import Factory
-from batchscale.packs import TrialId
 from batchscale.plan import Definition
 from batchscale.records import Records, Status
 from batchscale.result import Result, load
@@ -207,7 +204,7 @@ class Study:
           `other_seconds`, of evaluations of the goal's split and of the others; and `seconds`, the
           sum. Of goals that are counts, most evaluations end early, and take a fraction of that.
         """
-        with compilation.cached():
+        with compilation_cache.cached():
             on = session.mesh(devices)
             checks.metric(self.goal, self.workload, self.space.names)
             return session.seconds(self, self._definition(), on)
@@ -228,13 +225,13 @@ class Study:
         session.check(self)
         mesh = parallel.mesh(list(session.mesh(devices).devices.flat[:1]))
         rows = []
-        with compilation.cached(), session.engine(self, mesh) as engine:
+        with compilation_cache.cached(), session.engine(self, mesh) as engine:
             for batch_size in self.resolved_batch_sizes():
                 space = self.space.at(batch_size)
                 plan = tuner.plan(space, batch_size=batch_size, trials=1, seed=self.seed)
                 values = {name: float(plan[name].iloc[0]) for name in self.space.names}
                 alone = session.choose_layout(self, batch_size, mesh).with_lanes(1)
-                seconds = rehearsal.seconds_per_step(
+                seconds = autotune.seconds_per_step(
                     engine,
                     batch_size,
                     alone,
@@ -498,7 +495,7 @@ class Study:
             split = until.metric.partition("/")[0]
             all_splits = dataclasses.replace(self, evaluate=Evaluate())
             measured.setdefault(split, session.counts(all_splits)[split])
-        with compilation.cached(), session.engine(self, mesh, measured) as engine:
+        with compilation_cache.cached(), session.engine(self, mesh, measured) as engine:
             return trial_run.run_trial(
                 engine,
                 definition,

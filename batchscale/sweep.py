@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import records, rehearsal
-from batchscale.engine import Engine
+from batchscale import records
+from batchscale.engine import autotune
+from batchscale.engine.engine import Engine
+from batchscale.engine.packs import TrialId
 from batchscale.ledger import Ledger, Question
 from batchscale.metrics import BOUNDS, Goal, with_goal
-from batchscale.packs import TrialId
 from batchscale.plan import Plan
 from batchscale.records import Origin, Records, Status
 from batchscale.runner import BatchSizeRun, Progress
@@ -59,7 +60,7 @@ def run(
             if not probe:
                 engine.compile_ahead(now.batch_size, chosen)
             plan.layouts[now.batch_size] = now.settle(
-                lambda layout, hyperparameters, now=now: rehearsal.settle(
+                lambda layout, hyperparameters, now=now: autotune.settle(
                     engine,
                     now.batch_size,
                     layout,

@@ -9,10 +9,10 @@ import pandas as pd
 from jaxtyping import PyTree
 
 from batchscale import records
-from batchscale.engine import Engine
-from batchscale.layout import Layout
+from batchscale.engine.engine import Engine
+from batchscale.engine.layout import Layout
+from batchscale.engine.packs import TrialId, unpack
 from batchscale.metrics import Goal
-from batchscale.packs import TrialId, unpack
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin
 from batchscale.stopping import evaluation_grid, whole_steps

@@ -84,9 +84,10 @@ def batchscale(workload: str, batch_size: int) -> tuple[Advance, int]:
     """One pack of trials, as a study runs it."""
     import jax
 
-    from batchscale import devices, layout, optimizers, parallel, schedules, workloads
-    from batchscale.engine import Engine
-    from batchscale.packs import TrialId
+    from batchscale import optimizers, schedules, workloads
+    from batchscale.engine import devices, layout, parallel
+    from batchscale.engine.engine import Engine
+    from batchscale.engine.packs import TrialId
 
     devices.ask_for_cores()
     chosen, mesh = workloads.get(workload), parallel.mesh()

@@ -45,9 +45,10 @@ class Point:
     def __init__(self, workload: str, trials: int | None, lanes: int | None) -> None:
         import jax
 
-        from batchscale import layout, optimizers, parallel, schedules, workloads
-        from batchscale.engine import Engine
-        from batchscale.packs import TrialId
+        from batchscale import optimizers, schedules, workloads
+        from batchscale.engine import layout, parallel
+        from batchscale.engine.engine import Engine
+        from batchscale.engine.packs import TrialId
 
         chosen, mesh = workloads.get(workload), parallel.mesh()
         cpu = jax.default_backend() == "cpu"
@@ -118,9 +119,10 @@ def memory(workload: str) -> list[dict[str, int]]:
     """What XLA sets aside for a step, by lanes and microbatch, at batch size 1,024."""
     import jax
 
-    from batchscale import optimizers, parallel, schedules, workloads
-    from batchscale.engine import Engine
-    from batchscale.layout import Layout
+    from batchscale import optimizers, schedules, workloads
+    from batchscale.engine import parallel
+    from batchscale.engine.engine import Engine
+    from batchscale.engine.layout import Layout
 
     rows = []
     engine = Engine(
@@ -146,7 +148,8 @@ def main() -> None:
     arguments = parser.parse_args()
     import jax
 
-    from batchscale import devices, models, workloads
+    from batchscale import models, workloads
+    from batchscale.engine import devices
     from batchscale.records import provenance
 
     rounds = arguments.rounds

@@ -35,7 +35,7 @@ def machine() -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from batchscale import devices, parallel
+    from batchscale.engine import devices, parallel
 
     devices.ask_for_cores()
     mesh = parallel.mesh()

@@ -10,8 +10,8 @@ import pytest
 import batchscale as bs
 from batchscale.audit import Verdict, audit
 from batchscale.confirmation import Confirmation
-from batchscale.evaluation import counted
-from batchscale.layout import Layout
+from batchscale.engine.evaluation import counted
+from batchscale.engine.layout import Layout
 from batchscale.plan import Plan
 from batchscale.scaling import Pace
 from benchmarks.simulation import SIZES, Careful, simulate

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import batchscale as bs
-from batchscale import layout, metrics
+from batchscale import metrics
+from batchscale.engine import layout
 
 GOAL = bs.Goal("validation/error", 0.15)
 VALIDATION = 1_100  # from 1,000 on, evaluations may be cut short

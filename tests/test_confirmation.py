@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import batchscale as bs
 from batchscale import tuner
 from batchscale.confirmation import Confirmation, confirmation, median_ranks
-from batchscale.engine import Engine
+from batchscale.engine.engine import Engine
 from batchscale.records import TRIAL_INDEX
 
 BEST = pd.DataFrame({"batch_size": [8], "steps": [40.0]})

@@ -12,7 +12,7 @@ import pytest
 from conftest import points
 
 import batchscale as bs
-from batchscale import engine, layout
+from batchscale.engine import engine, layout
 
 TRIALS = 5
 

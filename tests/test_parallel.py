@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchscale import optimizers, parallel, sampling, schedules, train
-from batchscale.engine import Engine
-from batchscale.layout import Layout
-from batchscale.packs import TrialId, unpack
+from batchscale import optimizers, sampling, schedules, train
+from batchscale.engine import parallel
+from batchscale.engine.engine import Engine
+from batchscale.engine.layout import Layout
+from batchscale.engine.packs import TrialId, unpack
 
 TRIALS = [TrialId(number) for number in range(8)]
 

@@ -5,8 +5,8 @@ import re
 import pytest
 from test_study import assert_same_tables, study
 
-from batchscale import devices, rehearsal
-from batchscale.engine import Engine
+from batchscale.engine import autotune, devices
+from batchscale.engine.engine import Engine
 
 NONE_FITS = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
 
@@ -87,7 +87,7 @@ def test_a_probe_climbs_to_the_fastest_lanes_and_says_what_it_found(
         "seconds_per_step",
         lambda engine, size, layout, values, trials: times[layout.lanes],
     )
-    monkeypatch.setattr("batchscale.layout._cpu_lanes", lambda workload: 2)
+    monkeypatch.setattr("batchscale.engine.layout._cpu_lanes", lambda workload: 2)
     some = small(square, batch_sizes=[32], trials=8, lanes="probe")
     result = some.run(tmp_path / "probed", progress=False)
     layouts = result.layouts()
@@ -123,7 +123,7 @@ def test_a_step_of_one_trial_is_timed_at_every_batch_size(square, tmp_path, monk
         clock["now"] += (to - step) * batch_size * 1e-3
 
     monkeypatch.setattr(Engine, "advance", advance)
-    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(autotune.time, "perf_counter", lambda: clock["now"])
     times = small(square).seconds_per_step()
     assert times["batch_size"].tolist() == [32, 64]
     assert times["seconds_per_step"].tolist() == pytest.approx([0.032, 0.064])

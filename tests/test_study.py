@@ -20,7 +20,7 @@ import pytest
 
 import batchscale as bs
 from batchscale import metrics
-from batchscale.engine import Engine
+from batchscale.engine.engine import Engine
 
 GOAL = bs.Goal("validation/error", 0.15)
 

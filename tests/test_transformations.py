@@ -12,9 +12,10 @@ from conftest import batches
 from optax import contrib
 
 import batchscale as bs
-from batchscale import keys, optimizers, parallel, session, train
-from batchscale.layout import Layout
-from batchscale.packs import TrialId, unpack
+from batchscale import keys, optimizers, session, train
+from batchscale.engine import parallel
+from batchscale.engine.layout import Layout
+from batchscale.engine.packs import TrialId, unpack
 
 EXAMPLES, BATCH, STEPS, RATE = 96, 16, 20, 0.05
 TRIAL = 1

@@ -8,8 +8,9 @@ import pytest
 from conftest import batches, perceptron
 
 import batchscale as bs
-from batchscale import keys, parallel, runner, session
-from batchscale.packs import TrialId, unpack
+from batchscale import keys, runner, session
+from batchscale.engine import parallel
+from batchscale.engine.packs import TrialId, unpack
 
 
 def study(workload, **others):

@@ -18,8 +18,8 @@ from jaxtyping import PyTree
 from batchscale import keys, schedules, train
 from batchscale.checks import tracing
 from batchscale.checks.functions import Shapes, lookup
+from batchscale.engine.programs import float_type
 from batchscale.optimizers import Optimizer
-from batchscale.programs import float_type
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
 

@@ -11,9 +11,9 @@ from jaxtyping import PyTree
 
 from batchscale import columns, keys
 from batchscale.checks import tracing
+from batchscale.engine.programs import float_type
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import BOUNDS
-from batchscale.programs import float_type
 from batchscale.train import keeps_kind
 from batchscale.workloads import Workload
 

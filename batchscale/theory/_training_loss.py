@@ -12,8 +12,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from batchscale import checks, devices, keys
-from batchscale.layout import evaluation_batch
+from batchscale import checks, keys
+from batchscale.engine import devices
+from batchscale.engine.layout import evaluation_batch
 from batchscale.workloads import Workload
 
 _FLOATS = 2**22  # a choice: of the gradients of single examples at once, as a CPU's cache holds

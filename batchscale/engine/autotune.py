@@ -11,9 +11,9 @@ import statistics
 import time
 import warnings
 
-from batchscale.engine import Engine
-from batchscale.layout import Layout
-from batchscale.packs import HyperparametersOf, TrialId
+from batchscale.engine.engine import Engine
+from batchscale.engine.layout import Layout
+from batchscale.engine.packs import HyperparametersOf, TrialId
 
 _SHARE = 0.9  # of a device's memory that may be planned for
 _SECONDS = 0.1  # a timing takes at least so long

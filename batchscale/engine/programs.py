@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from batchscale import parallel
+from batchscale.engine import parallel
 
 
 def float_type() -> np.dtype:

@@ -22,12 +22,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from batchscale import counts, keys, parallel, train
+from batchscale import counts, keys, train
+from batchscale.engine import parallel
+from batchscale.engine.layout import Layout, evaluation_batch
+from batchscale.engine.packs import Pack, TrialId
+from batchscale.engine.programs import Programs
 from batchscale.evaluate import Evaluate
-from batchscale.layout import Layout, evaluation_batch
 from batchscale.metrics import Goal
-from batchscale.packs import Pack, TrialId
-from batchscale.programs import Programs
 from batchscale.train import TrainState
 from batchscale.workloads import Workload
 

@@ -16,14 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from batchscale import devices, keys, parallel, sampling, train
-from batchscale import packs as packing
-from batchscale.evaluation import Evaluations, Measured
-from batchscale.layout import Layout
+from batchscale import keys, sampling, train
+from batchscale.engine import devices, parallel
+from batchscale.engine import packs as packing
+from batchscale.engine.evaluation import Evaluations, Measured
+from batchscale.engine.layout import Layout
+from batchscale.engine.packs import HostStates, HyperparametersOf, Pack, TrialId
+from batchscale.engine.programs import Programs, float_type
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
-from batchscale.packs import HostStates, HyperparametersOf, Pack, TrialId
-from batchscale.programs import Programs, float_type
 from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.train import Recipe, TrainState
