@@ -20,11 +20,11 @@ from batchscale.records import DamagedError as DamagedError
 from batchscale.repair import repair as repair
 from batchscale.result import Result as Result
 from batchscale.result import load as load
-from batchscale.runner import Progress as Progress
+from batchscale.runner.batch_size import Progress as Progress
+from batchscale.runner.trial_run import Checkpoint as Checkpoint
+from batchscale.runner.trial_run import TrialRun as TrialRun
 from batchscale.study import Study as Study
 from batchscale.study import powers_of_two as powers_of_two
-from batchscale.trial_run import Checkpoint as Checkpoint
-from batchscale.trial_run import TrialRun as TrialRun
 from batchscale.tuner import Choice as Choice
 from batchscale.tuner import Integer as Integer
 from batchscale.tuner import LogUniform as LogUniform

@@ -11,18 +11,7 @@ from typing import Any, Literal
 import jax
 import pandas as pd
 
-from batchscale import (
-    checks,
-    followup,
-    opening,
-    optimizers,
-    records,
-    schedules,
-    session,
-    sweep,
-    trial_run,
-    tuner,
-)
+from batchscale import checks, opening, optimizers, records, schedules, tuner
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.engine import autotune, compilation_cache, devices, parallel
@@ -35,10 +24,11 @@ from batchscale.optimizers import Factory
 from batchscale.plan import Definition
 from batchscale.records import Records, Status
 from batchscale.result import Result, load
-from batchscale.runner import Progress
+from batchscale.runner import followup, session, sweep, trial_run
+from batchscale.runner.batch_size import Progress
+from batchscale.runner.trial_run import TrialRun
 from batchscale.schedules import Schedule
 from batchscale.stopping import Curves, Stop, StopRule
-from batchscale.trial_run import TrialRun
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
 

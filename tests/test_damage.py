@@ -14,8 +14,8 @@ from conftest import perceptron
 from test_records import KilledError, operations_before_a_kill
 
 import batchscale as bs
-from batchscale import runner
 from batchscale.records import Records
+from batchscale.runner import batch_size
 
 PACKAGE = str(Path(bs.__file__).parent)
 CONFIRM = {"settings": 2, "selection_seeds": 1, "seeds": 1, "progress": False}

@@ -13,7 +13,7 @@ import pytest
 import batchscale as bs
 from batchscale import optimizers, scaling
 from batchscale.confirmation import Confirmation
-from batchscale.pacing import paces
+from batchscale.runner.pacing import paces
 from batchscale.scaling import Pace, paced
 from batchscale.schedules import constant, linear_decay
 

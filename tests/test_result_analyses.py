@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import batchscale as bs
-from batchscale import sweep
+from batchscale.runner import sweep
 
 
 @pytest.fixture(scope="module")

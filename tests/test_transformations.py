@@ -12,10 +12,11 @@ from conftest import batches
 from optax import contrib
 
 import batchscale as bs
-from batchscale import keys, optimizers, session, train
+from batchscale import keys, optimizers, train
 from batchscale.engine import parallel
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import TrialId, unpack
+from batchscale.runner import session
 
 EXAMPLES, BATCH, STEPS, RATE = 96, 16, 20, 0.05
 TRIAL = 1

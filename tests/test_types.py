@@ -8,9 +8,10 @@ import pytest
 from conftest import batches, perceptron
 
 import batchscale as bs
-from batchscale import keys, runner, session
+from batchscale import keys
 from batchscale.engine import parallel
 from batchscale.engine.packs import TrialId, unpack
+from batchscale.runner import batch_size, session
 
 
 def study(workload, **others):

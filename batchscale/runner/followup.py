@@ -14,10 +14,10 @@ import pandas as pd
 from batchscale import opening, records, tuner
 from batchscale.engine.engine import Engine
 from batchscale.engine.packs import HyperparametersOf, TrialId
-from batchscale.ledger import Ledger, Question
 from batchscale.plan import Plan
 from batchscale.records import TRIAL_COLUMNS, Origin, Records, Status
-from batchscale.runner import BatchSizeRun, Progress
+from batchscale.runner.batch_size import BatchSizeRun, Progress
+from batchscale.runner.ledger import Ledger, Question
 from batchscale.sides import FIRST_REFINED, ConfirmationPlan, RefinementPlan
 from batchscale.stopping import StopRule, evaluation_grid
 from batchscale.tuner import SearchSpace

@@ -13,8 +13,8 @@ import numpy as np
 from batchscale.engine.engine import Engine
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import HostStates, HyperparametersOf, Pack, TrialId, unpack
-from batchscale.ledger import Ledger
 from batchscale.records import Origin, Records
+from batchscale.runner.ledger import Ledger
 
 # Tables and states are written when this many seconds, and this many times the duration of the
 # last write, have passed: a kill costs seconds, and writing no more than a twentieth of the time.

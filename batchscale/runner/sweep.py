@@ -13,11 +13,11 @@ from batchscale import records
 from batchscale.engine import autotune
 from batchscale.engine.engine import Engine
 from batchscale.engine.packs import TrialId
-from batchscale.ledger import Ledger, Question
 from batchscale.metrics import BOUNDS, Goal, with_goal
 from batchscale.plan import Plan
 from batchscale.records import Origin, Records, Status
-from batchscale.runner import BatchSizeRun, Progress
+from batchscale.runner.batch_size import BatchSizeRun, Progress
+from batchscale.runner.ledger import Ledger, Question
 from batchscale.stopping import StopRule, evaluation_grid
 
 # Replacements of diverged trials are planned so many at a time: each time the plan is written.

@@ -37,11 +37,11 @@ from batchscale.engine.programs import float_type
 from batchscale.evaluate import Work
 from batchscale.fingerprint import changes, fingerprint
 from batchscale.mixing import mixes_examples
-from batchscale.pacing import paces
 from batchscale.plan import Definition, Plan
-from batchscale.progress import ProgressBar
 from batchscale.records import Origin, Records
-from batchscale.runner import Progress
+from batchscale.runner.batch_size import Progress
+from batchscale.runner.pacing import paces
+from batchscale.runner.progress import ProgressBar
 from batchscale.stopping import evaluation_grid
 from batchscale.workloads import Workload
 

@@ -11,7 +11,7 @@ from typing import Self
 from tqdm import tqdm
 
 from batchscale.metrics import Goal
-from batchscale.runner import Progress
+from batchscale.runner.batch_size import Progress
 
 _SECONDS = 0.2  # between two refreshments
 

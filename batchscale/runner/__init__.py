@@ -1,0 +1,1 @@
+"""The host loop: which trials run, how far, and what is written down."""
