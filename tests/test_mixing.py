@@ -11,8 +11,8 @@ import pytest
 from flax import linen as nn
 
 import batchscale as bs
-from batchscale.mixing import mixes_examples
 from batchscale.models import layers
+from batchscale.workloads.coupling import mixes_examples
 
 SPACE = bs.SearchSpace(learning_rate=bs.LogUniform(0.01, 1.0))
 RANDOM = np.random.default_rng(0)

@@ -16,12 +16,11 @@ from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
 from batchscale import keys, schedules, train
-from batchscale.checks import tracing
 from batchscale.checks.functions import Shapes, lookup
 from batchscale.engine.programs import float_type
 from batchscale.optimizers import Optimizer
 from batchscale.schedules import Schedule
-from batchscale.workloads import Workload
+from batchscale.workloads import Workload, tracing
 
 
 class Traced:

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from batchscale import columns, keys
-from batchscale.checks import tracing
 from batchscale.engine.programs import float_type
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import BOUNDS
 from batchscale.train import keeps_kind
-from batchscale.workloads import Workload
+from batchscale.workloads import Workload, tracing
 
 _EXAMPLES = 2  # what is of one shape by chance with one example is told apart
 

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from batchscale import columns, schedules
-from batchscale.checks import tracing
 from batchscale.optimizers import Optimizer
 from batchscale.schedules import Schedule
 from batchscale.tuner import SearchSpace
-from batchscale.workloads import Workload
+from batchscale.workloads import Workload, tracing
 
 
 def names(

@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from batchscale import counts, keys, train
+from batchscale import keys, train
 from batchscale.engine import parallel
 from batchscale.engine.layout import Layout, evaluation_batch
 from batchscale.engine.packs import Pack, TrialId
@@ -30,7 +30,7 @@ from batchscale.engine.programs import Programs
 from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.train import TrainState
-from batchscale.workloads import Workload
+from batchscale.workloads import Workload, counts
 
 _BOUNDED_FROM = 1_000  # a choice: smaller splits are evaluated whole faster than they are bounded
 _RANKING_PAYS = 2  # examples looked at in vain, over those that a new ranking looks at

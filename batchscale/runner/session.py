@@ -35,8 +35,6 @@ from batchscale.engine.evaluation import counted, is_bounded
 from batchscale.engine.packs import HyperparametersOf
 from batchscale.engine.programs import float_type
 from batchscale.evaluate import Work
-from batchscale.fingerprint import changes, fingerprint
-from batchscale.mixing import mixes_examples
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin, Records
 from batchscale.runner.batch_size import Progress
@@ -44,6 +42,8 @@ from batchscale.runner.pacing import paces
 from batchscale.runner.progress import ProgressBar
 from batchscale.stopping import evaluation_grid
 from batchscale.workloads import Workload
+from batchscale.workloads.coupling import mixes_examples
+from batchscale.workloads.fingerprint import changes, fingerprint
 
 if TYPE_CHECKING:
     from batchscale.study import Study
