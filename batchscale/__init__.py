@@ -17,12 +17,12 @@ from batchscale import workloads as workloads
 from batchscale.evaluate import Evaluate as Evaluate
 from batchscale.metrics import Goal as Goal
 from batchscale.records import DamagedError as DamagedError
-from batchscale.repair import repair as repair
 from batchscale.result import Result as Result
 from batchscale.result import load as load
 from batchscale.runner.batch_size import Progress as Progress
 from batchscale.runner.trial_run import Checkpoint as Checkpoint
 from batchscale.runner.trial_run import TrialRun as TrialRun
+from batchscale.stored.repair import repair as repair
 from batchscale.study import Study as Study
 from batchscale.study import powers_of_two as powers_of_two
 from batchscale.tuner import Choice as Choice

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from batchscale import audit, metrics, opening, records, scaling, tuner
+from batchscale import audit, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.files import local_path
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
 from batchscale.records import TRIAL_COLUMNS, Status
+from batchscale.stored import opening
 from batchscale.tuner import SearchSpace
 
 
@@ -364,7 +365,7 @@ def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Res
     Raises:
       FileNotFoundError: the folder holds no study.
       DamagedError: a file was changed since it was written, or does not fit the others, or a name
-        in `accept` is none of its files; nothing is overwritten. `batchscale.repair` sets aside
+        in `accept` is none of its files; nothing is overwritten. `batchscale.stored.repair` sets aside
         what is damaged.
     """
     with records.Records.open(folder, write=False, accept=accept) as opened:

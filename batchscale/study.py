@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import pandas as pd
 
-from batchscale import checks, opening, optimizers, records, schedules, tuner
+from batchscale import checks, optimizers, records, schedules, tuner
 from batchscale.checks import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.engine import autotune, compilation_cache, devices, parallel
@@ -29,6 +29,7 @@ from batchscale.runner.batch_size import Progress
 from batchscale.runner.trial_run import TrialRun
 from batchscale.schedules import Schedule
 from batchscale.stopping import Curves, Stop, StopRule
+from batchscale.stored import opening
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
 
@@ -256,7 +257,7 @@ class Study:
           ValueError: the folder holds another study, or the data or the model have changed, or
             batch sizes were begun under another type of floats.
           DamagedError: a file in it was changed since it was written, or does not fit the others;
-            nothing is overwritten. `batchscale.repair` sets aside what is damaged.
+            nothing is overwritten. `batchscale.stored.repair` sets aside what is damaged.
         """
         return self._run(local_path(folder), progress, devices, extend=False)
 

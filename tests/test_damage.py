@@ -473,7 +473,7 @@ def test_a_damaged_plan_is_not_said_to_be_mended_by_a_plain_repair(folders, tmp_
     with pytest.raises(bs.DamagedError, match="changed since it was written") as error:
         bs.load(folder)
     assert "repair(folder)" not in str(error.value)
-    for call in ("batchscale.load", "batchscale.repair"):
+    for call in ("batchscale.load", "batchscale.stored.repair"):
         assert f"{call}(folder, accept=['plan.json'])" in str(error.value)
     with Records.open(
         folder, accept=["plan.json"]

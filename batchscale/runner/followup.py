@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import opening, records, tuner
+from batchscale import records, tuner
 from batchscale.engine.engine import Engine
 from batchscale.engine.packs import HyperparametersOf, TrialId
 from batchscale.plan import Plan
 from batchscale.records import TRIAL_COLUMNS, Origin, Records, Status
 from batchscale.runner.batch_size import BatchSizeRun, Progress
 from batchscale.runner.ledger import Ledger, Question
-from batchscale.sides import FIRST_REFINED, ConfirmationPlan, RefinementPlan
 from batchscale.stopping import StopRule, evaluation_grid
+from batchscale.stored import opening
+from batchscale.stored.followups import FIRST_REFINED, ConfirmationPlan, RefinementPlan
 from batchscale.tuner import SearchSpace
 
 

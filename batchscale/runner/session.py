@@ -18,17 +18,7 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from batchscale import (
-    checks,
-    columns,
-    datasets,
-    keys,
-    opening,
-    optimizers,
-    records,
-    schedules,
-    tuner,
-)
+from batchscale import checks, columns, datasets, keys, optimizers, records, schedules, tuner
 from batchscale.engine import autotune, compilation_cache, devices, layout, parallel
 from batchscale.engine.engine import Engine
 from batchscale.engine.evaluation import counted, is_bounded
@@ -41,6 +31,7 @@ from batchscale.runner.batch_size import Progress
 from batchscale.runner.pacing import paces
 from batchscale.runner.progress import ProgressBar
 from batchscale.stopping import evaluation_grid
+from batchscale.stored import opening
 from batchscale.workloads import Workload
 from batchscale.workloads.coupling import mixes_examples
 from batchscale.workloads.fingerprint import changes, fingerprint

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 
-from batchscale import consistency, opening, records
+from batchscale import records
 from batchscale.files import local_path
 from batchscale.plan import Plan
 from batchscale.records import CONFIRMED, REFINED, DamagedError, Records
+from batchscale.stored import consistency, opening
 
 
 def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> list[str]:
@@ -51,7 +52,7 @@ def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> l
             raise DamagedError(
                 folder / "plan.json",
                 "damaged, and nothing can be measured without it.",
-                remedy="Restore it from a copy, or take it as it is, by batchscale.repair(folder, "
+                remedy="Restore it from a copy, or take it as it is, by batchscale.stored.repair(folder, "
                 "accept=['plan.json']); else run the study again in another folder.",
             )
         told += [f"{name}: set aside as {stored.set_aside(name)}" for name in damaged]

@@ -24,8 +24,8 @@ from batchscale.records import (
     Status,
     StopReason,
 )
-from batchscale.sides import FIRST_REFINED, RefinementPlan
 from batchscale.stopping import evaluation_grid
+from batchscale.stored.followups import FIRST_REFINED, RefinementPlan
 from batchscale.tuner import SearchSpace
 
 # By number: what it was planned with, and the words that may say why it was run.

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from batchscale import consistency
 from batchscale.plan import Plan
 from batchscale.records import CONFIRMED, REFINED, DamagedError, Records
-from batchscale.sides import ConfirmationPlan, RefinementPlan
+from batchscale.stored import consistency
+from batchscale.stored.followups import ConfirmationPlan, RefinementPlan
 
 
 class Stored(NamedTuple):
