@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchscale import metrics
-from batchscale.metrics.best_of import _drop, _ranks
+from batchscale.metrics._best_of import _drop, _ranks
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
 
 ERROR = "validation/error"

@@ -9,10 +9,11 @@ Where a function takes `trials`, that table says which trials may count: select 
 leave some out, as in `trials[trials.status != "incomplete"]`.
 """
 
+from batchscale.metrics._best_of import best_of as best_of
+from batchscale.metrics._best_of import tuning_curve as tuning_curve
 from batchscale.metrics._tables import example_measurements as example_measurements
 from batchscale.metrics._tables import with_goal as with_goal
-from batchscale.metrics.best_of import best_of as best_of
-from batchscale.metrics.best_of import tuning_curve as tuning_curve
+from batchscale.metrics._variants import variants as variants
 from batchscale.metrics.budgets import best_measurement as best_measurement
 from batchscale.metrics.budgets import epoch_budget as epoch_budget
 from batchscale.metrics.budgets import step_budget as step_budget
@@ -23,4 +24,3 @@ from batchscale.metrics.steps import first_crossings as first_crossings
 from batchscale.metrics.steps import members as members
 from batchscale.metrics.steps import steps_to_target as steps_to_target
 from batchscale.metrics.steps import steps_to_targets as steps_to_targets
-from batchscale.metrics.variants import variants as variants

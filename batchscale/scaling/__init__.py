@@ -5,21 +5,21 @@ Everything works on tables, whoever made them: that of `metrics.steps_to_target`
 rates, measurements and trials.
 """
 
+from batchscale.scaling._frontier import Recommendation as Recommendation
+from batchscale.scaling._frontier import StepTimes as StepTimes
+from batchscale.scaling._frontier import frontier as frontier
+from batchscale.scaling._frontier import recommend as recommend
+from batchscale.scaling._learning_rates import Rules as Rules
+from batchscale.scaling._learning_rates import learning_rates as learning_rates
+from batchscale.scaling._learning_rates import rules as rules
+from batchscale.scaling._regimes import Regimes as Regimes
+from batchscale.scaling._regimes import overhead as overhead
+from batchscale.scaling._regimes import regimes as regimes
+from batchscale.scaling._transitions import transitions as transitions
 from batchscale.scaling.curve import Form as Form
 from batchscale.scaling.curve import Interval as Interval
 from batchscale.scaling.fitting import Fit as Fit
 from batchscale.scaling.fitting import fit as fit
-from batchscale.scaling.frontier import Recommendation as Recommendation
-from batchscale.scaling.frontier import StepTimes as StepTimes
-from batchscale.scaling.frontier import frontier as frontier
-from batchscale.scaling.frontier import recommend as recommend
-from batchscale.scaling.learning_rates import Rules as Rules
-from batchscale.scaling.learning_rates import learning_rates as learning_rates
-from batchscale.scaling.learning_rates import rules as rules
 from batchscale.scaling.pace import Pace as Pace
 from batchscale.scaling.pace import Paced as Paced
 from batchscale.scaling.pace import paced as paced
-from batchscale.scaling.regimes import Regimes as Regimes
-from batchscale.scaling.regimes import overhead as overhead
-from batchscale.scaling.regimes import regimes as regimes
-from batchscale.scaling.transitions import transitions as transitions

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from batchscale import columns
+from batchscale.scaling._regimes import regimes
 from batchscale.scaling.curve import check_table, points
 from batchscale.scaling.fitting import fit
 from batchscale.scaling.pace import Pace
-from batchscale.scaling.regimes import regimes
 
 _POINTS = ("perfect_until", "plateau_from", "b_crit")
 columns.declare(

@@ -11,10 +11,10 @@ import pandas as pd
 
 from batchscale import columns
 from batchscale.metrics import _tables
+from batchscale.scaling._regimes import Regimes, overhead, regimes
 from batchscale.scaling.fitting import Fit
 from batchscale.scaling.fitting import fit as fit_steps
 from batchscale.scaling.pace import Pace
-from batchscale.scaling.regimes import Regimes, overhead, regimes
 
 StepTimes = float | Mapping[int, float] | pd.DataFrame
 """Seconds a step takes: at every batch size, by batch size, or a table of both."""
