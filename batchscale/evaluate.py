@@ -134,7 +134,7 @@ class Evaluate:
         counts = {}
         for split, fields in splits.items():
             if split == goal_split or self.splits is None or split in self.splits:
-                whole = len(jax.tree.leaves(fields)[0])
+                whole = arrays.examples(fields)
                 most = self.examples.get(split, whole)
                 if split == "train" and split not in self.examples:
                     most = _TRAIN_EXAMPLES if split == goal_split else _of_elements(fields)

@@ -365,7 +365,7 @@ def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Res
     Raises:
       FileNotFoundError: the folder holds no study.
       DamagedError: a file was changed since it was written, or does not fit the others, or a name
-        in `accept` is none of its files; nothing is overwritten. `batchscale.stored.repair` sets aside
+        in `accept` is none of its files; nothing is overwritten. `batchscale.repair` sets aside
         what is damaged.
     """
     with records.Records.open(folder, write=False, accept=accept) as opened:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import pandas as pd
 
-from batchscale import checks, optimizers, records, schedules, tuner
-from batchscale.checks import PerBatchSize
+from batchscale import arguments, arrays, checks, numeric, optimizers, records, schedules, tuner
+from batchscale.arguments import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.engine import autotune, compilation_cache, devices, parallel
 from batchscale.engine.packs import TrialId
@@ -120,7 +119,7 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.kinds(self.workload, self.space, self.goal)
+        arguments.kinds(self.workload, self.space, self.goal)
         for name, smallest in (
             ("trials", 1),
             ("max_infeasible", 0),
@@ -129,9 +128,9 @@ class Study:
         ):
             words = (None, "auto", "probe") if name == "lanes" else (None, "auto")
             if getattr(self, name) not in words:
-                self._set(name, checks.integer(name, getattr(self, name), smallest))
-        self._set("trials", checks.integer("trials", self.trials, 1))
-        self._set("seed", checks.integer("seed", self.seed, 0, 2**32 - 1))
+                self._set(name, numeric.integer(name, getattr(self, name), smallest))
+        self._set("trials", numeric.integer("trials", self.trials, 1))
+        self._set("seed", numeric.integer("seed", self.seed, 0, 2**32 - 1))
         spacing = plain(self.evaluation_spacing)
         if spacing is None or not 0 < spacing <= 1:
             raise ValueError(
@@ -144,7 +143,7 @@ class Study:
                 f"max_steps, max_epochs: got {self.max_steps!r} and {self.max_epochs!r}, wanted "
                 "one of them: the budget of a trial in steps, or in epochs."
             )
-        checks.check_several(self.batch_sizes)
+        arguments.check_several(self.batch_sizes)
         StopRule.of(self.stop)
         if not isinstance(self.stop, str):
             self._set("stop", plain(self.stop))
@@ -164,7 +163,7 @@ class Study:
 
     def resolved_batch_sizes(self) -> list[int]:
         """The batch sizes as integers, in increasing order."""
-        return checks.batch_sizes(self.batch_sizes, self._train_examples(), self.workload.name)
+        return arguments.batch_sizes(self.batch_sizes, self._train_examples(), self.workload.name)
 
     def estimate(self) -> pd.DataFrame:
         """What the study costs at most, before it starts.
@@ -257,7 +256,7 @@ class Study:
           ValueError: the folder holds another study, or the data or the model have changed, or
             batch sizes were begun under another type of floats.
           DamagedError: a file in it was changed since it was written, or does not fit the others;
-            nothing is overwritten. `batchscale.stored.repair` sets aside what is damaged.
+            nothing is overwritten. `batchscale.repair` sets aside what is damaged.
         """
         return self._run(local_path(folder), progress, devices, extend=False)
 
@@ -338,9 +337,9 @@ class Study:
             study, or an unfinished one.
         """
         folder = local_path(folder)
-        settings = checks.integer("settings", settings, 1)
-        selection_seeds = checks.integer("selection_seeds", selection_seeds, 1)
-        seeds, patience = checks.integer("seeds", seeds, 1), checks.patience(patience)
+        settings = numeric.integer("settings", settings, 1)
+        selection_seeds = numeric.integer("selection_seeds", selection_seeds, 1)
+        seeds, patience = numeric.integer("seeds", seeds, 1), arguments.patience(patience)
         result = _finished(folder)
         with session.opened(
             self, self._definition(), folder, progress, devices, beside=records.CONFIRMED
@@ -393,9 +392,9 @@ class Study:
             another study, or an unfinished one.
         """
         folder = local_path(folder)
-        rounds, trials = checks.integer("rounds", rounds, 1), checks.integer("trials", trials, 1)
+        rounds, trials = numeric.integer("rounds", rounds, 1), numeric.integer("trials", trials, 1)
         until = float(at_least("until", until, 0, "a share of a range, 0 or more, such as 0.1"))
-        patience = checks.patience(patience)
+        patience = arguments.patience(patience)
         result = _finished(folder)
         with session.opened(
             self, self._definition(), folder, progress, devices, beside=records.REFINED
@@ -446,18 +445,18 @@ class Study:
                 f"batch_size: got {batch_size}, wanted one of the study's: "
                 f"{', '.join(map(str, definition.batch_sizes))}."
             )
-        batch_size, trial = int(batch_size), checks.integer("trial", trial, 0)
-        name = TrialId(trial, checks.integer("replicate", replicate, 0))
+        batch_size, trial = int(batch_size), numeric.integer("trial", trial, 0)
+        name = TrialId(trial, numeric.integer("replicate", replicate, 0))
         values: Mapping[str, float] | None = None
         if trial >= followup.FIRST_REFINED:
             values = followup.refined_values(folder, batch_size, trial)
         if isinstance(steps, Sequence) or getattr(steps, "ndim", 0):
-            steps = checks.increasing("steps", list(steps))  # pyright: ignore
+            steps = numeric.increasing("steps", list(steps))  # pyright: ignore
         elif steps is not None:
-            steps = checks.integer("steps", steps, 1)
+            steps = numeric.integer("steps", steps, 1)
         mesh = session.mesh(devices)
         if until is not None:
-            checks.check_goal("until", until)
+            arguments.check_goal("until", until)
             checks.metric(until, self.workload, self.space.names)
         session.check(self)
         packing = session.choose_layout(self, batch_size, mesh)
@@ -529,7 +528,7 @@ class Study:
             trials=self.trials,
             max_infeasible=infeasible,
             max_steps={
-                size: checks.budget(
+                size: arguments.budget(
                     self.max_steps,
                     self.max_epochs,
                     batch_size=size,
@@ -549,7 +548,7 @@ class Study:
     def _train_examples(self) -> int:
         if self.workload.train_examples is not None:
             return self.workload.train_examples
-        return len(jax.tree.leaves(self.workload.splits()["train"])[0])
+        return arrays.examples(self.workload.splits()["train"])
 
 
 def _finished(folder: Path) -> Result:

@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
-from batchscale import keys, sampling
+from batchscale import arrays, keys, sampling
 from batchscale.optimizers import Hyperparameters, Optimizer, as_usual
 from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
-from batchscale.workloads._sums import wide_type
 
 _INIT, _SHUFFLE, _LOSS, _OPTIMIZER = 0, 1, 2, 3
 _DRAWN_AT_ONCE = 4096  # a choice: what is at work fits a core's cache
@@ -313,7 +312,7 @@ def tally(
     first, rest = _batches(split, batch)
     found = jnp.zeros((), jnp.int32) if first is None else of(first)
     found, index = jax.lax.while_loop(
-        lambda at: (at[1] < examples(rest)) & any_lane(at[0] < enough),
+        lambda at: (at[1] < arrays.examples(rest)) & any_lane(at[0] < enough),
         lambda at: (at[0] + of(nth(at[1])), at[1] + 1),
         (found, jnp.zeros((), jnp.int32)),
     )
@@ -391,7 +390,7 @@ def _as(tree: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
         if keys.is_key(like):
             return x
         now, dtype = jnp.asarray(x), jnp.asarray(like).dtype
-        if not keeps_kind(now.dtype, dtype):
+        if not arrays.keeps_kind(now.dtype, dtype):
             raise ValueError(
                 f"state: a value begins as {dtype}, and a step makes {now.dtype} of it, of which "
                 "only the whole number would be kept. Begin it as a float: 0.0 for 0."
@@ -401,33 +400,10 @@ def _as(tree: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(of, tree, like)
 
 
-def keeps_kind(found: Any, begun: Any) -> bool:
-    """Whether a value of a type can be kept in that in which it began: no float in an integer.
-
-    >>> keeps_kind(jnp.bfloat16, jnp.float32), keeps_kind(jnp.float32, jnp.int32)
-    (True, False)
-    """
-    kinds = jnp.bool_, jnp.integer, jnp.inexact
-    found, begun = (
-        max(place for place, kind in enumerate(kinds) if jnp.issubdtype(dtype, kind))
-        for dtype in (found, begun)
-    )
-    return found <= begun
-
-
-def examples(split: PyTree[Array]) -> int:
-    """How many examples a split has, from its shapes.
-
-    >>> examples({"input": jnp.zeros((5, 2))})
-    5
-    """
-    return jax.tree.leaves(split)[0].shape[0]
-
-
 def _batches(split: PyTree[Array], batch: int) -> tuple[PyTree[Array] | None, PyTree[Array]]:
     """A first, smaller batch, where there has to be one, and the whole ones along axis 0."""
-    batch = min(batch, examples(split))
-    rest = examples(split) % batch
+    batch = min(batch, arrays.examples(split))
+    rest = arrays.examples(split) % batch
     whole = jax.tree.map(lambda x: x[rest:].reshape(-1, batch, *x.shape[1:]), split)
     return (jax.tree.map(lambda x: x[:rest], split) if rest else None), whole
 
@@ -445,7 +421,7 @@ def _gradient(
     loss_key = jax.random.fold_in(_key(state.key, _LOSS), number)
 
     def gather(first: Int[Array, ""] | int, count: int) -> PyTree[Array]:
-        if recipe.whole and count == examples(data):
+        if recipe.whole and count == arrays.examples(data):
             return data  # the full batch: its order does not matter
         indices = jax.lax.dynamic_slice_in_dim(batch.drawn, batch.first + first, count)
         # They lie within the split, and clipping would cost a pass.
@@ -471,7 +447,7 @@ def _gradient(
         total, pull_back, (weight, model_state) = jax.vjp(
             lambda params: loss(params, model_state, first, count), state.params, has_aux=True
         )
-        return total, pull_back, weight.astype(wide_type(total.dtype)), model_state
+        return total, pull_back, weight.astype(arrays.wide_type(total.dtype)), model_state
 
     if recipe.whole:
         total, pull_back, weight, model_state = summed(state.model_state, 0, recipe.microbatch)
@@ -493,8 +469,8 @@ def _gradient(
     total_shape = jax.eval_shape(
         lambda: loss(state.params, state.model_state, 0, recipe.microbatch)[0]
     )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide_type(x.dtype)), state.params)
-    carry = (zeros, jnp.zeros((), wide_type(total_shape.dtype)), state.model_state)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, arrays.wide_type(x.dtype)), state.params)
+    carry = (zeros, jnp.zeros((), arrays.wide_type(total_shape.dtype)), state.model_state)
     count = recipe.microbatch
     microbatches = jnp.asarray(batch.size) // count
     carry = jax.lax.fori_loop(0, microbatches, lambda i, c: add(c, i * count, count), carry)

@@ -49,7 +49,7 @@ from batchscale import metrics, scaling
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
 from batchscale.scaling.curve import log_steps
 from batchscale.stopping import evaluation_grid
-from batchscale.theory import _noise_scale, noise_scale_of_batches
+from batchscale.theory import noise_scale_of_batches
 from batchscale.workloads import Workload
 from benchmarks.simulation import KINDS, confirm, simulate
 

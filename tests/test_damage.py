@@ -15,7 +15,6 @@ from test_records import KilledError, operations_before_a_kill
 
 import batchscale as bs
 from batchscale.records import Records
-from batchscale.runner import batch_size
 
 PACKAGE = str(Path(bs.__file__).parent)
 CONFIRM = {"settings": 2, "selection_seeds": 1, "seeds": 1, "progress": False}
@@ -473,7 +472,7 @@ def test_a_damaged_plan_is_not_said_to_be_mended_by_a_plain_repair(folders, tmp_
     with pytest.raises(bs.DamagedError, match="changed since it was written") as error:
         bs.load(folder)
     assert "repair(folder)" not in str(error.value)
-    for call in ("batchscale.load", "batchscale.stored.repair"):
+    for call in ("batchscale.load", "batchscale.repair"):
         assert f"{call}(folder, accept=['plan.json'])" in str(error.value)
     with Records.open(
         folder, accept=["plan.json"]

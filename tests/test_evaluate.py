@@ -11,7 +11,6 @@ from test_study import study
 
 import batchscale as bs
 from batchscale import plots, theory
-from batchscale.engine import autotune
 from batchscale.evaluate import Work
 from batchscale.plan import Plan
 from batchscale.records import Records

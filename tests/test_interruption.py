@@ -12,7 +12,7 @@ import pytest
 from conftest import perceptron
 
 import batchscale as bs
-from batchscale.runner import batch_size, session
+from batchscale.runner import session
 
 # From 1,000 examples on evaluations may be bounds: the first ones are nothing else.
 STUDY = bs.Study(

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import batchscale as bs
 from batchscale.models import layers
-from batchscale.theory import _sharpness, generalisation
+from batchscale.theory import generalisation
 
 
 def hessian(workload, params):

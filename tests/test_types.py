@@ -11,7 +11,7 @@ import batchscale as bs
 from batchscale import keys
 from batchscale.engine import parallel
 from batchscale.engine.packs import TrialId, unpack
-from batchscale.runner import batch_size, session
+from batchscale.runner import session
 
 
 def study(workload, **others):

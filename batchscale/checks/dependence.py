@@ -7,51 +7,19 @@ from. This is a matter of structure, not of values: 0 * x depends on x.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
-from batchscale import keys, schedules, train
+from batchscale import arrays, keys, schedules, train
 from batchscale.checks.functions import Shapes, lookup
-from batchscale.engine.programs import float_type
 from batchscale.optimizers import Optimizer
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload, tracing
-
-
-class Traced:
-    """A function, traced on shapes: what it returns, and what that depends on.
-
-    >>> scalar = jax.ShapeDtypeStruct((), np.float32)
-    >>> sums = Traced(lambda x, y: (x["a"] + y, 2 * y), {"a": scalar, "b": scalar}, scalar)
-    >>> sums.reads()
-    ({'a': True, 'b': False}, True)
-    >>> sums.reads((False, True))
-    ({'a': False, 'b': False}, True)
-    """
-
-    def __init__(self, function: Callable[..., PyTree], *arguments: PyTree) -> None:
-        # Under a name of its own: JAX remembers what it has traced.
-        traced = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)
-        self._closed, self.shapes = traced(*arguments)
-        self._inputs = jax.tree.structure(arguments)
-
-    def reads(self, wanted: PyTree | None = None) -> Any:
-        """For every argument whether a wanted result depends on it; all are wanted if None."""
-        jaxpr = self._closed.jaxpr
-        some = [True] * len(jaxpr.outvars) if wanted is None else jax.tree.leaves(wanted)
-        _, used = partial_eval.dce_jaxpr(jaxpr, some)
-        return jax.tree.unflatten(self._inputs, used)
-
-    def returns(self, name: str) -> bool:
-        """Whether the result is the argument of that name itself, in the last mapping."""
-        jaxpr = self._closed.jaxpr
-        places = jax.tree.unflatten(self._inputs, jaxpr.invars)[-1]
-        return name in places and jaxpr.outvars[0] is places[name]
+from batchscale.workloads.tracing import Traced
 
 
 def updates(
@@ -122,7 +90,7 @@ def _gradient(workload: Workload, shapes: Shapes) -> set[str]:
         value, back, after = jax.vjp(mean, params, has_aux=True)
         return back(scale.astype(value.dtype))[0], after
 
-    scale = jax.ShapeDtypeStruct((), float_type())
+    scale = jax.ShapeDtypeStruct((), arrays.float_type())
     with tracing.told(
         f"workload {workload.name!r}: the gradient of its loss",
         lookup=lookup(shapes),
@@ -165,7 +133,7 @@ def _optimizer(optimizer: Optimizer, shapes: Shapes) -> tuple[Traced, Traced]:
         "along a line), cannot be used here; take one that makes do with the gradient.",
     ):
         update = Traced(
-            step, params, init.shapes, params, values, jax.ShapeDtypeStruct((), float_type())
+            step, params, init.shapes, params, values, jax.ShapeDtypeStruct((), arrays.float_type())
         )
     after, state = update.shapes
     for name, found, expected in (("parameters", after, params), ("state", state, init.shapes)):

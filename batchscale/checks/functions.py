@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from batchscale import columns, keys
-from batchscale.engine.programs import float_type
+from batchscale import arrays, columns, keys
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import BOUNDS
-from batchscale.train import keeps_kind
 from batchscale.workloads import Workload, tracing
 
 _EXAMPLES = 2  # what is of one shape by chance with one example is told apart
@@ -40,9 +38,7 @@ class Shapes(NamedTuple):
     def of(cls, workload: Workload, names: Iterable[str]) -> Shapes:
         """Those of a workload; loads its data, and starts no backend."""
         train = workload.splits()["train"]
-        some = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((_EXAMPLES, *x.shape[1:]), x.dtype), dict(train)
-        )
+        some = arrays.like_examples(dict(train), _EXAMPLES)
         key = keys.shape()
         with tracing.told(
             f"workload {workload.name!r}: its init",
@@ -55,7 +51,7 @@ class Shapes(NamedTuple):
                 f"workload {workload.name!r}: its init returns {made}, wanted (params, "
                 "model_state); the state may be {}."
             )
-        values = dict.fromkeys(names, jax.ShapeDtypeStruct((), float_type()))
+        values = dict.fromkeys(names, jax.ShapeDtypeStruct((), arrays.float_type()))
         return cls(*made, some, key, values)
 
 
@@ -183,7 +179,9 @@ def _check_loss(workload: Workload, shapes: Shapes, loss: Any) -> None:
             f"{tracing.described(shapes.model_state)}."
         )
     pairs = zip(jax.tree.leaves(model_state), jax.tree.leaves(shapes.model_state), strict=True)
-    if not all(keys.is_key(now) or keeps_kind(now.dtype, first.dtype) for now, first in pairs):
+    if not all(
+        keys.is_key(now) or arrays.keeps_kind(now.dtype, first.dtype) for now, first in pairs
+    ):
         raise ValueError(
             f"workload {workload.name!r}: its loss makes floats ({tracing.described(model_state)}) "
             "of integers in the model's state that init returns "

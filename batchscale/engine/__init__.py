@@ -1,1 +1,1 @@
-"""Packs of trials on devices: started, advanced, measured. It knows nothing of files or of goals' ends."""
+"""Packs of trials on devices: started, advanced, measured. Knows no file and no stop rule."""

@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from batchscale import keys, sampling, train
+from batchscale import arrays, keys, sampling, train
 from batchscale.engine import devices, parallel
 from batchscale.engine import packs as packing
 from batchscale.engine.evaluation import Evaluations, Measured
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import HostStates, HyperparametersOf, Pack, TrialId
-from batchscale.engine.programs import Programs, float_type
+from batchscale.engine.programs import Programs
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
 from batchscale.sampling import Position
@@ -63,7 +63,7 @@ class Engine:
         self._workload, self._optimizer, self._schedule = workload, optimizer, schedule
         self._names, self._seed = tuple(names), seed
         data = workload.splits()["train"]
-        self._examples = train.examples(data)
+        self._examples = arrays.examples(data)
         self._train_data = parallel.replicate(data, mesh)
         self._programs = Programs(mesh, self._names)
         self._typed = jax.eval_shape(
@@ -237,7 +237,7 @@ class Engine:
         hyperparameters: HyperparametersOf,
     ) -> dict[str, jax.Array]:
         table = {
-            name: np.asarray([hyperparameters(trial)[name] for trial in ids], float_type())
+            name: np.asarray([hyperparameters(trial)[name] for trial in ids], arrays.float_type())
             for name in self._names
         }
         return parallel.split(table, self.mesh)

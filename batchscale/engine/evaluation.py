@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from batchscale import keys, train
+from batchscale import arrays, keys, train
 from batchscale.engine import parallel
 from batchscale.engine.layout import Layout, evaluation_batch
 from batchscale.engine.packs import Pack, TrialId
@@ -107,7 +107,7 @@ class Evaluations:
             enough = limit if goal.mode == "min" else self._count - limit
             self._enough = parallel.replicate(np.int32(enough), mesh)
             self._ranked = self._splits[self._goal_split]
-            size = train.examples(self._ranked)
+            size = arrays.examples(self._ranked)
             # Of words or pixels an example may have many.
             enough = math.ceil(enough * size / self._count)
             self._batch = evaluation_batch(size, enough=enough)
@@ -320,7 +320,7 @@ class Evaluations:
         return self._masks[key]
 
     def _whole_program(self, split: str, layout: Layout) -> Future[Any]:
-        batch = evaluation_batch(train.examples(self._splits[split]))
+        batch = evaluation_batch(arrays.examples(self._splits[split]))
 
         def whole(state: Any, active: Any, data: Any, busy: Any) -> Any:
             del busy
@@ -360,7 +360,7 @@ class Evaluations:
         return self._begin("bounded", bounded, (self._ranked, self._enough), layout)
 
     def _each_program(self, layout: Layout) -> Future[Any]:
-        batch = evaluation_batch(train.examples(self._ranked))
+        batch = evaluation_batch(arrays.examples(self._ranked))
 
         def each(state: Any, active: Any, shared: Any, busy: Any) -> Any:
             del active
@@ -384,7 +384,7 @@ class Evaluations:
 
 def is_bounded(workload: Workload, goal: Goal, split: PyTree) -> bool:
     """Whether evaluations on the goal's split can end early: its metric counts examples, many."""
-    return train.examples(split) >= _BOUNDED_FROM and counts.is_count(workload, goal, split)
+    return arrays.examples(split) >= _BOUNDED_FROM and counts.is_count(workload, goal, split)
 
 
 def counted(workload: Workload, goal: Goal, measured: Mapping[str, int]) -> int | None:
@@ -436,8 +436,8 @@ def _together(tree: PyTree) -> tuple[dict[str, jax.Array], Callable[[Any], Any]]
 
 def _subset(split: Mapping[str, np.ndarray], size: int) -> Mapping[str, np.ndarray]:
     """A fixed random subset of examples, in their order."""
-    examples = train.examples(split)
-    if examples <= size:
+    total = arrays.examples(split)
+    if total <= size:
         return split
-    chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(examples)[:size])
+    chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(total)[:size])
     return jax.tree.map(lambda x: x[chosen], split)

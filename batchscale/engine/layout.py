@@ -147,9 +147,7 @@ def _even(batch_size: int, most: int) -> int:
 
 
 def _convolves(workload: Workload) -> bool:
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), workload.splits()["train"]
-    )
+    batch = arrays.like_examples(workload.splits()["train"], 1)
     key = keys.shape()
 
     def metrics(key: PyTree, batch: PyTree) -> PyTree:

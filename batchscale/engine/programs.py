@@ -12,12 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from batchscale import arrays
 from batchscale.engine import parallel
-
-
-def float_type() -> np.dtype:
-    """JAX's default type of floats."""
-    return jax.dtypes.canonicalize_dtype(float)
 
 
 class Programs:
@@ -49,7 +45,9 @@ class Programs:
         Like Python's numbers they give way to the types of what they are multiplied with: a
         learning rate must not widen a state of bfloat16.
         """
-        return dict.fromkeys(self._names, jax.ShapeDtypeStruct((), float_type(), weak_type=True))
+        return dict.fromkeys(
+            self._names, jax.ShapeDtypeStruct((), arrays.float_type(), weak_type=True)
+        )
 
     def shared(self, tree: PyTree) -> PyTree:
         """The shapes of what every device holds whole."""

@@ -32,7 +32,7 @@ class DamagedError(ValueError):
     >>> print(DamagedError(Path("plan.json"), "changed.", name="plan.json"))
     plan.json: changed. Nothing was overwritten. Restore it from a copy; or, if the change is meant,
     accept it by name, batchscale.load(folder, accept=['plan.json']), and for good by
-    batchscale.stored.repair(folder, accept=['plan.json']); else run the study again in another folder.
+    batchscale.repair(folder, accept=['plan.json']); else run the study again in another folder.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ def _remedy(name: str | None) -> str:
         return (
             f"{_COPY}; or, if the change is meant, accept it by name, "
             f"batchscale.load(folder, accept=[{name!r}]), and for good by "
-            f"batchscale.stored.repair(folder, accept=[{name!r}]); else {_ELSEWHERE}."
+            f"batchscale.repair(folder, accept=[{name!r}]); else {_ELSEWHERE}."
         )
     accepted = ""
     if name is not None:
@@ -57,7 +57,7 @@ def _remedy(name: str | None) -> str:
             f"batchscale.load(folder, accept=[{name!r}])"
         )
     return (
-        f"{_COPY}, or have it measured again: batchscale.stored.repair(folder) sets aside what is "
+        f"{_COPY}, or have it measured again: batchscale.repair(folder) sets aside what is "
         f"damaged, and study.run(folder) measures that again{accepted}."
     )
 

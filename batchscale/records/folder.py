@@ -419,7 +419,7 @@ class Records:
 
         Raises:
           DamagedError: the file is damaged, no state, or that of another study, batch size or
-            type of floats. `batchscale.stored.repair` sets it aside; the batch size is then trained from
+            type of floats. `batchscale.repair` sets it aside; the batch size is then trained from
             its beginning, up to where it was.
         """
         name = f"state/{batch_size}.npz"

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, PyTree
 
-from batchscale import schedules
-from batchscale.engine.programs import float_type
+from batchscale import arrays, schedules
 from batchscale.optimizers import Optimizer
 from batchscale.scaling import Pace
 from batchscale.schedules import Schedule
@@ -55,7 +54,7 @@ def paces(
       plans: the hyperparameters of the planned trials, by batch size.
       max_steps: the budget, by batch size.
 
-    >>> from batchscale import optimizers
+    >>> from batchscale import arrays, optimizers
     >>> def warm_up(step, hyperparameters):
     ...     return hyperparameters["learning_rate"] * jnp.minimum((jnp.float32(step) + 1) / 10, 1.0)
     >>> params = {"w": jax.ShapeDtypeStruct((3,), float)}
@@ -75,7 +74,8 @@ def paces(
     )
     for batch_size, plan in plans.items():
         values = {
-            name: np.asarray([trial[name] for trial in plan], float_type()) for name in plan[0]
+            name: np.asarray([trial[name] for trial in plan], arrays.float_type())
+            for name in plan[0]
         }
         pictures: list[tuple[np.ndarray, list[_Rates]]] = []
         known = None

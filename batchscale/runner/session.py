@@ -18,12 +18,21 @@ import numpy as np
 import pandas as pd
 from jax.sharding import Mesh
 
-from batchscale import checks, columns, datasets, keys, optimizers, records, schedules, tuner
+from batchscale import (
+    arrays,
+    checks,
+    columns,
+    datasets,
+    keys,
+    optimizers,
+    records,
+    schedules,
+    tuner,
+)
 from batchscale.engine import autotune, compilation_cache, devices, layout, parallel
 from batchscale.engine.engine import Engine
 from batchscale.engine.evaluation import counted, is_bounded
 from batchscale.engine.packs import HyperparametersOf
-from batchscale.engine.programs import float_type
 from batchscale.evaluate import Work
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin, Records
@@ -264,12 +273,12 @@ def _work(workload: Workload, names: tuple[str, ...]) -> Work:
 
 def conditions(on: Mesh) -> dict[str, Any]:
     """What trials run under here."""
-    return records.conditions(on.devices.flat[0], str(float_type()))
+    return records.conditions(on.devices.flat[0], str(arrays.float_type()))
 
 
 def identity(plan: Plan) -> dict[str, Any]:
     """What a training state must have been written under to be taken up."""
-    definition, floats = plan.definition, str(float_type())
+    definition, floats = plan.definition, str(arrays.float_type())
     return {"study": dict(plan.fingerprint), "seed": definition.seed, "type of floats": floats}
 
 
@@ -366,7 +375,7 @@ def _planned(
         if extend:
             plan.definition = plan.definition.extended(definition)
     plan.examples = {
-        split: len(jax.tree.leaves(fields)[0]) for split, fields in study.workload.splits().items()
+        split: arrays.examples(fields) for split, fields in study.workload.splits().items()
     }
     if plan.mixes_examples is None:
         plan.mixes_examples = mixes_examples(

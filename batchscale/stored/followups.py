@@ -122,7 +122,7 @@ def _read(plan: Any, where: str, what: str, make: Callable[[Any], _T]) -> _T:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{where}: not the plan of {what} ({type(error).__name__}: {error}). "
-            "Restore it from a copy, or call batchscale.stored.repair(folder), which sets it aside."
+            "Restore it from a copy, or call batchscale.repair(folder), which sets it aside."
         ) from error
 
 

@@ -52,7 +52,7 @@ def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> l
             raise DamagedError(
                 folder / "plan.json",
                 "damaged, and nothing can be measured without it.",
-                remedy="Restore it from a copy, or take it as it is, by batchscale.stored.repair(folder, "
+                remedy="Restore it from a copy, or take it as it is, by batchscale.repair(folder, "
                 "accept=['plan.json']); else run the study again in another folder.",
             )
         told += [f"{name}: set aside as {stored.set_aside(name)}" for name in damaged]

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
 
-from batchscale import checks, columns
+from batchscale import columns, numeric
 from batchscale.scaling import Interval
 from batchscale.theory._ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
 from batchscale.theory._training_loss import Sums, TrainingLoss, microbatches
@@ -210,9 +210,9 @@ def noise_scale_of_batches(
     True
     """
     loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
-    checks.integer("small", small, 1)
-    checks.integer("big", big, 2 * small, loss.size)
-    checks.integer("batches", batches, 2)
+    numeric.integer("small", small, 1)
+    numeric.integer("big", big, 2 * small, loss.size)
+    numeric.integer("batches", batches, 2)
     if big % small:
         raise ValueError(
             f"big: got {big}, wanted a multiple of the {small} examples of a small batch."

@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.linalg
 from jaxtyping import Float, PyTree
 
-from batchscale import checks, columns
+from batchscale import checks, columns, numeric
 from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
@@ -105,8 +105,8 @@ def sharpness(
     True
     """
     loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
-    checks.integer("top", top, 1, loss.parameters)
-    checks.integer("iterations", iterations, top)
+    numeric.integer("top", top, 1, loss.parameters)
+    numeric.integer("iterations", iterations, top)
     chosen = loss.sample(examples, fewest=1)
     parts = list(microbatches(chosen, loss.microbatch(microbatch, len(chosen))))
 
@@ -201,7 +201,7 @@ def generalisation(
         study, evaluate=Evaluate(splits=("train", split), examples=examples, share=None)
     )
     rows = []
-    for batch_size, trial in _leading(result, checks.integer("trials", trials, 1)):
+    for batch_size, trial in _leading(result, numeric.integer("trials", trials, 1)):
         row: dict[str, Any] = {"batch_size": batch_size, "trial": trial, "step": math.inf}
         rows.append(row)
         if trial is None:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from batchscale import checks, keys
+from batchscale import arrays, keys, numeric
 from batchscale.engine import devices
 from batchscale.engine.layout import evaluation_batch
 from batchscale.workloads import Workload
@@ -74,7 +74,7 @@ class TrainingLoss:
             )
         self.workload = workload
         self._data = splits[split]
-        self.size = len(jax.tree.leaves(self._data)[0])
+        self.size = arrays.examples(self._data)
         self._check(params)
         values = {} if hyperparameters is None else hyperparameters
         self._point = _Point(
@@ -82,7 +82,7 @@ class TrainingLoss:
             {} if model_state is None else jax.tree.map(jnp.asarray, model_state),
             {name: jnp.asarray(value, float) for name, value in values.items()},
         )
-        self._seed = checks.integer("seed", seed, 0, 2**32 - 1)
+        self._seed = numeric.integer("seed", seed, 0, 2**32 - 1)
         self.parameters = sum(x.size for x in jax.tree.leaves(self._point.params))
         self.dtype = jnp.result_type(*jax.tree.leaves(self._point.params))
 
@@ -111,7 +111,7 @@ class TrainingLoss:
         """So many examples, drawn without replacement; all of them by default."""
         if examples is None:
             return np.arange(self.size)
-        checks.integer("examples", examples, fewest, self.size)
+        numeric.integer("examples", examples, fewest, self.size)
         chosen = self.random().choice(self.size, examples, replace=False)
         return np.sort(chosen)
 
@@ -124,7 +124,7 @@ class TrainingLoss:
     ) -> int:
         """Examples at once; where their gradients are held one by one, as many as fit."""
         if asked != "auto":
-            return min(checks.integer("microbatch", asked, 1), examples)
+            return min(numeric.integer("microbatch", asked, 1), examples)
         most = max(1, _FLOATS // self.parameters) if single else examples
         return min(evaluation_batch(examples), most)
 

@@ -19,7 +19,7 @@ import scipy.optimize
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from batchscale import checks
+from batchscale import numeric
 from batchscale.stopping import evaluation_grid
 from batchscale.theory._moments import Leap, parts
 
@@ -269,11 +269,11 @@ class NoisyQuadratic:
         >>> model.simulate([0, 5], learning_rate=0.1, batch_size=4, runs=3).shape
         (3, 2)
         """
-        steps = checks.increasing("steps", steps)
+        steps = numeric.increasing("steps", steps)
         _pieces(learning_rate)
         _check(batch_size, momentum, 0.0, 0.0)
         random = np.random.default_rng(seed)
-        shape = (checks.integer("runs", runs, 1), len(self.start))
+        shape = (numeric.integer("runs", runs, 1), len(self.start))
         theta = random.normal(size=shape) * np.sqrt(self.start)
         velocity = np.zeros(shape)
         scale = np.sqrt(self.noise / batch_size)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from batchscale import numeric
+from batchscale import arrays, numeric
 
 
 def total(values: Array) -> Array:
@@ -27,22 +27,7 @@ def wide(values: Array) -> Array:
     'float32'
     """
     floats = jnp.issubdtype(values.dtype, jnp.inexact)
-    return values.astype(wide_type(values.dtype) if floats else float)
-
-
-def wide_type(dtype: Any) -> Any:
-    """The type in which floats of a type are summed: of 32 bits or more.
-
-    >>> wide_type(jnp.bfloat16).name
-    'float32'
-    """
-    # Not by promotion, which a user may have switched off.
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def examples_in(batch: PyTree) -> int:
-    """The number of examples of a batch or split: the length of its arrays."""
-    return len(jax.tree.leaves(batch)[0])
+    return values.astype(arrays.wide_type(values.dtype) if floats else float)
 
 
 def mean_or_each(loss: Any, batch: PyTree) -> tuple[Array, Array]:
@@ -51,7 +36,7 @@ def mean_or_each(loss: Any, batch: PyTree) -> tuple[Array, Array]:
     Raises:
       ValueError: it is neither.
     """
-    loss, count = jnp.asarray(loss), examples_in(batch)
+    loss, count = jnp.asarray(loss), arrays.examples(batch)
     if loss.shape not in ((), (count,)):
         raise ValueError(
             f"loss: got an array of shape {loss.shape} for a batch of {count}, wanted "
@@ -70,7 +55,7 @@ def sums(metric: Any, batch: PyTree, name: str) -> tuple[Array, Array]:
     """
     if isinstance(metric, tuple) and len(metric) == 2 and all(jnp.ndim(x) == 0 for x in metric):
         return jnp.asarray(metric[0]), jnp.asarray(metric[1])
-    metric, count = jax.tree.map(jnp.asarray, metric), examples_in(batch)
+    metric, count = jax.tree.map(jnp.asarray, metric), arrays.examples(batch)
     if not isinstance(metric, jax.Array):
         raise ValueError(
             f"metric {name!r}: got {jax.tree.map(jnp.shape, metric)} (shapes), wanted ({count},), "

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from batchscale import keys
-from batchscale.checks.dependence import Traced
+from batchscale import arrays, keys
 from batchscale.metrics import Goal
 from batchscale.workloads import Workload
+from batchscale.workloads.tracing import Traced
 
 
 def is_count(workload: Workload, goal: Goal, split: PyTree) -> bool:
@@ -71,7 +71,7 @@ def _refuse_nothing(workload: Workload, counts: Mapping[str, Any], split: str) -
 
 def _masked(workload: Workload, split: PyTree) -> list[str]:
     """The metrics whose count hangs on the data, and not on the parameters."""
-    data = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), split)
+    data = arrays.like_examples(split, 2)
     prepared, state = _prepared(workload, data), _state(workload)
     pairs = [
         name

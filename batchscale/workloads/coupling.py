@@ -12,8 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from batchscale import keys
-from batchscale.engine.programs import float_type
+from batchscale import arrays, keys
 from batchscale.tuner import Distribution, SearchSpace
 from batchscale.workloads import Workload
 
@@ -57,7 +56,7 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     True
     """
     train = workload.splits()["train"]
-    size = len(jax.tree.leaves(train)[0])
+    size = arrays.examples(train)
     if size < 4:
         return None
     # Some of all of it: a batch of examples of one class would say less. The others stay as they
@@ -77,7 +76,7 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
         {name: np.asarray(x)[part] for name, x in train.items()}
         for part in (some[: len(some) // 4], some[len(some) // 4 :], some)
     ]
-    values = {name: np.asarray(_middle(of), float_type()) for name, of in space.items()}
+    values = {name: np.asarray(_middle(of), arrays.float_type()) for name, of in space.items()}
     random = np.random.default_rng(0)
     key = keys.key(0)
     params, model_state = jax.eval_shape(workload.init, key)

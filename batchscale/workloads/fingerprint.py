@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from batchscale import datasets, keys
+from batchscale import arrays, datasets, keys
 from batchscale.optimizers import Optimizer
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
@@ -34,12 +34,12 @@ def fingerprint(
     splits = workload.splits()
     lowered = jax.jit(_program(workload, optimizer, schedule)).lower(
         keys.shape(),
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype), splits["train"]),
+        arrays.like_examples(splits["train"], 2),
         jax.ShapeDtypeStruct((), np.int32),
-        {name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(float)) for name in names},
+        {name: jax.ShapeDtypeStruct((), arrays.float_type()) for name in names},
     )
     digest = hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()
-    floats = jax.dtypes.canonicalize_dtype(float)
+    floats = arrays.float_type()
     compiler = f"jax {jax.__version__}, {jax.default_backend()}, {floats}"
     return {"data": datasets.fingerprint(splits), "program": digest, "compiler": compiler}
 

@@ -15,6 +15,7 @@ from jax.errors import (
     TracerArrayConversionError,
     TracerIntegerConversionError,
 )
+from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
 _TRACED = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
@@ -59,6 +60,37 @@ def told(what: str, *, lookup: str, remedy: str) -> Iterator[None]:
 def shapes(function: Callable[..., PyTree], *arguments: PyTree) -> Any:
     """The shapes of what a function returns; a function of its own, so that nothing is cached."""
     return jax.eval_shape(lambda *given: function(*given), *arguments)
+
+
+class Traced:
+    """A function, traced on shapes: what it returns, and what that depends on.
+
+    >>> scalar = jax.ShapeDtypeStruct((), np.float32)
+    >>> sums = Traced(lambda x, y: (x["a"] + y, 2 * y), {"a": scalar, "b": scalar}, scalar)
+    >>> sums.reads()
+    ({'a': True, 'b': False}, True)
+    >>> sums.reads((False, True))
+    ({'a': False, 'b': False}, True)
+    """
+
+    def __init__(self, function: Callable[..., PyTree], *arguments: PyTree) -> None:
+        # Under a name of its own: JAX remembers what it has traced.
+        traced = jax.make_jaxpr(lambda *given: function(*given), return_shape=True)
+        self._closed, self.shapes = traced(*arguments)
+        self._inputs = jax.tree.structure(arguments)
+
+    def reads(self, wanted: PyTree | None = None) -> Any:
+        """For every argument whether a wanted result depends on it; all are wanted if None."""
+        jaxpr = self._closed.jaxpr
+        some = [True] * len(jaxpr.outvars) if wanted is None else jax.tree.leaves(wanted)
+        _, used = partial_eval.dce_jaxpr(jaxpr, some)
+        return jax.tree.unflatten(self._inputs, used)
+
+    def returns(self, name: str) -> bool:
+        """Whether the result is the argument of that name itself, in the last mapping."""
+        jaxpr = self._closed.jaxpr
+        places = jax.tree.unflatten(self._inputs, jaxpr.invars)[-1]
+        return name in places and jaxpr.outvars[0] is places[name]
 
 
 def described(tree: PyTree) -> str:

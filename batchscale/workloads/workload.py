@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from batchscale import columns, datasets, keys, numeric
+from batchscale import arrays, columns, datasets, keys, numeric
 from batchscale.datasets.splits import check_unmasked
 from batchscale.workloads import _fields, classifier
-from batchscale.workloads._sums import examples_in, finalized, mean_or_each, sums
+from batchscale.workloads._sums import finalized, mean_or_each, sums
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -133,7 +133,7 @@ class Workload:
                 object.__setattr__(self, name, numeric.integer(name, getattr(self, name), 1))
         if not callable(self.data):
             _check_splits(self.data, self)
-            examples = examples_in(self.data["train"])
+            examples = arrays.examples(self.data["train"])
             object.__setattr__(self, "train_examples", examples)
 
     def __repr__(self) -> str:
@@ -329,9 +329,7 @@ class Workload:
           names: the hyperparameters that the loss is given.
         """
         if batch is None:
-            batch = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self.splits()["train"]
-            )
+            batch = arrays.like_examples(self.splits()["train"], 1)
         key = keys.shape()
         values = {name: jax.ShapeDtypeStruct((), np.float32) for name in names}
 
@@ -348,9 +346,7 @@ class Workload:
 
     def evaluation_flops(self) -> float:
         """Floating-point operations of the metrics of one example, likewise."""
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self.splits()["train"]
-        )
+        batch = arrays.like_examples(self.splits()["train"], 1)
         lowered = jax.jit(lambda *state: self.metrics(*state[:2], self.prepare(state[2], None)))
         cost = lowered.lower(*jax.eval_shape(self.init, keys.shape()), batch).cost_analysis()
         return float((cost or {}).get("flops", float("nan")))
@@ -413,7 +409,7 @@ def _from_arrays(data: Any) -> Splits:
 def _loaded(workload: Workload) -> Splits:
     splits = workload.data() if callable(workload.data) else workload.data
     _check_splits(splits, workload)
-    loaded, stated = examples_in(splits["train"]), workload.train_examples
+    loaded, stated = arrays.examples(splits["train"]), workload.train_examples
     if stated is not None and stated != loaded:
         raise ValueError(
             f"data: {workload.name!r} states train_examples={stated}, and {loaded} were loaded. "
