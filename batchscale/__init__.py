@@ -19,7 +19,7 @@ from batchscale.metrics import Goal as Goal
 from batchscale.records import DamagedError as DamagedError
 from batchscale.result import Result as Result
 from batchscale.result import load as load
-from batchscale.runner.batch_size import Progress as Progress
+from batchscale.runner.progress import Progress as Progress
 from batchscale.runner.trial_run import Checkpoint as Checkpoint
 from batchscale.runner.trial_run import TrialRun as TrialRun
 from batchscale.stored.repair import repair as repair

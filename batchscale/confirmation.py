@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from batchscale import columns, numeric, scaling, tuner
+from batchscale import columns, numeric, scaling
 from batchscale.records import TRIAL_COLUMNS, Origin, Status
+from batchscale.tuner import medians
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +109,13 @@ def confirmation(
     last = math.inf if seeds is None else selection_seeds + seeds
     for batch_size, best in best_of_n[["batch_size", "steps"]].to_numpy().tolist():
         here = runs.loc[runs.index.get_level_values("batch_size") == batch_size]
-        here = tuner.within(here, (limits or {}).get(int(batch_size), math.inf))
-        here = here.assign(steps=tuner.steps_of(here))
+        here = medians.within(here, (limits or {}).get(int(batch_size), math.inf))
+        here = here.assign(steps=medians.steps_of(here))
         if asked is not None:
             wanted = asked.get(int(batch_size), ())
             here = here.loc[here.index.get_level_values("trial").isin(list(wanted))]
         replicate = here.index.get_level_values("replicate")
-        compared = tuner.by_median(here.loc[replicate <= selection_seeds])
+        compared = medians.by_median(here.loc[replicate <= selection_seeds])
         settings.append(compared.assign(batch_size=int(batch_size), chosen=False))
         row = {"batch_size": int(batch_size), "best_of_n": best, "seeds": 0}
         row["steps"] = math.nan if math.isfinite(best) else math.inf
@@ -180,7 +181,7 @@ def _summary(runs: pd.DataFrame, confidence: float) -> dict[str, float]:
     values, before = runs["steps"].to_numpy(), runs["previous"].to_numpy()
     low, high = median_ranks(len(values), confidence)
     last = len(values) - 1
-    middle = tuner.middle(values)
+    middle = medians.middle(values)
     return {
         "seeds": len(values),
         "steps": middle,

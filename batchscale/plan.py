@@ -18,11 +18,11 @@ from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.records import Origin
 from batchscale.scaling import Pace
-from batchscale.stopping import Curves, Stop, StopRule
+from batchscale.stopping import Curves, Stop, StopRule, evaluation_grid
 from batchscale.tuner import SearchSpace
 from batchscale.tuner.distributions import number
 
-_FORMAT = 2
+_FORMAT = 3
 DRAWN_WITH = f"scipy {scipy.__version__}"
 """What trials are drawn with here."""
 
@@ -69,6 +69,14 @@ class Definition:
     def batch_sizes(self) -> list[int]:
         """The batch sizes, in order."""
         return sorted(self.spaces)
+
+    def grid(self, batch_size: int) -> list[int]:
+        """The steps at which trials are evaluated, the ends of earlier budgets among them."""
+        return evaluation_grid(
+            self.max_steps[batch_size],
+            self.evaluation_spacing,
+            budgets=self.earlier_budgets.get(batch_size, ()),
+        )
 
     def differences(self, other: Definition) -> list[str]:
         """What makes two definitions different studies, in words; not what an extension changes."""
@@ -156,6 +164,8 @@ class Plan:
       conditions: what each batch size was run under, as `records.conditions` says it: where it
         began, and where it went on otherwise.
       drawn_with: the versions of SciPy that drew the trials.
+      findings: by batch size, what was found out about its layout before the first step, if
+        anything was.
     """
 
     definition: Definition
@@ -170,6 +180,7 @@ class Plan:
     measured_from: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
     conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     drawn_with: str = DRAWN_WITH
+    findings: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_dependent(self) -> bool | None:
@@ -246,6 +257,7 @@ class Plan:
             "measured_from": {str(b): first for b, first in self.measured_from.items()},
             "conditions": {str(b): found for b, found in self.conditions.items()},
             "drawn_with": self.drawn_with,
+            "findings": {str(b): found for b, found in self.findings.items()},
             "layouts": {str(b): layout._asdict() for b, layout in self.layouts.items()},
             "trials": {str(b): rows for b, rows in self.rows.items()},
         }
@@ -325,6 +337,7 @@ class Plan:
             ),
             records.conditions_from_json(plan["conditions"]),
             str(plan["drawn_with"]),
+            _by_size(plan["findings"], str),
         )
 
 

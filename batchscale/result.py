@@ -199,14 +199,14 @@ class Result:
             max_steps=self.definition.max_steps,
             batch_dependent=plan.batch_dependent,
             confirmation=self.confirmation() if confirmed else None,
-            evaluation_examples=plan.measured.get(self.goal.metric.partition("/")[0]),
+            evaluation_examples=plan.measured.get(self.goal.split),
             counted=plan.counted,
             refined=self.refined(),
             paces=self.paces,
         )
 
-    def _opened(self) -> records.Records:
-        opened = records.Records.open(self.folder, write=False, accept=self.accepted)
+    def _opened(self) -> records.StudyFolder:
+        opened = records.StudyFolder.open(self.folder, write=False, accept=self.accepted)
         if opened.study != self.study:
             raise ValueError(
                 f"{self.folder}: it holds another study now than this result is of. Load it again, "
@@ -331,8 +331,11 @@ class Result:
           gradient was taken at once; `evaluation_lanes`, likewise for evaluations; `why`, what was
           found out about them before the first step: timings, or what did not fit into memory.
         """
-        layouts = self._plan().layouts
-        rows = [{"batch_size": size, **layout._asdict()} for size, layout in layouts.items()]
+        plan = self._plan()
+        rows = [
+            {"batch_size": size, **layout._asdict(), "why": plan.findings.get(size, "")}
+            for size, layout in plan.layouts.items()
+        ]
         return pd.DataFrame(rows).sort_values("batch_size", ignore_index=True)
 
     def save_tables(self, folder: str | os.PathLike[str]) -> list[Path]:
@@ -368,7 +371,7 @@ def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Res
         in `accept` is none of its files; nothing is overwritten. `batchscale.repair` sets aside
         what is damaged.
     """
-    with records.Records.open(folder, write=False, accept=accept) as opened:
+    with records.StudyFolder.open(folder, write=False, accept=accept) as opened:
         opened.check_accepted()
         opened.check_provenance()
         stored = opening.study(opened)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Literal
 
 from batchscale.numeric import plain
+from batchscale.records import StopReason
 
 Stop = Literal["first", "all", "budget"] | float
 Curves = Literal["bounds", "exact"]
@@ -104,6 +105,55 @@ class StopRule:
         if self == other or other.kind == "first" or self.kind == "budget":
             return True
         return self.kind == other.kind == "factor" and self.factor >= other.factor
+
+    @property
+    def reason(self) -> StopReason:
+        """Why a trial stops where this rule ends it.
+
+        >>> str(StopRule.of("all").reason)
+        'own_crossing'
+        """
+        return {
+            "first": StopReason.FIRST_CROSSING,
+            "all": StopReason.OWN_CROSSING,
+            "factor": StopReason.FACTOR,
+            "budget": StopReason.BUDGET,
+        }[self.kind]
+
+    @property
+    def counts_survivors(self) -> bool:
+        """Whether steps to target are those of trials that never diverge.
+
+        That is known only where all are trained for their whole budget; by the other rules a
+        trial counts up to the step at which it diverges.
+        """
+        return self.kind == "budget"
+
+    def wants(self, crossing: float, step: int) -> bool:
+        """Whether a trial is trained to a step, given its own first crossing (inf for none).
+
+        >>> StopRule.of("all").wants(10, 11), StopRule.of("first").wants(10, 11)
+        (False, True)
+        """
+        return self.kind != "all" or crossing >= step
+
+    def is_satisfied(
+        self, step: int, first_crossing: float, crossings: Iterable[float], grid: list[int]
+    ) -> bool:
+        """Whether a batch size ends at a step at which all of its trials have been measured.
+
+        Args:
+          step: of the grid.
+          first_crossing: of the batch size by this step; inf for none.
+          crossings: of each trial that counts at the step, its own.
+          grid: of evaluations.
+
+        >>> StopRule.of(2.0).is_satisfied(20, 10, [10.0], [0, 10, 20, 30])
+        True
+        """
+        if self.kind == "all":
+            return not any(self.wants(crossing, step + 1) for crossing in crossings)
+        return math.isfinite(first_crossing) and step >= self.horizon(int(first_crossing), grid)
 
     def horizon(self, first_crossing: int, grid: list[int]) -> int:
         """The step at which a batch size ends whose first crossing is known.

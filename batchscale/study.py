@@ -5,30 +5,35 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from jax.sharding import Mesh
 
-from batchscale import arguments, arrays, checks, numeric, optimizers, records, schedules, tuner
+from batchscale import arguments, arrays, checks, numeric, optimizers, records, schedules
 from batchscale.arguments import PerBatchSize
 from batchscale.confirmation import Confirmation
-from batchscale.engine import autotune, compilation_cache, devices, parallel
+from batchscale.engine import compilation_cache, devices, layout, parallel
+from batchscale.engine.engine import Engine, Training
+from batchscale.engine.layout import Layout
 from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path
 from batchscale.metrics import Goal
-from batchscale.numeric import at_least, plain
 from batchscale.optimizers import Factory
 from batchscale.plan import Definition
-from batchscale.records import Records, Status
+from batchscale.records import Status
 from batchscale.result import Result, load
-from batchscale.runner import followup, session, sweep, trial_run
-from batchscale.runner.batch_size import Progress
+from batchscale.runner import costs, session, sweep, trial_run
+from batchscale.runner.confirm import confirm
+from batchscale.runner.progress import Progress
+from batchscale.runner.refine import refine, refined_values
 from batchscale.runner.trial_run import TrialRun
 from batchscale.schedules import Schedule
 from batchscale.stopping import Curves, Stop, StopRule
-from batchscale.stored import opening
+from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
 
@@ -131,7 +136,7 @@ class Study:
                 self._set(name, numeric.integer(name, getattr(self, name), smallest))
         self._set("trials", numeric.integer("trials", self.trials, 1))
         self._set("seed", numeric.integer("seed", self.seed, 0, 2**32 - 1))
-        spacing = plain(self.evaluation_spacing)
+        spacing = numeric.plain(self.evaluation_spacing)
         if spacing is None or not 0 < spacing <= 1:
             raise ValueError(
                 f"evaluation_spacing: got {self.evaluation_spacing!r}, wanted a share of the steps "
@@ -146,13 +151,13 @@ class Study:
         arguments.check_several(self.batch_sizes)
         StopRule.of(self.stop)
         if not isinstance(self.stop, str):
-            self._set("stop", plain(self.stop))
+            self._set("stop", numeric.plain(self.stop))
         if self.curves not in ("bounds", "exact"):
             raise ValueError(f"curves: got {self.curves!r}, wanted 'bounds' or 'exact'.")
         if not isinstance(self.evaluate, Evaluate):
             raise TypeError(f"evaluate: got {self.evaluate!r}, wanted bs.Evaluate(...).")
         if not callable(self.workload.data):  # else that is found when it is loaded
-            session.counts(self)
+            self._measured()
         checks.names(self.space, optimizers.get(self.optimizer), self.schedule, self.workload)
         if self.workload.train_examples is not None:
             self._definition()
@@ -178,7 +183,7 @@ class Study:
           evaluations that end early because they are bounds.
         """
         devices.ask_for_cores()  # for counting operations starts JAX
-        return session.cost(self, self._definition())
+        return costs.cost(self._training(), self._definition())
 
     def estimate_seconds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long the study takes here at most, after a look at how fast it is.
@@ -194,10 +199,11 @@ class Study:
           `other_seconds`, of evaluations of the goal's split and of the others; and `seconds`, the
           sum. Of goals that are counts, most evaluations end early, and take a fraction of that.
         """
+        training = self._training()
         with compilation_cache.cached():
-            on = session.mesh(devices)
-            checks.metric(self.goal, self.workload, self.space.names)
-            return session.seconds(self, self._definition(), on)
+            mesh = session.mesh_of(devices)
+            session.check(training)
+            return costs.seconds(training, self._definition(), self._layout, mesh)
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
@@ -212,24 +218,11 @@ class Study:
         Returns:
           One row a batch size: `batch_size` and `seconds_per_step`.
         """
-        session.check(self)
-        mesh = parallel.mesh(list(session.mesh(devices).devices.flat[:1]))
-        rows = []
-        with compilation_cache.cached(), session.engine(self, mesh) as engine:
-            for batch_size in self.resolved_batch_sizes():
-                space = self.space.at(batch_size)
-                plan = tuner.plan(space, batch_size=batch_size, trials=1, seed=self.seed)
-                values = {name: float(plan[name].iloc[0]) for name in self.space.names}
-                alone = session.choose_layout(self, batch_size, mesh).with_lanes(1)
-                seconds = autotune.seconds_per_step(
-                    engine,
-                    batch_size,
-                    alone,
-                    lambda _, values=values: values,
-                    trials=1,
-                )
-                rows.append((batch_size, seconds))
-        return pd.DataFrame(rows, columns=["batch_size", "seconds_per_step"])
+        training = self._training()
+        session.check(training)
+        mesh = parallel.mesh(list(session.mesh_of(devices).devices.flat[:1]))
+        with compilation_cache.cached():
+            return costs.seconds_per_step(training, self._definition(), self._layout, mesh)
 
     def run(
         self,
@@ -264,9 +257,15 @@ class Study:
         self,
         folder: str | os.PathLike[str],
         *,
+        stop: Stop | None = None,
+        trials: int | None = None,
+        batch_sizes: Sequence[int | Literal["full"]] | None = None,
+        max_steps: PerBatchSize | None = None,
+        max_epochs: float | None = None,
+        max_infeasible: int | None = None,
+        curves: Curves | None = None,
         progress: bool | Callable[[Progress], None] = True,
         devices: Sequence[Any] | None = None,
-        **more: Any,
     ) -> Result:
         """Goes on with a study that is in a folder: more steps, trials or batch sizes.
 
@@ -275,32 +274,37 @@ class Study:
 
         Args:
           folder: the study's.
+          stop: another rule by which trials stop; None leaves this, and each of the following, as
+            it is. Anything else makes another study, for another folder.
+          trials: at each batch size.
+          batch_sizes: those that are not there are added.
+          max_steps: a larger budget, in steps.
+          max_epochs: a larger budget, in passes over the training set.
+          max_infeasible: diverged trials that are replaced at most.
+          curves: `"exact"` measures batch sizes of which there are only bounds once more, from
+            their beginning.
           progress: as in `run`.
           devices: as in `run`.
-          **more: any of `stop`, `trials`, `batch_sizes`, `max_steps`, `max_epochs`,
-            `max_infeasible`, `curves`, with their new values. `curves="exact"` measures
-            batch sizes of which there are only bounds once more, from their beginning.
 
         Raises:
-          TypeError: something else is to be changed.
           ValueError: as in `run`.
         """
-        folder = local_path(folder)
-        allowed = (
-            "stop", "trials", "batch_sizes", "max_steps", "max_epochs", "max_infeasible", "curves"
-        )  # fmt: skip
-        others = sorted(set(more) - set(allowed))
-        if others:
-            raise TypeError(
-                f"extend: got {', '.join(others)}, wanted any of {', '.join(allowed)}. "
-                "Anything else makes another study, for another folder."
+        if max_steps is not None and max_epochs is not None:
+            raise ValueError(
+                f"max_steps, max_epochs: got {max_steps!r} and {max_epochs!r}, wanted one of them."
             )
-        if more.get("max_epochs") is not None:
-            more.setdefault("max_steps", None)
-        elif more.get("max_steps") is not None:
-            more.setdefault("max_epochs", None)
-        study = dataclasses.replace(self, **more)
-        return study._run(folder, progress, devices, extend=True)
+        given = {
+            "stop": stop,
+            "trials": trials,
+            "batch_sizes": batch_sizes,
+            "max_infeasible": max_infeasible,
+            "curves": curves,
+        }
+        changes = {name: value for name, value in given.items() if value is not None}
+        if max_steps is not None or max_epochs is not None:
+            changes |= {"max_steps": max_steps, "max_epochs": max_epochs}
+        study = dataclasses.replace(self, **changes)
+        return study._run(local_path(folder), progress, devices, extend=True)
 
     def confirm(
         self,
@@ -341,11 +345,9 @@ class Study:
         selection_seeds = numeric.integer("selection_seeds", selection_seeds, 1)
         seeds, patience = numeric.integer("seeds", seeds, 1), arguments.patience(patience)
         result = _finished(folder)
-        with session.opened(
-            self, self._definition(), folder, progress, devices, beside=records.CONFIRMED
-        ) as opened:
-            followup.confirm(
-                *opened,
+        with self._opened(folder, progress, devices, beside=records.CONFIRMED) as opened:
+            confirm(
+                opened,
                 trials=pd.concat([result.trials, result.refined()]),
                 best=_best(result),
                 settings=settings,
@@ -393,14 +395,14 @@ class Study:
         """
         folder = local_path(folder)
         rounds, trials = numeric.integer("rounds", rounds, 1), numeric.integer("trials", trials, 1)
-        until = float(at_least("until", until, 0, "a share of a range, 0 or more, such as 0.1"))
+        until = float(
+            numeric.at_least("until", until, 0, "a share of a range, 0 or more, such as 0.1")
+        )
         patience = arguments.patience(patience)
         result = _finished(folder)
-        with session.opened(
-            self, self._definition(), folder, progress, devices, beside=records.REFINED
-        ) as opened:
-            followup.refine(
-                *opened,
+        with self._opened(folder, progress, devices, beside=records.REFINED) as opened:
+            refine(
+                opened,
                 trials=result.trials,
                 best=_best(result),
                 rounds=rounds,
@@ -439,7 +441,7 @@ class Study:
           DamagedError: its plan was changed since it was written.
         """
         folder = None if folder is None else local_path(folder)
-        definition = self._definition()
+        definition, training = self._definition(), self._training()
         if batch_size not in definition.spaces:
             raise ValueError(
                 f"batch_size: got {batch_size}, wanted one of the study's: "
@@ -448,44 +450,29 @@ class Study:
         batch_size, trial = int(batch_size), numeric.integer("trial", trial, 0)
         name = TrialId(trial, numeric.integer("replicate", replicate, 0))
         values: Mapping[str, float] | None = None
-        if trial >= followup.FIRST_REFINED:
-            values = followup.refined_values(folder, batch_size, trial)
+        if trial >= FIRST_REFINED:
+            values = refined_values(folder, batch_size, trial)
         if isinstance(steps, Sequence) or getattr(steps, "ndim", 0):
             steps = numeric.increasing("steps", list(steps))  # pyright: ignore
         elif steps is not None:
             steps = numeric.integer("steps", steps, 1)
-        mesh = session.mesh(devices)
+        mesh = session.mesh_of(devices)
         if until is not None:
             arguments.check_goal("until", until)
             checks.metric(until, self.workload, self.space.names)
-        session.check(self)
-        packing = session.choose_layout(self, batch_size, mesh)
-        measured = None
+        session.check(training)
+        packing, measured = self._layout(batch_size, mesh), self._measured()
         if folder is not None:
-            with Records.open(folder, write=False) as stored:
-                plan = opening.plan(stored)
-            if plan is None:
-                raise FileNotFoundError(f"{folder}: no plan.json. Give the folder of the study.")
-            # What is measured besides the goal's split changes no trial.
-            alike = dataclasses.replace(definition, evaluate=plan.definition.evaluate)
-            session.same_study(plan, self, alike, mesh, folder)
-            if batch_size not in plan.layouts:
-                raise ValueError(
-                    f"{folder}: its study has no batch size {batch_size}; wanted one of "
-                    f"{', '.join(map(str, sorted(plan.layouts)))}."
-                )
-            packing = plan.layouts[batch_size]
-            rows = plan.rows[batch_size]
-            if trial < len(rows):  # as it was drawn there, by whatever versions
-                values = rows[trial]["hyperparameters"]
-            if plan.definition.evaluate == self.evaluate:
-                measured = plan.measured
-        measured = dict(measured or session.counts(self))
-        if until is not None:
-            split = until.metric.partition("/")[0]
-            all_splits = dataclasses.replace(self, evaluate=Evaluate())
-            measured.setdefault(split, session.counts(all_splits)[split])
-        with compilation_cache.cached(), session.engine(self, mesh, measured) as engine:
+            stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)
+            packing, values = stored.layout, values or stored.hyperparameters
+            measured = stored.measured or measured
+        if until is not None and until.split not in measured:
+            whole = dataclasses.replace(self, evaluate=Evaluate())._measured()
+            measured = {**measured, until.split: whole[until.split]}
+        with (
+            compilation_cache.cached(),
+            Engine(training, mesh=mesh, examples=measured) as engine,
+        ):
             return trial_run.run_trial(
                 engine,
                 definition,
@@ -505,15 +492,58 @@ class Study:
         *,
         extend: bool,
     ) -> Result:
-        with session.opened(
-            self, self._definition(), folder, progress, devices, extend=extend
-        ) as opened:
-            sweep.run(*opened, probe=self.lanes == "probe")
+        with self._opened(folder, progress, devices, extend=extend) as opened:
+            sweep.run(opened, probe=self.lanes == "probe")
         result = load(folder)
         sweep.warn_of_misses(
             result.steps_to_target(), result.measurements, result.trials, result.goal
         )
         return result
+
+    def _opened(
+        self,
+        folder: Path,
+        progress: bool | Callable[[Progress], None],
+        devices: Sequence[Any] | None,
+        *,
+        extend: bool = False,
+        beside: str | None = None,
+    ) -> AbstractContextManager[session.Session]:
+        return session.opened(
+            self._training(),
+            dataclasses.replace(self._definition(), workload=self.workload.title()),
+            self._layout,
+            folder,
+            progress,
+            devices,
+            extend=extend,
+            beside=beside,
+        )
+
+    def _training(self) -> Training:
+        return Training(
+            workload=self.workload,
+            optimizer=optimizers.get(self.optimizer),
+            schedule=schedules.get(self.schedule)[0],
+            names=tuple(self.space.names),
+            seed=self.seed,
+            goal=self.goal,
+        )
+
+    def _layout(self, batch_size: int, mesh: Mesh) -> Layout:
+        """How the trials of a batch size are packed, unless its plan says otherwise."""
+        return layout.choose(
+            self.workload,
+            cpu=mesh.devices.flat[0].platform == "cpu",
+            batch_size=batch_size,
+            trials=self.trials,
+            lanes=None if isinstance(self.lanes, str) else self.lanes,
+            microbatch=None if self.microbatch == "auto" else self.microbatch,
+        )
+
+    def _measured(self) -> dict[str, int]:
+        """How many examples are measured of every split that is."""
+        return self.evaluate.counts(self.workload.splits(), self.goal.split)
 
     def _definition(self) -> Definition:
         """The study in plain values, checked against the size of the training set."""

@@ -29,7 +29,7 @@ def study(**changes):
 
 
 def conditions(folder):
-    with records.Records.open(folder, write=False) as stored:
+    with records.StudyFolder.open(folder, write=False) as stored:
         return Plan.from_json(stored.read_plan()).conditions
 
 
@@ -121,7 +121,7 @@ def test_what_follows_a_search_says_too_what_it_ran_under(tmp_path, monkeypatch)
     confirming = {"settings": 2, "selection_seeds": 3, "progress": False}
 
     def of(name):
-        with records.Records.open(tmp_path / name, write=False) as stored:
+        with records.StudyFolder.open(tmp_path / name, write=False) as stored:
             found = stored.read_plan()["conditions"]
         return {size: [under["jax"] for under in own] for size, own in found.items()}
 

@@ -14,7 +14,7 @@ from conftest import perceptron
 from test_records import KilledError, operations_before_a_kill
 
 import batchscale as bs
-from batchscale.records import Records
+from batchscale.records import StudyFolder
 
 PACKAGE = str(Path(bs.__file__).parent)
 CONFIRM = {"settings": 2, "selection_seeds": 1, "seeds": 1, "progress": False}
@@ -231,7 +231,7 @@ def test_a_run_tells_damage_before_it_trains_or_writes(folders, tmp_path, kind, 
 def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(folders, tmp_path):
     def rows(change):
         def write(folder):
-            with Records.open(folder) as records:
+            with StudyFolder.open(folder) as records:
                 measurements, trials = records.tables()
                 records._rewrite(*change(measurements.copy(), trials.copy()))
 
@@ -239,7 +239,7 @@ def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(f
 
     def plan(change):
         def write(folder):
-            with Records.open(folder) as records:
+            with StudyFolder.open(folder) as records:
                 found = records.read_plan()
                 change(found)
                 records.write_plan(found)
@@ -427,7 +427,7 @@ def test_a_lost_index_is_made_again_on_request_and_everything_is_compared(folder
 
 def test_tables_without_a_plan_are_no_study_to_go_on_with(folders, tmp_path):
     result = bs.load(folders / "finished")
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(result.measurements)
     before = files(tmp_path)
     for call in (bs.load, lambda folder: study().run(folder, progress=False)):
@@ -474,7 +474,7 @@ def test_a_damaged_plan_is_not_said_to_be_mended_by_a_plain_repair(folders, tmp_
     assert "repair(folder)" not in str(error.value)
     for call in ("batchscale.load", "batchscale.repair"):
         assert f"{call}(folder, accept=['plan.json'])" in str(error.value)
-    with Records.open(
+    with StudyFolder.open(
         folder, accept=["plan.json"]
     ) as stored:  # the digest agrees, the plan does not
         found = stored.read_plan()
@@ -499,7 +499,7 @@ def test_a_damaged_plan_is_not_said_to_be_mended_by_a_plain_repair(folders, tmp_
 def test_a_result_says_that_another_study_has_taken_its_folder(folders, tmp_path):
     for name in ("mine", "other"):
         shutil.copytree(folders / "finished", tmp_path / name)
-    with Records.open(tmp_path / "other") as records:
+    with StudyFolder.open(tmp_path / "other") as records:
         records._store.commit(study="another")
     mine = bs.load(tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine")

@@ -202,7 +202,7 @@ CIFAR_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
 
 
 def cifar_records(fields):
-    """Records of the binary version: label, then the red, green and blue plane row by row."""
+    """StudyFolder of the binary version: label, then the red, green and blue plane row by row."""
     return [
         bytes([label]) + b"".join(bytes(image[:, :, plane].ravel().tolist()) for plane in range(3))
         for image, label in zip(fields["image"], fields["label"].tolist(), strict=True)

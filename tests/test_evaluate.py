@@ -13,7 +13,7 @@ import batchscale as bs
 from batchscale import plots, theory
 from batchscale.evaluate import Work
 from batchscale.plan import Plan
-from batchscale.records import Records
+from batchscale.records import StudyFolder
 from batchscale.stopping import evaluation_grid
 
 GOAL_COLUMNS = ["validation/accuracy", "validation/error", "validation/loss"]
@@ -24,7 +24,7 @@ def small(**changes):
 
 
 def plan_of(folder):
-    with Records.open(folder, write=False) as stored:
+    with StudyFolder.open(folder, write=False) as stored:
         return Plan.from_json(stored.read_plan() or {})
 
 

@@ -236,7 +236,7 @@ def test_a_plan_without_paces_is_not_known(tmp_path):
         schedule=warm_up,
     )
     study.run(tmp_path, progress=False)
-    with bs.records.Records.open(tmp_path) as folder:
+    with bs.records.StudyFolder.open(tmp_path) as folder:
         plan = folder.read_plan()
         plan["paces"] = None
         folder.write_plan(plan)

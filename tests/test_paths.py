@@ -10,7 +10,7 @@ from conftest import perceptron
 
 import batchscale as bs
 from batchscale.files import cache_folder, local_path
-from batchscale.records import Records, load_tables
+from batchscale.records import StudyFolder, load_tables
 
 
 def study():
@@ -31,7 +31,7 @@ ODD = ["lr:0.1/a", "a=b", "two words", "ünï-码", "100%d", "a*[b]?", "~x", "-"
 @pytest.mark.parametrize("name", ODD)
 def test_any_name_that_a_folder_may_have_is_a_name_and_nothing_else(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with Records.open(name) as records:
+    with StudyFolder.open(name) as records:
         records.write_plan({"seed": 1})
         records.compact()
     assert records.folder == Path(str(tmp_path), name)
@@ -50,7 +50,7 @@ def test_the_home_folder_is_that_of_the_user(tmp_path, monkeypatch):
     assert local_path("~/runs") == tmp_path / "runs"
     assert local_path(Path("~/runs")) == tmp_path / "runs"
     assert local_path("./~/runs") == tmp_path / "~/runs"
-    with Records.open("~/runs") as records:
+    with StudyFolder.open("~/runs") as records:
         records.write_plan({})
     assert os.listdir(tmp_path) == ["runs"]
     for variable in ("BATCHSCALE_CACHE", "XDG_CACHE_HOME"):
@@ -78,7 +78,7 @@ def test_an_address_is_refused_at_every_entrance_before_anything_is_done(
         bs.load,
         bs.repair,
         load_tables,
-        Records.open,
+        StudyFolder.open,
         result.save_tables,
         lambda stem: bs.plots.save(plt.figure(), stem),
     ):
@@ -119,6 +119,6 @@ def test_a_study_ends_where_it_began_whatever_becomes_of_the_working_folder(tmp_
 def test_a_file_in_the_place_of_a_folder_is_told(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(FileExistsError, match="not a folder, but a file is there"):
-        Records.open(tmp_path / "a")
+        StudyFolder.open(tmp_path / "a")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         bs.load(tmp_path / "a")

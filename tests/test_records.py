@@ -23,9 +23,9 @@ from batchscale.records import (
     TRIAL_INDEX,
     DamagedError,
     Origin,
-    Records,
     Status,
     StopReason,
+    StudyFolder,
     environment,
     load_tables,
     measurement_table,
@@ -57,7 +57,7 @@ ROW = measurements({(8, 0, 0, 5): {"validation/error": 0.5}})
 
 
 def test_tables_come_back_in_their_exact_form(tmp_path):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(
             measurements({(8, 0, 0, 5): {"validation/error": 1}, (4, 1, 0, 2): {"train/loss": 7}})
         )
@@ -91,7 +91,7 @@ def test_tables_come_back_in_their_exact_form(tmp_path):
 
 
 def test_an_empty_study_has_empty_tables_of_the_right_form(tmp_path):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(measurement_table(ROW).iloc[:0])
         assert not list(tmp_path.glob("parts/*"))
         before = records.tables()
@@ -113,7 +113,7 @@ def test_tables_do_not_depend_on_the_order_or_number_of_parts(data):
     whole = measurement_table(measurements(rows))
     order = data.draw(st.permutations(list(rows)))
     cuts = sorted(data.draw(st.sets(st.integers(1, len(order)))) | {len(order)})
-    with tempfile.TemporaryDirectory() as folder, Records.open(folder) as records:
+    with tempfile.TemporaryDirectory() as folder, StudyFolder.open(folder) as records:
         for start, end in zip([0, *cuts], cuts, strict=False):
             part = measurements({key: rows[key] for key in order[start:end]})
             records.append_measurements(part)
@@ -125,7 +125,7 @@ def test_tables_do_not_depend_on_the_order_or_number_of_parts(data):
 
 
 def test_a_row_or_batch_size_written_again_replaces_the_former(tmp_path):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         for number in range(12):  # part 10 comes after part 9, not after part 1
             records.append_measurements(ROW * 0 + number)
         records.write_trials(8, trials([(8, 0, 0), (8, 1, 0)], steps_trained=1))
@@ -164,7 +164,7 @@ def operations_before_a_kill(monkeypatch, alive: int):
 
 @pytest.mark.parametrize("alive", range(19))
 def test_a_kill_within_compaction_changes_no_table(tmp_path, monkeypatch, alive):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(ROW)
         records.write_trials(8, trials([(8, 0, 0)]))
         records.compact()
@@ -185,7 +185,7 @@ def test_a_kill_within_compaction_changes_no_table(tmp_path, monkeypatch, alive)
                 records.compact()
     for table, former in zip(load_tables(tmp_path), before, strict=True):
         pd.testing.assert_frame_equal(table, former)
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(ROW + 3)
         assert records.tables()[0].loc[(8, 0, 0, 5), "validation/error"] == 3.5
         records.compact()
@@ -206,12 +206,12 @@ def test_what_is_written_together_counts_at_once_or_not_at_all(tmp_path, monkeyp
             records.write_state(8, {"x": np.full(3, number)}, {"step": number})
 
     def read():
-        with Records.open(tmp_path, write=False) as records:
+        with StudyFolder.open(tmp_path, write=False) as records:
             measured, tried = records.tables()
             arrays, about = records.read_state(8)
         return [measured.iloc[0, 0], tried["steps_trained"].item(), arrays["x"][0], about["step"]]
 
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         write(records, 1)
         with monkeypatch.context() as patch:
             operations_before_a_kill(patch, alive)
@@ -220,7 +220,7 @@ def test_what_is_written_together_counts_at_once_or_not_at_all(tmp_path, monkeyp
     found = read()
     assert found in ([1] * 4, [2] * 4)
     assert (found == [2] * 4) == (alive > 9)  # three files, two folders, and the index renamed
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         assert read() == found
         write(records, 3)
     assert read() == [3] * 4
@@ -230,7 +230,7 @@ def test_what_is_written_together_counts_at_once_or_not_at_all(tmp_path, monkeyp
 def test_an_interruption_while_files_are_moved_is_made_up_for_by_the_same_process(
     tmp_path, monkeypatch
 ):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.write_plan({"version": 1})
         with monkeypatch.context() as patch:
             operations_before_a_kill(patch, 6)
@@ -243,13 +243,13 @@ def test_an_interruption_while_files_are_moved_is_made_up_for_by_the_same_proces
 
 @pytest.mark.parametrize("alive", range(7))
 def test_a_kill_within_a_write_leaves_the_former_file(tmp_path, monkeypatch, alive):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.write_plan({"version": 1})
         with monkeypatch.context() as patch:
             operations_before_a_kill(patch, alive)
             with pytest.raises(KilledError):
                 records.write_plan({"version": 2})
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         assert records.read_plan() == {"version": 1 if alive < 5 else 2}
         assert not list(tmp_path.rglob(".unfinished-*"))
 
@@ -257,8 +257,8 @@ def test_a_kill_within_a_write_leaves_the_former_file(tmp_path, monkeypatch, ali
 WRITER = """
 import sys
 import pandas as pd
-from batchscale.records import MEASUREMENT_INDEX, Records
-records = Records.open(sys.argv[1])
+from batchscale.records import MEASUREMENT_INDEX, StudyFolder
+records = StudyFolder.open(sys.argv[1])
 for step in range(10_000):
     index = pd.MultiIndex.from_tuples([(8, 0, 0, step)], names=MEASUREMENT_INDEX)
     records.append_measurements(pd.DataFrame({"train/loss": [step / 7]}, index))
@@ -275,14 +275,14 @@ def test_a_killed_writer_loses_nothing_it_had_written_and_holds_no_lock(tmp_path
         while writer.stdout.readline().strip() != "17":
             pass
         with pytest.raises(RuntimeError) as error:
-            Records.open(tmp_path)
+            StudyFolder.open(tmp_path)
         load_tables(tmp_path)  # reading goes on beside it
         writer.send_signal(signal.SIGKILL)
     assert str(error.value) == (
         f"{tmp_path}: another process is writing this study. Wait until it has ended, "
         "or give another folder; its tables can be loaded meanwhile."
     )
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         measured = records.tables()[0]
     steps = measured.index.get_level_values("step")
     assert len(steps) >= 18
@@ -298,13 +298,13 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", no_locks)
     with (
         pytest.warns(UserWarning, match=r"its file system has no locks .*only one process"),
-        Records.open(tmp_path) as records,
+        StudyFolder.open(tmp_path) as records,
     ):
         records.write_plan({})
 
 
 def test_reading_survives_a_compaction_beside_it(tmp_path, monkeypatch):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(ROW)
         read, compactions = pq.ParquetFile, []
 
@@ -326,14 +326,14 @@ def test_reading_survives_a_compaction_beside_it(tmp_path, monkeypatch):
                     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))  # fmt: skip
 @settings(deadline=None, max_examples=30)
 def test_a_plan_comes_back_exactly(value):
-    with tempfile.TemporaryDirectory() as folder, Records.open(folder) as records:
+    with tempfile.TemporaryDirectory() as folder, StudyFolder.open(folder) as records:
         assert records.read_plan() is None
         records.write_plan({"value": value})
         assert records.read_plan() == {"value": value}
 
 
 def test_numpy_scalars_and_tuples_of_a_plan_become_those_of_json(tmp_path):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.write_plan({"x": np.float32(0.1), "n": np.int64(3), "t": (1, 2), "o": Origin.PLAN})
         assert records.read_plan() == {
             "x": float(np.float32(0.1)),
@@ -366,7 +366,7 @@ def test_numpy_scalars_and_tuples_of_a_plan_become_those_of_json(tmp_path):
     ],
 )
 def test_a_plan_that_json_cannot_hold_is_refused(tmp_path, plan, kind, message):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.write_plan({"seed": 1})
         with pytest.raises(kind) as error:
             records.write_plan(plan)
@@ -376,7 +376,7 @@ def test_a_plan_that_json_cannot_hold_is_refused(tmp_path, plan, kind, message):
 
 def test_provenance_keeps_every_run(tmp_path):
     for run in (1, 2):
-        with Records.open(tmp_path) as records:
+        with StudyFolder.open(tmp_path) as records:
             records.write_provenance({"run": run})
     written = json.loads((tmp_path / "provenance.json").read_text())
     assert written == {"runs": [{"run": 1}, {"run": 2}]}
@@ -399,7 +399,7 @@ ARRAYS = {
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
     about = {"step": 12, "lanes": [0, 3], "loss": 0.1}
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         assert records.read_state(8) is None
         records.write_state(8, ARRAYS, about)
         arrays, read = records.read_state(8)
@@ -416,7 +416,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
 
 
 def test_a_state_of_python_objects_is_refused(tmp_path):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         with pytest.raises(TypeError) as error:
             records.write_state(8, {"x": np.array([None])}, {})
         assert str(error.value) == "state: array 'x' holds Python objects; wanted numbers."
@@ -439,13 +439,13 @@ def _foreign(path, kind):
 @pytest.mark.parametrize("kind", ["text", "array", "another archive", "pickle", "torn"])
 def test_a_foreign_state_is_told_and_never_read(tmp_path, kind):
     path = tmp_path / "state/8.npz"
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.write_state(8, ARRAYS, {"step": 1})
         _foreign(path, kind)
         with pytest.raises(DamagedError, match="changed since it was written") as error:
             records.read_state(8)
         assert str(error.value).startswith(f"{path}: ")
-    with Records.open(tmp_path, write=False, accept=["state/8.npz"]) as records:
+    with StudyFolder.open(tmp_path, write=False, accept=["state/8.npz"]) as records:
         with pytest.raises(DamagedError, match="not a whole training state") as error:
             records.read_state(8)
         assert str(error.value).startswith(f"{path}: ")
@@ -453,7 +453,7 @@ def test_a_foreign_state_is_told_and_never_read(tmp_path, kind):
 
 @pytest.mark.parametrize("what", ["seed", "type of floats", "batch size"])
 def test_a_state_of_another_seed_type_or_batch_size_is_refused(tmp_path, what):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.identity = {"seed": 0, "type of floats": "float32"}
         records.write_state(8, {"x": np.ones(3)}, {})
         assert records.read_state(8) is not None
@@ -468,7 +468,7 @@ def test_a_state_of_another_seed_type_or_batch_size_is_refused(tmp_path, what):
 
 
 def test_what_a_kill_left_unfinished_is_removed_by_the_next_writer(tmp_path):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(ROW)
         records.write_state(8, {}, {})
     left = [
@@ -480,17 +480,17 @@ def test_what_a_kill_left_unfinished_is_removed_by_the_next_writer(tmp_path):
         path.write_bytes(b"half")
     pd.testing.assert_frame_equal(load_tables(tmp_path)[0], measurement_table(ROW))
     assert all(path.exists() for path in left)
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         assert not any(path.exists() for path in left)
         assert records.read_plan() is None
 
 
 def test_only_an_open_folder_is_written(tmp_path):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.write_plan({})
         with pytest.raises(RuntimeError, match="another process is writing"):
-            Records.open(tmp_path)
-    for closed in (records, Records.open(tmp_path, write=False)):
+            StudyFolder.open(tmp_path)
+    for closed in (records, StudyFolder.open(tmp_path, write=False)):
         for write in (
             lambda it: it.write_plan({}),
             lambda it: it.write_provenance({}),
@@ -503,7 +503,7 @@ def test_only_an_open_folder_is_written(tmp_path):
             with pytest.raises(RuntimeError) as error:
                 write(closed)
             assert str(error.value) == (
-                f"{tmp_path}: not open for writing. Open it with Records.open(folder)."
+                f"{tmp_path}: not open for writing. Open it with StudyFolder.open(folder)."
             )
         assert closed.read_plan() == {}
 
@@ -525,14 +525,14 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path):
     )
     assert message(tmp_path) == empty
     for name in ("sgd", "adam"):
-        with Records.open(tmp_path / name) as records:
+        with StudyFolder.open(tmp_path / name) as records:
             records.write_plan({})
     assert message(tmp_path) == f"{empty} There are studies in it: adam, sgd."
 
 
 def test_a_study_is_where_its_folder_is(tmp_path):
     # Parquet readers may take "learning_rate=7" in a path for a column.
-    with Records.open(tmp_path / "learning_rate=7/x") as records:
+    with StudyFolder.open(tmp_path / "learning_rate=7/x") as records:
         records.write_trials(8, trials([(8, 0, 0)]))
         records.compact()
     shutil.move(tmp_path / "learning_rate=7", tmp_path / "origin=8")
@@ -555,7 +555,7 @@ def test_a_study_is_where_its_folder_is(tmp_path):
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_overwritten(tmp_path, name, damage, message):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.append_measurements(ROW)
         records.write_trials(8, trials([(8, 0, 0)]))
         records.write_plan({"seed": 1})
@@ -573,8 +573,8 @@ def test_a_damaged_file_is_named_and_nothing_is_overwritten(tmp_path, name, dama
 
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     for open_ in (
-        lambda: Records.open(tmp_path),
-        lambda: read(Records.open(tmp_path, write=False)),
+        lambda: StudyFolder.open(tmp_path),
+        lambda: read(StudyFolder.open(tmp_path, write=False)),
     ):
         with pytest.raises(DamagedError) as error:
             open_()
@@ -584,7 +584,7 @@ def test_a_damaged_file_is_named_and_nothing_is_overwritten(tmp_path, name, dama
 
 def test_a_part_of_another_folder_is_not_read_and_stops_the_next_writer(tmp_path):
     for name in ("a", "b"):
-        with Records.open(tmp_path / name) as records:
+        with StudyFolder.open(tmp_path / name) as records:
             records.append_measurements(ROW + ord(name))
             if name == "a":
                 records.compact()
@@ -593,16 +593,16 @@ def test_a_part_of_another_folder_is_not_read_and_stops_the_next_writer(tmp_path
     (tmp_path / "a/parts/measurements-2.parquet.bak").write_text("a copy")
     pd.testing.assert_frame_equal(load_tables(tmp_path / "a")[0], measurement_table(ROW + 97))
     with pytest.raises(DamagedError, match=r"not of this study: index\.json does not name it"):
-        Records.open(tmp_path / "a")
+        StudyFolder.open(tmp_path / "a")
     foreign.unlink()
-    Records.open(tmp_path / "a").close()
+    StudyFolder.open(tmp_path / "a").close()
 
 
 def test_a_folder_beside_another_study_is_told(tmp_path):
     for name in ("a", "b"):
-        with Records.open(tmp_path / name) as records, records.beside("refine") as side:
+        with StudyFolder.open(tmp_path / name) as records, records.beside("refine") as side:
             side.write_plan({"rounds": []})
-    with Records.open(tmp_path / "a", write=False) as records:
+    with StudyFolder.open(tmp_path / "a", write=False) as records:
         assert records.reading_beside("confirm") is None
         assert records.reading_beside("refine").read_plan() == {"rounds": []}
         shutil.rmtree(tmp_path / "a/refine")
@@ -643,7 +643,7 @@ def test_a_folder_beside_another_study_is_told(tmp_path):
     ],
 )
 def test_measurements_of_another_form_are_refused(tmp_path, frame, message):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         with pytest.raises(ValueError) as error:  # noqa: PT011  (its words are compared below)
             records.append_measurements(frame)
         assert str(error.value) == message
@@ -669,7 +669,7 @@ def test_measurements_of_another_form_are_refused(tmp_path, frame, message):
     ],
 )
 def test_trials_of_another_form_are_refused(tmp_path, frame, message):
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         with pytest.raises(ValueError) as error:  # noqa: PT011  (its words are compared below)
             records.write_trials(8, frame)
         assert str(error.value) == message
@@ -699,7 +699,7 @@ def test_provenance_says_what_a_run_depends_on(tmp_path, monkeypatch):
     assert found["date"].endswith("+00:00")
     assert 1 <= found["processors"] <= os.cpu_count()
     assert found["processor"]
-    with Records.open(tmp_path) as records:
+    with StudyFolder.open(tmp_path) as records:
         records.write_provenance(found)
 
 

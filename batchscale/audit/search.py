@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from batchscale.audit.checks import Check, Evidence, Verdict, sizes
-from batchscale.tuner import CROWDED, Choice, Distribution, crowding, looked_at
+from batchscale.tuner import Choice, Distribution, crowding
+from batchscale.tuner.refining import CROWDED, looked_at
 
 # Choices.
 _LEADING, _FEWEST = 5, 3  # trials that are looked at together, at the most and at the least

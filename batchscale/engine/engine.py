@@ -6,23 +6,24 @@ or files: which trials run how far is the runner's business.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from batchscale import arrays, keys, sampling, train
 from batchscale.engine import devices, parallel
 from batchscale.engine import packs as packing
 from batchscale.engine.evaluation import Evaluations, Measured
 from batchscale.engine.layout import Layout
-from batchscale.engine.packs import HostStates, HyperparametersOf, Pack, TrialId
-from batchscale.engine.programs import Programs
+from batchscale.engine.packs import Drawn, HostStates, Pack, TrialId, Values
+from batchscale.engine.programs import Argument, Programs
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
 from batchscale.sampling import Position
@@ -33,47 +34,75 @@ from batchscale.workloads import Workload
 _DRAWN = 2**15  # a choice: so many examples of every trial are drawn at once
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What is trained, and how: all that the engine, and who runs it, reads of a study.
+
+    Attributes:
+      workload: data, model, loss and metrics.
+      optimizer: the update.
+      schedule: the learning rate at a step.
+      names: of the hyperparameters.
+      seed: of the study; with their names it makes the keys of trials.
+      goal: what evaluations are compared with.
+    """
+
+    workload: Workload
+    optimizer: Optimizer
+    schedule: Schedule
+    names: tuple[str, ...]
+    seed: int
+    goal: Goal
+
+
+class Span(NamedTuple):
+    """Steps that a program takes, and where their examples are.
+
+    It goes to the devices as one array in this order: each number would be a transfer by itself.
+
+    Attributes:
+      step: the first, from 0.
+      batch_size: examples a step.
+      place: of the first step's first example among those drawn.
+      steps: how many.
+    """
+
+    step: Int[Array, ""] | int
+    batch_size: Int[Array, ""] | int
+    place: Int[Array, ""] | int
+    steps: Int[Array, ""] | int
+
+
 class Engine:
-    """Runs trials of one workload, optimizer and schedule on a mesh of devices.
+    """Runs trials on a mesh of devices.
 
     Args:
-      workload: what is trained; its data goes to the devices here.
-      optimizer: the update.
-      schedule: the learning rate.
-      names: the hyperparameters' names.
-      seed: the study's.
+      training: what is trained; its data goes to the devices here.
       mesh: the devices, from `parallel.mesh`.
-      goal: what evaluations are compared with; None if they are not.
       examples: how many are measured of each split that is, by name; by default as `Evaluate` says.
     """
 
     def __init__(
-        self,
-        workload: Workload,
-        optimizer: Optimizer,
-        schedule: Schedule,
-        *,
-        names: Sequence[str],
-        seed: int,
-        mesh: Mesh,
-        goal: Goal | None = None,
-        examples: Mapping[str, int] | None = None,
+        self, training: Training, *, mesh: Mesh, examples: Mapping[str, int] | None = None
     ) -> None:
         self.mesh = mesh
-        self._workload, self._optimizer, self._schedule = workload, optimizer, schedule
-        self._names, self._seed = tuple(names), seed
-        data = workload.splits()["train"]
+        self._training = training
+        data = training.workload.splits()["train"]
         self._examples = arrays.examples(data)
         self._train_data = parallel.replicate(data, mesh)
-        self._programs = Programs(mesh, self._names)
+        self._programs = Programs(mesh)
+        # Like Python's numbers they give way to the types of what they are multiplied with: a
+        # learning rate must not widen a state of bfloat16.
+        scalar = jax.ShapeDtypeStruct((), arrays.float_type(), weak_type=True)
+        self._values = Argument("trial", dict.fromkeys(training.names, scalar))
         self._typed = jax.eval_shape(
             lambda key, values: train.init(self._recipe(1, 1), key, values),
             jax.ShapeDtypeStruct((2,), np.uint32),
-            self._programs.scalars,
+            self._values.shapes,
         )
-        self._state = jax.eval_shape(keys.raw, self._typed)
+        self._state = Argument("trial", jax.eval_shape(keys.raw, self._typed))
         self._evaluations = Evaluations(
-            workload, goal, mesh, self._programs, self._typed, examples=examples
+            training.workload, training.goal, mesh, self._programs, self._typed, examples=examples
         )
         self._seconds = 0.0
 
@@ -104,7 +133,8 @@ class Engine:
     def memory(self, batch_size: int, layout: Layout, trials: int) -> int:
         """The bytes that the trials of a batch size need on each device, as far as XLA tells."""
         width = self.mesh.size * layout.lanes
-        state = layout.lanes * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self._state))
+        leaves = jax.tree.leaves(self._state.shapes)
+        state = layout.lanes * sum(x.size * x.dtype.itemsize for x in leaves)
         data = sum(x.nbytes for x in jax.tree.leaves(self._train_data))
         packs = -(-trials // width)
         return data + self._evaluations.nbytes + packs * state + self.scratch(batch_size, layout)
@@ -129,41 +159,41 @@ class Engine:
         self._evaluations.compile_ahead(layout)
 
     def start(
-        self,
-        ids: Sequence[TrialId],
-        hyperparameters: HyperparametersOf,
-        *,
-        batch_size: int,
-        layout: Layout,
+        self, ids: Sequence[TrialId], values: Values, *, batch_size: int, layout: Layout
     ) -> list[Pack]:
-        """Trials before their first step, in as few packs as hold them."""
+        """Trials before their first step, in as few packs as hold them.
+
+        Args:
+          ids: of the trials.
+          values: their hyperparameters, in the order of `ids`.
+          batch_size: of the trials.
+          layout: how they are packed.
+        """
         program = self._programs.wait(self._init(layout.lanes))
         packs = []
         for some in self._arrange(ids, layout):
             filled = packing.fill(some)
-            names = [(self._seed, batch_size, *trial) for trial in filled]
-            key = parallel.split(np.asarray(names, np.uint32), self.mesh)
-            values = self._values(filled, hyperparameters)
-            busy = self._busy(some)
-            packs.append(Pack(some, values, program(key, values, (), busy), busy))
+            names = [(self._training.seed, batch_size, *trial) for trial in filled]
+            name = parallel.split(np.asarray(names, np.uint32), self.mesh)
+            own = self._of(filled, ids, values)
+            packs.append(Pack(some, own, program(name, own), self._busy(some)))
         return packs
 
-    def pack(
-        self,
-        states: HostStates,
-        hyperparameters: HyperparametersOf,
-        *,
-        layout: Layout,
-    ) -> list[Pack]:
-        """Trials that were at work before, in as few packs as hold them."""
-        treedef = jax.tree.structure(self._state)
+    def pack(self, states: HostStates, values: Values, *, layout: Layout) -> list[Pack]:
+        """Trials that were at work before, in as few packs as hold them.
+
+        Args:
+          states: of the trials.
+          values: their hyperparameters, in the same order.
+          layout: how they are packed.
+        """
+        treedef = jax.tree.structure(self._state.shapes)
         packs = []
         for some in self._arrange(states.ids, layout):
             filled = packing.fill(some)
             leaves = states.only(filled).leaves
             state = parallel.split(jax.tree.unflatten(treedef, leaves), self.mesh)
-            values = self._values(filled, hyperparameters)
-            packs.append(Pack(some, values, state, self._busy(some)))
+            packs.append(Pack(some, self._of(filled, states.ids, values), state, self._busy(some)))
         return packs
 
     def advance(
@@ -172,22 +202,25 @@ class Engine:
         """Trains packs from one step to another; a device with idle lanes alone does nothing."""
         program = self._programs.wait(self._segment(batch_size, layout))
         draw = self._programs.wait(self._draw(batch_size, layout))
-        block = self._drawn(batch_size).size // batch_size
+        block = self._drawn(batch_size).shapes.size // batch_size
         began = time.monotonic()
         for pack in packs:
             at = step
             while at < to:
-                if pack.drawn is None or not pack.drawn[1] <= at < pack.drawn[1] + block:
+                if pack.drawn is None or not pack.drawn.since <= at < pack.drawn.since + block:
                     place = sampling.position(at, batch_size=batch_size, examples=self._examples)
-                    pack.drawn = draw(pack.state.key, (), self._numbers(*place), pack.busy), at
+                    pack.drawn = Drawn(draw(pack.state.key, self._numbers(place)), at)
                 drawn, since = pack.drawn
-                steps = min(to, since + block) - at
-                numbers = self._numbers(at, batch_size, (at - since) * batch_size, steps)
-                shared = (self._train_data, numbers)
+                span = Span(at, batch_size, (at - since) * batch_size, min(to, since + block) - at)
                 pack.state, pack.sound = program(
-                    pack.state, (pack.hyperparameters, drawn), shared, pack.busy
+                    pack.state,
+                    pack.hyperparameters,
+                    drawn,
+                    self._train_data,
+                    self._numbers(span),
+                    pack.busy,
                 )
-                at += steps
+                at += span.steps
         jax.block_until_ready([pack.state.key for pack in packs])
         self._seconds += time.monotonic() - began
 
@@ -224,37 +257,38 @@ class Engine:
         """The parameters and the model's state of one trial, as host arrays."""
         row = states.ids.index(trial)
         leaves = [leaf[row] for leaf in states.leaves]
-        state = jax.tree.unflatten(jax.tree.structure(self._state), leaves)
+        state = jax.tree.unflatten(jax.tree.structure(self._state.shapes), leaves)
         state = keys.typed(state, self._typed)
         return state.params, state.model_state
 
     def _arrange(self, ids: Sequence[TrialId], layout: Layout) -> list[list[TrialId | None]]:
         return packing.arrange(ids, devices=self.mesh.size, lanes=layout.lanes)
 
-    def _values(
-        self,
-        ids: Sequence[TrialId],
-        hyperparameters: HyperparametersOf,
-    ) -> dict[str, jax.Array]:
+    def _of(
+        self, filled: Sequence[TrialId], ids: Sequence[TrialId], values: Values
+    ) -> Mapping[str, Float[Array, " lane"]]:
+        """The hyperparameters of the lanes of a pack."""
+        places = {trial: place for place, trial in enumerate(ids)}
+        rows = [places[trial] for trial in filled]
         table = {
-            name: np.asarray([hyperparameters(trial)[name] for trial in ids], arrays.float_type())
-            for name in self._names
+            name: np.asarray(values[name], arrays.float_type())[rows]
+            for name in self._training.names
         }
         return parallel.split(table, self.mesh)
 
-    def _busy(self, ids: Sequence[TrialId | None]) -> jax.Array:
+    def _busy(self, ids: Sequence[TrialId | None]) -> Int[Array, " device"]:
         lanes = np.asarray([trial is not None for trial in ids])
         return parallel.split(lanes.reshape(self.mesh.size, -1).any(1).astype(np.int32), self.mesh)
 
-    def _numbers(self, *numbers: Any) -> jax.Array:
-        """Numbers as one array: each would be sent to the devices by itself."""
+    def _numbers(self, numbers: Span | Position) -> Int[Array, " numbers"]:
         return parallel.replicate(np.array(numbers, np.int32), self.mesh)
 
     def _recipe(self, batch_size: int, microbatch: int) -> Recipe:
+        training = self._training
         return Recipe.of(
-            self._workload,
-            self._optimizer,
-            self._schedule,
+            training.workload,
+            training.optimizer,
+            training.schedule,
             batch_size=batch_size,
             microbatch=microbatch,
         )
@@ -262,18 +296,16 @@ class Engine:
     def _init(self, lanes: int) -> Future[Any]:
         recipe = self._recipe(1, 1)
 
-        def start(name: Any, values: Any, shared: Any, local: Any) -> TrainState:
-            del shared, local
+        def init(name: UInt32[Array, " 4"], values: Mapping[str, Float[Array, ""]]) -> TrainState:
             return keys.raw(train.init(recipe, train.trial_key(*name), values))
 
-        name = jax.ShapeDtypeStruct((4,), np.uint32)
         # One at a time: initialisers compile slowly under vmap, and parameters get the same bits
         # however trials are packed.
         return self._programs.begin(
             "init",
-            start,
-            name,
-            (),
+            init,
+            Argument("trial", jax.ShapeDtypeStruct((4,), np.uint32)),
+            self._values,
             lanes=lanes,
             at_once=1,
             # It runs once, so its compilation is what it costs.
@@ -283,40 +315,47 @@ class Engine:
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
         recipe, drawn = self._recipe(batch_size, layout.microbatch), self._drawn(batch_size)
 
-        def segment(state: Any, own: Any, shared: Any, busy: Any) -> tuple[TrainState, Any]:
-            values, drawn = own
-            data, (number, size, first, steps) = shared
-            batch = train.Batch(drawn, first, size)
+        def segment(
+            state: TrainState,
+            values: Mapping[str, Float[Array, ""]],
+            drawn: Int[Array, " places"],
+            data: PyTree[Array],
+            span: Int[Array, " 4"],
+            busy: Int[Array, ""],
+        ) -> tuple[TrainState, Bool[Array, ""]]:
+            step, size, place, steps = Span(*span)
+            batch = train.Batch(drawn, place, size)
             state = keys.typed(state, self._typed)
-            state = train.segment(recipe, state, values, data, batch, number, steps * busy)
+            state = train.segment(recipe, state, values, data, batch, step, steps * busy)
             return keys.raw(state), train.sound(recipe, state, values)
 
         return self._programs.begin(
-            ("segment", recipe.microbatch, recipe.rest, recipe.whole, drawn.size),
+            ("segment", recipe.microbatch, recipe.rest, recipe.whole, drawn.shapes.size),
             segment,
             self._state,
-            (self._train_data, jax.ShapeDtypeStruct((4,), np.int32)),
-            trial=(self._programs.scalars, drawn),
+            self._values,
+            drawn,
+            Argument("all", self._train_data),
+            Argument("all", jax.ShapeDtypeStruct((len(Span._fields),), np.int32)),
+            Argument("device", jax.ShapeDtypeStruct((), np.int32)),
             lanes=layout.lanes,
             donate=True,
         )
 
     def _draw(self, batch_size: int, layout: Layout) -> Future[Any]:
-        size, examples = self._drawn(batch_size).size, self._examples
+        size, examples = self._drawn(batch_size).shapes.size, self._examples
 
-        def draw(key: Any, own: Any, shared: Any, busy: Any) -> Any:
-            del own, busy
-            return train.draw(key, Position(*shared), size=size, examples=examples)
+        def draw(key: UInt32[Array, " 2"], position: Int[Array, " 2"]) -> Int[Array, " places"]:
+            return train.draw(key, Position(*position), size=size, examples=examples)
 
         return self._programs.begin(
             ("draw", size),
             draw,
-            self._state.key,
-            jax.ShapeDtypeStruct((2,), np.int32),
-            trial=(),
+            Argument("trial", self._state.shapes.key),
+            Argument("all", jax.ShapeDtypeStruct((len(Position._fields),), np.int32)),
             lanes=layout.lanes,
         )
 
-    def _drawn(self, batch_size: int) -> jax.ShapeDtypeStruct:
+    def _drawn(self, batch_size: int) -> Argument:
         """What is drawn at once of the examples that a trial sees."""
-        return jax.ShapeDtypeStruct((max(_DRAWN, batch_size),), np.int32)
+        return Argument("trial", jax.ShapeDtypeStruct((max(_DRAWN, batch_size),), np.int32))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from batchscale import columns, keys
@@ -31,19 +33,17 @@ class Layout(NamedTuple):
       microbatch: examples whose gradient is taken at once.
       evaluation_lanes: trials vmapped together on a device where they are evaluated; a divisor of
         `lanes`. Those that are evaluated together stop together.
-      why: what was found out before the first step, if anything was.
     """
 
     lanes: int
     microbatch: int
     evaluation_lanes: int = 1
-    why: str = ""
 
     def with_lanes(self, lanes: int) -> Layout:
         """The layout with another number of lanes.
 
         >>> Layout(8, 64, evaluation_lanes=8).with_lanes(4)
-        Layout(lanes=4, microbatch=64, evaluation_lanes=4, why='')
+        Layout(lanes=4, microbatch=64, evaluation_lanes=4)
         """
         together = 1 if self.evaluation_lanes == 1 else lanes
         return self._replace(lanes=lanes, evaluation_lanes=together)
@@ -52,9 +52,9 @@ class Layout(NamedTuple):
         """A layout that needs less memory; None if there is none.
 
         >>> Layout(2, 32).smaller()
-        Layout(lanes=2, microbatch=16, evaluation_lanes=1, why='')
+        Layout(lanes=2, microbatch=16, evaluation_lanes=1)
         >>> Layout(2, 16).smaller()
-        Layout(lanes=1, microbatch=16, evaluation_lanes=1, why='')
+        Layout(lanes=1, microbatch=16, evaluation_lanes=1)
         >>> Layout(1, 1).smaller() is None
         True
         """
@@ -63,7 +63,10 @@ class Layout(NamedTuple):
         return self.with_lanes(self.lanes // 2) if self.lanes > 1 else None
 
 
-columns.declare("layouts", "batch_size", *Layout._fields)
+LayoutOf = Callable[[int, Mesh], Layout]
+"""How the trials of a batch size are packed on a mesh."""
+
+columns.declare("layouts", "batch_size", *Layout._fields, "why")
 
 
 def choose(

@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-
-from batchscale.train import TrainState
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 
 class TrialId(NamedTuple):
@@ -19,41 +18,61 @@ class TrialId(NamedTuple):
     replicate: int = 0
 
 
-HyperparametersOf = Callable[[TrialId], Mapping[str, float]]
+Values = Mapping[str, Float[np.ndarray, " trial"]]
+"""Hyperparameters by name, one value a trial."""
+ValuesOf = Callable[[Sequence[TrialId]], Values]
+"""The hyperparameters of trials that are planned, in their order."""
+
+
+class Drawn(NamedTuple):
+    """Examples that the trials of a pack see from a step on, drawn ahead of their use.
+
+    Attributes:
+      examples: their places in the training set, in the order in which they are seen.
+      since: the step that sees the first of them.
+    """
+
+    examples: Int[Array, "lane place"]
+    since: int
 
 
 @dataclasses.dataclass
 class Pack:
-    """Trials that run together, `devices x lanes` of them, at the same step.
+    """Trials that run together at the same step: `lane` of them, devices x lanes a device.
 
     Attributes:
-      ids: one a lane; None where the lane is idle.
+      ids: the trial in each lane; None where the lane is idle.
       hyperparameters: by name, one value a lane, on the devices.
-      state: training states, lanes along axis 0, on the devices.
-      busy: one a device: 1, or 0 where all of its lanes are idle.
-      drawn: the examples that are seen from some step on, a row a lane; and that step.
-      sound: whether the optimizer's state is finite, one a lane; None before any step here.
+      state: training states, the lanes along axis 0, on the devices.
+      busy: for each device 1, or 0 where all of its lanes are idle, so that it takes no step.
+      drawn: the examples of the next steps; None before the first step here.
+      sound: whether the optimizer's state is finite; None before the first step here.
     """
 
     ids: list[TrialId | None]
-    hyperparameters: Mapping[str, jax.Array]
-    state: TrainState
-    busy: jax.Array
-    drawn: tuple[jax.Array, int] | None = None
-    sound: jax.Array | None = None
+    hyperparameters: Mapping[str, Float[Array, " lane"]]
+    state: PyTree[Shaped[Array, "lane ..."]]
+    busy: Int[Array, " device"]
+    drawn: Drawn | None = None
+    sound: Bool[Array, " lane"] | None = None
 
     @property
     def trials(self) -> list[TrialId]:
-        """Those that are not None."""
+        """The trials, without the idle lanes."""
         return [trial for trial in self.ids if trial is not None]
 
 
 @dataclasses.dataclass
 class HostStates:
-    """Training states on the host: the leaves, with one entry a trial along axis 0."""
+    """Training states on the host.
+
+    Attributes:
+      ids: the trials.
+      leaves: of the tree of a state, each with the trials along axis 0.
+    """
 
     ids: list[TrialId]
-    leaves: list[np.ndarray]
+    leaves: list[Shaped[np.ndarray, "trial ..."]]
 
     @classmethod
     def join(cls, parts: Sequence[HostStates]) -> HostStates:
@@ -103,3 +122,12 @@ def fill(ids: Sequence[TrialId | None]) -> list[TrialId]:
     """Idle lanes repeat a trial of the pack; what they compute is never read."""
     first = next(trial for trial in ids if trial is not None)
     return [first if trial is None else trial for trial in ids]
+
+
+def stacked(rows: Sequence[Mapping[str, float]]) -> Values:
+    """The hyperparameters of several trials.
+
+    >>> stacked([{"learning_rate": 0.1}, {"learning_rate": 0.3}])
+    {'learning_rate': array([0.1, 0.3])}
+    """
+    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}

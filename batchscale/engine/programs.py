@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from batchscale import arrays
 from batchscale.engine import parallel
+from batchscale.engine.parallel import Per
+
+
+class Argument(NamedTuple):
+    """An argument of a program.
+
+    Attributes:
+      per: whether there is one a trial, one a device, or one for all.
+      shapes: of one of them, a tree of `jax.ShapeDtypeStruct` or of arrays.
+    """
+
+    per: Per
+    shapes: PyTree
 
 
 class Programs:
@@ -21,80 +32,55 @@ class Programs:
 
     Args:
       mesh: the devices.
-      names: of the hyperparameters, the arguments of a lane.
 
     Attributes:
       seconds: that were spent on tracing, and on waiting for a compilation; one that ran beside
         training is not waited for.
     """
 
-    def __init__(self, mesh: Mesh, names: Sequence[str]) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         self.seconds = 0.0
-        self._mesh, self._names = mesh, tuple(names)
-        self._futures: dict[Any, Future[Any]] = {}
+        self._mesh = mesh
+        self._futures: dict[Hashable, Future[Any]] = {}
         self._compiler = ThreadPoolExecutor(max_workers=2, thread_name_prefix="compile")
 
     def close(self) -> None:
         """Stops compiling ahead."""
         self._compiler.shutdown(wait=True, cancel_futures=True)
 
-    @property
-    def scalars(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of a trial's hyperparameters.
-
-        Like Python's numbers they give way to the types of what they are multiplied with: a
-        learning rate must not widen a state of bfloat16.
-        """
-        return dict.fromkeys(
-            self._names, jax.ShapeDtypeStruct((), arrays.float_type(), weak_type=True)
-        )
-
-    def shared(self, tree: PyTree) -> PyTree:
-        """The shapes of what every device holds whole."""
-        whole = NamedSharding(self._mesh, PartitionSpec())
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
-
     def begin(
         self,
-        key: Any,
-        function: Any,
-        state: Any,
-        shared: Any,
-        *,
+        key: Hashable,
+        function: Callable[..., PyTree],
+        *arguments: Argument,
         lanes: int,
-        trial: Any = None,
+        at_once: int | None = None,
+        donate: bool = False,
         compiler_options: Mapping[str, Any] | None = None,
-        **options: Any,
     ) -> Future[Any]:
         """A program of `parallel.packed`; traced here, compiled in the background.
 
         Args:
           key: what it is, besides lanes.
           function: of one trial.
-          state: shapes of a trial's state.
-          shared: shapes of what is the same everywhere.
+          *arguments: of the function, in order.
           lanes: trials a device.
-          trial: shapes of what else is a trial's own; its hyperparameters by default.
+          at_once: as in `parallel.packed`.
+          donate: as in `parallel.packed`.
           compiler_options: for XLA.
-          **options: for `parallel.packed`.
         """
-        key = (key, lanes, options.get("at_once"))
+        key = (key, lanes, at_once)
         if key not in self._futures:
             began = time.monotonic()
-            axis = NamedSharding(self._mesh, PartitionSpec("trials"))
-            width = self._mesh.size * lanes
-
-            def wide(x: Any, size: int = width) -> jax.ShapeDtypeStruct:
-                weak = getattr(x, "weak_type", False)
-                shape = (size, *x.shape)
-                return jax.ShapeDtypeStruct(shape, x.dtype, sharding=axis, weak_type=weak)
-
-            own = self.scalars if trial is None else trial
-            local = wide(jax.ShapeDtypeStruct((), np.int32), self._mesh.size)
-            program = parallel.packed(function, self._mesh, lanes=lanes, **options)
-            lowered = program.lower(
-                jax.tree.map(wide, state), jax.tree.map(wide, own), self.shared(shared), local
+            program = parallel.packed(
+                function,
+                self._mesh,
+                per=[argument.per for argument in arguments],
+                lanes=lanes,
+                at_once=at_once,
+                donate=donate,
             )
+            lowered = program.lower(*(self._wide(argument, lanes) for argument in arguments))
             self._futures[key] = self._compiler.submit(
                 lowered.compile, None if compiler_options is None else dict(compiler_options)
             )
@@ -108,3 +94,18 @@ class Programs:
             return program.result()
         finally:
             self.seconds += time.monotonic() - began
+
+    def _wide(self, argument: Argument, lanes: int) -> PyTree:
+        """The shapes of an argument for a whole pack, and where it lies."""
+        devices = self._mesh.size
+        places = {"trial": (devices * lanes,), "device": (devices,), "all": ()}[argument.per]
+        sharding = NamedSharding(self._mesh, parallel.spec(argument.per))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (*places, *x.shape),
+                x.dtype,
+                sharding=sharding,
+                weak_type=getattr(x, "weak_type", False),
+            ),
+            argument.shapes,
+        )

@@ -125,7 +125,7 @@ def _other_goals(
             value = 1 - factor * (1 - goal.value)
         # 0.05 * 1.1 is 0.055, not 0.05500000000000001: a count may be just that.
         yield Goal(goal.metric, float(f"{value:.12g}"), goal.mode)
-    split, _, name = goal.metric.partition("/")
+    split, name = goal.split, goal.name
     for column in measurements.columns:
         other, _, metric = column.partition("/")
         if metric == name and other != split:

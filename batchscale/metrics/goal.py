@@ -79,6 +79,24 @@ class Goal:
         return bisect.bisect_left(counts, True, key=lambda n: bool(self.reached(n / count))) - 1
 
     @property
+    def split(self) -> str:
+        """Where the metric is measured.
+
+        >>> Goal("validation/error", 0.03).split
+        'validation'
+        """
+        return self.metric.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The metric's name, without its split.
+
+        >>> Goal("validation/error", 0.03).name
+        'error'
+        """
+        return self.metric.partition("/")[2]
+
+    @property
     def bound(self) -> str:
         """The column of the bounds of evaluations that were cut short: no value lies beyond.
 

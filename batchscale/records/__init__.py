@@ -10,7 +10,7 @@ from batchscale.records.environment import conditions_from_json as conditions_fr
 from batchscale.records.environment import provenance as provenance
 from batchscale.records.environment import runs_under as runs_under
 from batchscale.records.folder import Contents as Contents
-from batchscale.records.folder import Records as Records
+from batchscale.records.folder import StudyFolder as StudyFolder
 from batchscale.records.folder import load_tables as load_tables
 from batchscale.records.tables import MEASUREMENT_INDEX as MEASUREMENT_INDEX
 from batchscale.records.tables import TRIAL_COLUMNS as TRIAL_COLUMNS

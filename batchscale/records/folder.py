@@ -42,7 +42,7 @@ class Contents(NamedTuple):
     trials: pd.DataFrame
 
 
-class Records:
+class StudyFolder:
     """The folder of one study.
 
     Every file in it is written whole, counts from one moment on together with what was written
@@ -50,7 +50,7 @@ class Records:
     files only, and a file that was changed is told.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder, Records.open(folder) as records:
+    >>> with tempfile.TemporaryDirectory() as folder, StudyFolder.open(folder) as records:
     ...     records.write_plan({"seed": 0, "batch_sizes": [1, 2, 4]})
     ...     records.read_plan()
     {'seed': 0, 'batch_sizes': [1, 2, 4]}
@@ -458,7 +458,7 @@ class Records:
     def _check_writable(self) -> None:
         if self._lock is None:
             raise RuntimeError(
-                f"{self.folder}: not open for writing. Open it with Records.open(folder)."
+                f"{self.folder}: not open for writing. Open it with StudyFolder.open(folder)."
             )
 
 
@@ -481,13 +481,13 @@ def load_tables(
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with Records.open(folder) as records:
+    ...     with StudyFolder.open(folder) as records:
     ...         records.write_plan({"seed": 0})
     ...     measurements, trials = load_tables(folder)
     >>> len(measurements), list(trials.index.names)
     (0, ['batch_size', 'trial', 'replicate'])
     """
-    records = Records.open(folder, write=False, accept=accept)
+    records = StudyFolder.open(folder, write=False, accept=accept)
     records.check_accepted()
     return records.tables()
 

@@ -1,4 +1,4 @@
-"""What is known of the trials of one batch size, and what follows from it: who has to do what next.
+"""What is known of the trials of one batch size, and what follows from it: what is done next.
 
 Everything that is decided follows from the tables alone: who has been measured at which step, who
 was past the goal, who has diverged. A run that was killed, one that is extended and one that was
@@ -10,31 +10,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from batchscale.engine.packs import HyperparametersOf, TrialId
+from batchscale.engine.packs import TrialId
 from batchscale.metrics import Goal, with_goal
-from batchscale.records import (
-    MEASUREMENT_INDEX,
-    TRIAL_INDEX,
-    Origin,
-    Status,
-    StopReason,
-)
+from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, Origin, Status, StopReason
 from batchscale.stopping import StopRule, part_of_grid, whole_steps
 
-_ENDED = {
-    "first": StopReason.FIRST_CROSSING,
-    "all": StopReason.OWN_CROSSING,
-    "factor": StopReason.FACTOR,
-    "budget": StopReason.BUDGET,
-}
+_UNMEASURED = -1  # the step of a trial before any evaluation, and before it has a state
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class BatchSizeSpec:
     """What is asked of one batch size.
 
     Attributes:
@@ -61,29 +52,56 @@ class Question:
     candidates: tuple[TrialId, ...] = ()
 
 
+class Advance(NamedTuple):
+    """What is done next: trials are trained to a step, and measured there.
+
+    Attributes:
+      trials: all at the same step.
+      since: this step; before the first, -1.
+      to: where they go; the same step, where only an evaluation is missing.
+      unmeasured: those that were not measured there before.
+    """
+
+    trials: list[TrialId]
+    since: int
+    to: int
+    unmeasured: list[TrialId]
+
+
 class Ledger:
     """The trials of one batch size: measured where, past the goal where, diverged, stopped why.
 
     Args:
-      question: what is asked.
+      spec: what is asked.
       measurements: the rows of this batch size that were written before.
-      trials: likewise.
+      trials: the rows of its trials that were written before.
+
+    Attributes:
+      spec: what is asked.
+      doublings: the steps of evaluation about each doubling of the steps.
+      whole: the steps at which the goal's split is evaluated whole, also where bounds would do.
+      first_crossing: the first step at which a trial that counted there was past the goal, as far
+        as all trials were compared; inf for none.
+      best: the best value of the goal's metric at the last step that was measured.
     """
 
     def __init__(
-        self, question: Question, measurements: pd.DataFrame, trials: pd.DataFrame
+        self, spec: BatchSizeSpec, measurements: pd.DataFrame, trials: pd.DataFrame
     ) -> None:
-        self.question = question
-        self.sparse = part_of_grid(question.grid, ratio=2)
-        self.rare = whole_steps(question.grid)
+        self.spec = spec
+        self.doublings = part_of_grid(spec.grid, ratio=2)
+        self.whole = whole_steps(spec.grid)
         self.first_crossing = math.inf
         self.best = math.nan
+        self._place = 0  # in the grid: of the step that is to be measured
+        self._catching_up = False  # whether replacements are brought there, too
+        self._compared = 0  # at so many steps of the grid all trials were compared with the goal
         self._measured: dict[TrialId, int] = {}  # the last step
         self._past: dict[TrialId, set[int]] = {}  # the steps
         self._diverged: dict[TrialId, int] = {}  # the step at which it was found
         self._reasons: dict[TrialId, StopReason] = {}
         self._unwritten: list[tuple[TrialId, int, Mapping[str, float]]] = []
-        goal = question.goal
+        goal = spec.goal
         if len(measurements):
             values = with_goal(measurements, goal)[goal.metric].to_numpy()
             past = goal.reached(values)
@@ -104,9 +122,51 @@ class Ledger:
             self._reasons[trial] = StopReason(reason)
 
     @property
+    def step(self) -> int:
+        """The step of the grid that is being measured, or the last one that was."""
+        return self.spec.grid[min(self._place, len(self.spec.grid) - 1)]
+
+    @property
     def has_begun(self) -> bool:
         """Whether anything was measured."""
         return bool(self._measured or self._diverged)
+
+    @property
+    def steps(self) -> float:
+        """The steps to target, once no trial can change them; NaN before."""
+        known = math.isfinite(self.first_crossing) and not self.spec.rule.counts_survivors
+        return self.first_crossing if known else math.nan
+
+    def next(self, at: Mapping[TrialId, int]) -> Advance | None:
+        """What is done next, until the stop rule is satisfied.
+
+        Step by step of the grid, all trials that count there are measured. One that takes the place
+        of a diverged one catches up from its beginning; each would pay for a whole pack, so they
+        wait for one another until the next doubling of the steps, or until it depends on them
+        whether the batch size is done.
+
+        Args:
+          at: the steps of the training states that are at hand, by trial.
+
+        Returns:
+          What is done; None where nothing is left to do.
+        """
+        grid = self.spec.grid
+        while self._place < len(grid):
+            step = grid[self._place]
+            if not self._catching_up:
+                if due := self._due(step, since=grid[max(self._place - 1, 0)]):
+                    return self._advance(due, at)
+                self._catching_up = self._must_compare(step)
+            if self._catching_up:
+                if due := self._due(step, since=_UNMEASURED):
+                    return self._advance(due, at)
+                self._compare()
+                if self._is_finished(step):
+                    return None
+                self._catching_up = False
+            self._place += 1
+        return None
 
     def diverged(self, step: float = math.inf) -> set[TrialId]:
         """The trials that have diverged by the step."""
@@ -114,76 +174,27 @@ class Ledger:
 
     def measured(self, trial: TrialId) -> int:
         """The last step at which a trial was measured; -1 before any."""
-        return self._measured.get(trial, -1)
+        return self._measured.get(trial, _UNMEASURED)
 
     def members(self, step: int) -> list[TrialId]:
         """F(step): the first N trials that have not diverged by the step."""
         members: list[TrialId] = []
-        numbers = range(self.question.trials + self.question.max_infeasible)
-        for trial in self.question.candidates or map(TrialId, numbers):
+        numbers = range(self.spec.trials + self.spec.max_infeasible)
+        for trial in self.spec.candidates or map(TrialId, numbers):
             if self._diverged.get(trial, math.inf) > step:
                 members.append(trial)
-                if len(members) == self.question.trials:
+                if len(members) == self.spec.trials:
                     break
         return members
 
-    def behind(self, step: int, pace: int) -> list[TrialId]:
-        """The trials that have to be measured at the step, were not, and were at step `pace`."""
-        return [
-            trial
-            for trial in self.members(step)
-            if (step == 0 or pace <= self.measured(trial))
-            and self.measured(trial) < step
-            and self._wanted(trial, step)
-        ]
-
-    def next_step(self, trials: Iterable[TrialId], at: int) -> int:
-        """How far trials that are at a step go until the next evaluation.
-
-        What was measured before is passed over in one go.
-        """
-        known = min(self.measured(trial) for trial in trials)
-        return known if known > at else next(s for s in self.question.grid if s > known)
-
-    def must_settle(self, step: int) -> bool:
-        """Whether replacements have to catch up now.
-
-        Each of them would pay for a whole pack, so they wait for one another until the next step
-        of the sparse grid, or until it depends on them whether the batch size is done.
-        """
-        if step in self.sparse or step == self.question.grid[-1]:
-            return True
-        if math.isinf(self.first_crossing):
-            return any(step in self._past.get(trial, ()) for trial in self.members(step))
-        return self.finished(step)
-
-    def settle(self, steps: Iterable[int]) -> None:
-        """Looks for the first crossing among steps at which every trial has been measured."""
-        past = {step for steps_past in self._past.values() for step in steps_past}
-        for step in sorted(past.intersection(steps)):
-            if step < self.first_crossing and any(
-                step in self._past.get(trial, ()) for trial in self.members(step)
-            ):
-                self.first_crossing = step
-
-    def finished(self, step: int) -> bool:
-        """Whether the stop rule is satisfied once all trials have been measured at the step."""
-        rule = self.question.rule
-        if rule.kind == "all":
-            return not any(self._wanted(trial, step + 1) for trial in self.members(step))
-        if math.isinf(self.first_crossing):
-            return False
-        return step >= rule.horizon(int(self.first_crossing), self.question.grid)
-
     def steps_to_target(self) -> float:
         """The steps to target of a finished batch size, by the rule that its stop rule goes by."""
-        if self.question.rule.kind != "budget":
+        if not self.spec.rule.counts_survivors:
             return self.first_crossing
-        members = self.members(self.question.grid[-1])
-        return min(map(self.crossing, members), default=math.inf)
+        return min(map(self.crossing, self.members(self.spec.grid[-1])), default=math.inf)
 
     def crossing(self, trial: TrialId) -> float:
-        """The first step at which the trial itself was past the goal."""
+        """The first step at which the trial itself was past the goal; inf for none."""
         return min(self._past.get(trial, ()), default=math.inf)
 
     def go_on(self, trials: Iterable[TrialId]) -> None:
@@ -198,7 +209,7 @@ class Ledger:
 
         What was measured of those that diverged is not kept.
         """
-        goal = self.question.goal
+        goal = self.spec.goal
         found = np.array([row.get(goal.metric, math.nan) for row in values.values()])
         diverged = set(diverged)
         self._diverged |= dict.fromkeys(diverged, step)
@@ -212,17 +223,16 @@ class Ledger:
 
     def conclude(self) -> None:
         """Says of every trial that was not concluded before why it stopped where it did."""
-        ended = _ENDED[self.question.rule.kind]
-        enough = StopReason.FACTOR if self.question.candidates else StopReason.BUDGET
-        asked = set(self.question.candidates) or self._measured.keys()
+        enough = StopReason.FACTOR if self.spec.candidates else StopReason.BUDGET
+        asked = set(self.spec.candidates) or self._measured.keys()
         for trial in (self._measured.keys() & asked) - self._diverged.keys():
             if self._reasons.get(trial, StopReason.INTERRUPTED) == StopReason.INTERRUPTED:
-                whole = self._measured[trial] == self.question.grid[-1]
-                self._reasons[trial] = enough if whole else ended
+                whole = self._measured[trial] == self.spec.grid[-1]
+                self._reasons[trial] = enough if whole else self.spec.rule.reason
 
     def unwritten(self) -> pd.DataFrame:
         """The measurements that `written` was not told of yet."""
-        keys = [(self.question.batch_size, *trial, step) for trial, step, _ in self._unwritten]
+        keys = [(self.spec.batch_size, *trial, step) for trial, step, _ in self._unwritten]
         rows = [values for _, _, values in self._unwritten]
         if not rows:
             return pd.DataFrame()
@@ -233,7 +243,9 @@ class Ledger:
         self._unwritten = []
 
     def trials(
-        self, hyperparameters: HyperparametersOf, origin: Callable[[TrialId], Origin]
+        self,
+        hyperparameters: Callable[[TrialId], Mapping[str, float]],
+        origin: Callable[[TrialId], Origin],
     ) -> pd.DataFrame:
         """The table of the trials that have been at work; empty where there are none."""
         rows = {}
@@ -241,7 +253,7 @@ class Ledger:
             infeasible = trial in self._diverged
             reason = self._reasons.get(trial, StopReason.INTERRUPTED)
             done = Status.INCOMPLETE if reason == StopReason.INTERRUPTED else Status.COMPLETE
-            rows[self.question.batch_size, *trial] = {
+            rows[self.spec.batch_size, *trial] = {
                 **hyperparameters(trial),
                 "origin": origin(trial),
                 "status": Status.INFEASIBLE if infeasible else done,
@@ -254,16 +266,56 @@ class Ledger:
         index = pd.MultiIndex.from_tuples(list(rows), names=TRIAL_INDEX)
         return pd.DataFrame(list(rows.values()), index=index)
 
-    def _wanted(self, trial: TrialId, step: int) -> bool:
-        """Under the rule `all`, a trial that has reached the goal is done."""
-        return self.question.rule.kind != "all" or self.crossing(trial) >= step
+    def _due(self, step: int, *, since: int) -> list[TrialId]:
+        """The trials that have to be measured at the step, were not, and were at step `since`."""
+        return [
+            trial
+            for trial in self.members(step)
+            if (step == 0 or since <= self.measured(trial))
+            and self.measured(trial) < step
+            and self.spec.rule.wants(self.crossing(trial), step)
+        ]
+
+    def _advance(self, due: list[TrialId], at: Mapping[TrialId, int]) -> Advance:
+        """The next evaluation of those that are furthest behind.
+
+        What was measured before is passed over in one go.
+        """
+        since = min(at.get(trial, _UNMEASURED) for trial in due)
+        group = [trial for trial in due if at.get(trial, _UNMEASURED) == since]
+        known = min(map(self.measured, group))
+        to = known if known > max(since, 0) else next(s for s in self.spec.grid if s > known)
+        return Advance(group, since, to, [trial for trial in group if self.measured(trial) < to])
+
+    def _must_compare(self, step: int) -> bool:
+        """Whether replacements have to catch up now."""
+        if step in self.doublings or step == self.spec.grid[-1]:
+            return True
+        if math.isinf(self.first_crossing):
+            return any(step in self._past.get(trial, ()) for trial in self.members(step))
+        return self._is_finished(step)
+
+    def _compare(self) -> None:
+        """Looks for the first crossing, now that every trial has been measured up to here."""
+        steps = set(self.spec.grid[self._compared : self._place + 1])
+        self._compared = self._place + 1
+        past = {step for steps_past in self._past.values() for step in steps_past}
+        for step in sorted(past & steps):
+            if step < self.first_crossing and any(
+                step in self._past.get(trial, ()) for trial in self.members(step)
+            ):
+                self.first_crossing = step
+
+    def _is_finished(self, step: int) -> bool:
+        crossings = map(self.crossing, self.members(step))
+        return self.spec.rule.is_satisfied(step, self.first_crossing, crossings, self.spec.grid)
 
     def _note(self, trial: TrialId, step: int, past: bool) -> None:
         self._measured[trial] = max(step, self.measured(trial))
         if past:
             self._past.setdefault(trial, set()).add(step)
 
-    def _note_best(self, values: np.ndarray) -> None:
+    def _note_best(self, values: Float[np.ndarray, " trials"]) -> None:
         if np.isfinite(values).any():
-            smaller = self.question.goal.mode == "min"
+            smaller = self.spec.goal.mode == "min"
             self.best = float(np.nanmin(values) if smaller else np.nanmax(values))

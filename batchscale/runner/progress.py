@@ -1,7 +1,8 @@
-"""What a run says while it runs."""
+"""What a run says while it runs: its progress, and the bar that shows it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 import time
@@ -11,9 +12,35 @@ from typing import Self
 from tqdm import tqdm
 
 from batchscale.metrics import Goal
-from batchscale.runner.batch_size import Progress
 
 _SECONDS = 0.2  # between two refreshments
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a progress callback is told after every evaluation.
+
+    Attributes:
+      batch_size: the batch size that is running.
+      step: the step that was evaluated.
+      max_steps: the last step that may have to be.
+      best: the best value of the goal's metric there, NaN if nothing is finite.
+      steps: the steps to target, once they are known; inf if the goal was not reached.
+      trials: feasible trials at this step.
+      infeasible: trials that have diverged.
+      seconds: since this batch size began, in this process.
+      finished: whether the batch size is done.
+    """
+
+    batch_size: int
+    step: int
+    max_steps: int
+    best: float
+    steps: float
+    trials: int
+    infeasible: int
+    seconds: float
+    finished: bool
 
 
 class ProgressBar:

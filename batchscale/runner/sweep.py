@@ -2,77 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from batchscale import records
 from batchscale.engine import autotune
-from batchscale.engine.engine import Engine
+from batchscale.engine.autotune import Rehearsal
 from batchscale.engine.packs import TrialId
 from batchscale.metrics import BOUNDS, Goal, with_goal
 from batchscale.plan import Plan
-from batchscale.records import Origin, Records, Status
-from batchscale.runner.batch_size import BatchSizeRun, Progress
-from batchscale.runner.ledger import Ledger, Question
-from batchscale.stopping import StopRule, evaluation_grid
+from batchscale.records import Origin, Status, StudyFolder
+from batchscale.runner import planning
+from batchscale.runner.batch_size import BatchSizeRun, Pauses
+from batchscale.runner.ledger import BatchSizeSpec, Ledger
+from batchscale.runner.session import Session
+from batchscale.stopping import StopRule
 
 # Replacements of diverged trials are planned so many at a time: each time the plan is written.
 _REPLACEMENTS = 16
 
 
-def run(
-    plan: Plan,
-    engine: Engine,
-    folder: Records,
-    report: Callable[[Progress], None],
-    conditions: Mapping[str, Any],
-    *,
-    probe: bool = False,
-) -> None:
+def run(session: Session, *, probe: bool = False, pauses: Pauses = Pauses()) -> None:  # noqa: B008
     """Runs what is left of a plan, and writes it into the folder.
 
     Args:
-      plan: what is measured; its trials are extended in place of those that diverge.
-      engine: trains and measures.
-      folder: the study's.
-      report: told of every evaluation.
-      conditions: what trials run under here; written into the plan of the batch sizes that do.
+      session: the plan, whose trials are extended in place of those that diverge; what trains, and
+        where it is written.
       probe: whether lanes are timed before the first step of a batch size.
+      pauses: between two writes.
     """
-    measurements, trials = folder.tables()
-
-    def begins(batch_size: int) -> None:
-        if records.runs_under(plan.conditions, batch_size, conditions):
-            folder.write_plan(plan.to_json())
-
+    plan, engine = session.plan, session.engine
+    measurements, trials = session.folder.tables()
     runs = [
-        _batch_size_run(batch_size, plan, engine, folder, measurements, trials, report, begins)
+        _batch_size_run(session, batch_size, measurements, trials, pauses)
         for batch_size in plan.definition.batch_sizes
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
         if not now.has_begun:
-            plan.conditions.pop(now.batch_size, None)
-            chosen = plan.layouts[now.batch_size]
+            batch_size = now.batch_size
+            plan.conditions.pop(batch_size, None)
+            chosen = plan.layouts[batch_size]
             if not probe:
-                engine.compile_ahead(now.batch_size, chosen)
-            plan.layouts[now.batch_size] = now.settle(
-                lambda layout, hyperparameters, now=now: autotune.settle(
-                    engine,
-                    now.batch_size,
-                    layout,
-                    hyperparameters,
-                    trials=plan.definition.trials,
-                    probe=probe,
-                )
-            )
-            if plan.layouts[now.batch_size] != chosen:
-                folder.write_plan(plan.to_json())
+                engine.compile_ahead(batch_size, chosen)
+            rehearsal = Rehearsal(engine, batch_size, now.values, plan.definition.trials)
+            now.layout, finding = autotune.final_layout(rehearsal, chosen, probe=probe)
+            if finding:
+                plan.layouts[batch_size], plan.findings[batch_size] = now.layout, finding
+                session.folder.write_plan(plan.to_json())
         now.run(following)
-    folder.compact()
+    session.folder.compact()
 
 
 def warn_of_misses(
@@ -83,7 +65,7 @@ def warn_of_misses(
     Args:
       steps: the steps to target.
       measurements: of the study.
-      trials: likewise.
+      trials: of the study.
       goal: the study's.
     """
     at_once = steps.loc[steps["steps"] == 0, "batch_size"].tolist()
@@ -138,24 +120,39 @@ def _never_numbers(measurements: pd.DataFrame) -> list[str]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class _Searched:
+    """The trials of the search at a batch size, and those that take the place of diverged ones."""
+
+    plan_of_study: Plan
+    batch_size: int
+    folder: StudyFolder
+
+    def plan(self, trials: Sequence[TrialId]) -> None:
+        last = max(trial.number for trial in trials)
+        if last >= len(self.plan_of_study.rows[self.batch_size]):
+            some = -(-(last + 1) // _REPLACEMENTS) * _REPLACEMENTS
+            self.plan_of_study.extend(self.batch_size, some, Origin.TOPUP)
+            self.folder.write_plan(self.plan_of_study.to_json())
+
+    def hyperparameters(self, trial: TrialId) -> Mapping[str, float]:
+        return self.plan_of_study.rows[self.batch_size][trial.number]["hyperparameters"]
+
+    def origin(self, trial: TrialId) -> Origin:
+        return Origin(self.plan_of_study.rows[self.batch_size][trial.number]["origin"])
+
+
 def _batch_size_run(
+    session: Session,
     batch_size: int,
-    plan: Plan,
-    engine: Engine,
-    folder: Records,
     measurements: pd.DataFrame,
     trials: pd.DataFrame,
-    report: Callable[[Progress], None],
-    begins: Callable[[int], None],
+    pauses: Pauses,
 ) -> BatchSizeRun:
-    definition = plan.definition
-    grid = evaluation_grid(
-        definition.max_steps[batch_size],
-        definition.evaluation_spacing,
-        budgets=definition.earlier_budgets.get(batch_size, ()),
-    )
+    plan, definition = session.plan, session.plan.definition
+    grid = definition.grid(batch_size)
     exact = definition.curves == "exact"
-    question = Question(
+    spec = BatchSizeSpec(
         batch_size=batch_size,
         trials=definition.trials,
         max_infeasible=definition.max_infeasible,
@@ -163,35 +160,25 @@ def _batch_size_run(
         goal=definition.goal,
         rule=StopRule.of(definition.stop),
         exact=exact,
-        others=plan.others(batch_size, grid, bounds=engine.bounded and not exact),
+        others=plan.others(batch_size, grid, bounds=session.engine.bounded and not exact),
     )
-
-    def hyperparameters(trial: TrialId) -> Mapping[str, float]:
-        if trial.number >= len(plan.rows[batch_size]):
-            some = -(-(trial.number + 1) // _REPLACEMENTS) * _REPLACEMENTS
-            plan.extend(batch_size, some, Origin.TOPUP)
-            folder.write_plan(plan.to_json())
-        return plan.rows[batch_size][trial.number]["hyperparameters"]
-
-    def origin(trial: TrialId) -> Origin:
-        return Origin(plan.rows[batch_size][trial.number]["origin"])
-
     measurements = measurements.query("batch_size == @batch_size")
     trials = trials.query("batch_size == @batch_size")
     bound = definition.goal.bound
     bounded = bound in measurements and bool(measurements[bound].notna().to_numpy().any())
-    if question.exact and bounded:
+    if exact and bounded:
         # Bounds were enough before: the batch size is measured again, from its beginning.
-        folder.drop([batch_size])
+        session.folder.drop([batch_size])
         measurements, trials = measurements.iloc[:0], trials.iloc[:0]
-    ledger = Ledger(question, measurements, trials)
     return BatchSizeRun(
-        ledger,
+        Ledger(spec, measurements, trials),
         plan.layouts[batch_size],
-        engine,
-        folder,
-        hyperparameters=hyperparameters,
-        origin=origin,
-        report=report,
-        begins=lambda: begins(batch_size),
+        session.engine,
+        session.folder,
+        trials=_Searched(plan, batch_size, session.folder),
+        report=session.report,
+        begins=functools.partial(
+            planning.begin, plan, batch_size, session.conditions, session.folder
+        ),
+        pauses=pauses,
     )

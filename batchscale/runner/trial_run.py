@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from batchscale import records
-from batchscale.engine.engine import Engine
+from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import Layout
-from batchscale.engine.packs import TrialId, unpack
+from batchscale.engine.packs import TrialId, stacked, unpack
 from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
-from batchscale.records import Origin
+from batchscale.records import Origin, StudyFolder
+from batchscale.runner import planning
 from batchscale.stopping import evaluation_grid, whole_steps
+from batchscale.stored import opening
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +59,67 @@ class TrialRun:
     checkpoints: Sequence[Checkpoint] = ()
 
 
+class StoredTrial(NamedTuple):
+    """What the folder of a study says of a trial that is run again.
+
+    Attributes:
+      layout: how it was packed.
+      hyperparameters: as they were drawn there; None where it was not planned.
+      measured: how many examples of every split were measured; None where that is asked otherwise.
+    """
+
+    layout: Layout
+    hyperparameters: Mapping[str, float] | None
+    measured: Mapping[str, int] | None
+
+
+def stored(
+    folder: Path,
+    training: Training,
+    definition: Definition,
+    mesh: Mesh,
+    batch_size: int,
+    trial: TrialId,
+) -> StoredTrial:
+    """Looks a trial up in the folder of its study.
+
+    Args:
+      folder: of the study.
+      training: what is trained.
+      definition: of the study.
+      mesh: where the trial is run.
+      batch_size: of the trial.
+      trial: which.
+
+    Raises:
+      FileNotFoundError: there is no study.
+      ValueError: it is another study, or one of another type of floats, or without the batch size.
+      DamagedError: its plan was changed since it was written.
+    """
+    with StudyFolder.open(folder, write=False) as held:
+        plan = opening.plan(held)
+    if plan is None:
+        raise FileNotFoundError(f"{folder}: no plan.json. Give the folder of the study.")
+    # What is measured besides the goal's split changes no trial.
+    alike = dataclasses.replace(
+        definition,
+        workload=training.workload.title(),
+        evaluate=plan.definition.evaluate,
+    )
+    planning.same_study(plan, training, alike, mesh, folder)
+    if batch_size not in plan.layouts:
+        raise ValueError(
+            f"{folder}: its study has no batch size {batch_size}; wanted one of "
+            f"{', '.join(map(str, sorted(plan.layouts)))}."
+        )
+    rows = plan.rows[batch_size]
+    return StoredTrial(
+        plan.layouts[batch_size],
+        rows[trial.number]["hyperparameters"] if trial.number < len(rows) else None,
+        plan.measured if plan.definition.evaluate == definition.evaluate else None,
+    )
+
+
 def run_trial(
     engine: Engine,
     definition: Definition,
@@ -87,18 +153,12 @@ def run_trial(
         budget, until = definition.max_steps[batch_size], until or definition.goal
     else:
         budget = wanted[-1] if isinstance(steps, Sequence) else steps
-    packs = engine.start([trial], lambda _: chosen, batch_size=batch_size, layout=layout)
+    packs = engine.start([trial], stacked([chosen]), batch_size=batch_size, layout=layout)
     rows: dict[tuple[int, ...], dict[str, float]] = {}
     checkpoints = []
     diverged = False
     goal = definition.goal
-    whole = whole_steps(
-        evaluation_grid(
-            definition.max_steps[batch_size],
-            definition.evaluation_spacing,
-            budgets=definition.earlier_budgets.get(batch_size, ()),
-        )
-    )
+    whole = whole_steps(definition.grid(batch_size))
     at, crossed = 0, False
     for step in evaluation_grid(budget, definition.evaluation_spacing, budgets=wanted):
         engine.advance(packs, batch_size=batch_size, layout=layout, step=at, to=step)

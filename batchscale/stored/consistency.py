@@ -24,7 +24,6 @@ from batchscale.records import (
     Status,
     StopReason,
 )
-from batchscale.stopping import evaluation_grid
 from batchscale.stored.followups import FIRST_REFINED, RefinementPlan
 from batchscale.tuner import SearchSpace
 
@@ -237,8 +236,8 @@ def _problems(
     yield from _as_planned(trials, planned)
     yield from _words(trials)
     budgets = definition.earlier_budgets.get(batch_size, ())
-    last, spacing = definition.max_steps[batch_size], definition.evaluation_spacing
-    grid = np.asarray(evaluation_grid(last, spacing, budgets=budgets))
+    last = definition.max_steps[batch_size]
+    grid = np.asarray(definition.grid(batch_size))
     yield from _measured(rows, trials, grid)
     ends = sorted({last, *budgets})
     whole = trials["stop_reason"] == StopReason.BUDGET

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from batchscale.plan import Plan
-from batchscale.records import CONFIRMED, REFINED, DamagedError, Records
+from batchscale.records import CONFIRMED, REFINED, DamagedError, StudyFolder
 from batchscale.stored import consistency
 from batchscale.stored.followups import ConfirmationPlan, RefinementPlan
 
@@ -42,7 +42,7 @@ class Confirmed(NamedTuple):
     trials: pd.DataFrame
 
 
-def plan(stored: Records) -> Plan | None:
+def plan(stored: StudyFolder) -> Plan | None:
     """The plan of a study; None where none was written.
 
     Raises:
@@ -53,7 +53,7 @@ def plan(stored: Records) -> Plan | None:
     return None if found is None else Plan.from_json(found, str(stored.folder / "plan.json"))
 
 
-def study(stored: Records) -> Stored | None:
+def study(stored: StudyFolder) -> Stored | None:
     """The plan and the tables of a study; None where there is nothing.
 
     Raises:
@@ -74,7 +74,7 @@ def study(stored: Records) -> Stored | None:
     return Stored(made, measurements, trials)
 
 
-def refinement(stored: Records, plan: Plan) -> Refinement | None:
+def refinement(stored: StudyFolder, plan: Plan) -> Refinement | None:
     """What was refined of a study; None where nothing was.
 
     Args:
@@ -94,7 +94,7 @@ def refinement(stored: Records, plan: Plan) -> Refinement | None:
     return Refinement(made, *found[1:])
 
 
-def confirmed(stored: Records, plan: Plan) -> Confirmed | None:
+def confirmed(stored: StudyFolder, plan: Plan) -> Confirmed | None:
     """What was confirmed of a study; None where nothing was.
 
     Args:
@@ -117,11 +117,11 @@ def confirmed(stored: Records, plan: Plan) -> Confirmed | None:
     return Confirmed(made, *found[1:])
 
 
-def _compared(stored: Records, side: Records) -> bool:
+def _compared(stored: StudyFolder, side: StudyFolder) -> bool:
     return "plan.json" not in stored.accepted and not side.accepted
 
 
-def _contents(side: Records) -> tuple[object, pd.DataFrame, pd.DataFrame] | None:
+def _contents(side: StudyFolder) -> tuple[object, pd.DataFrame, pd.DataFrame] | None:
     found = side.contents()
     if found.plan is not None:
         return found

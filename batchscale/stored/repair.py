@@ -8,7 +8,7 @@ from collections.abc import Collection
 from batchscale import records
 from batchscale.files import local_path
 from batchscale.plan import Plan
-from batchscale.records import CONFIRMED, REFINED, DamagedError, Records
+from batchscale.records import CONFIRMED, REFINED, DamagedError, StudyFolder
 from batchscale.stored import consistency, opening
 
 
@@ -36,7 +36,7 @@ def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> l
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with Records.open(folder) as study:
+    ...     with StudyFolder.open(folder) as study:
     ...         study.write_provenance({"date": "2026-01-01"})
     ...     _ = (study.folder / "provenance.json").write_text("{}")
     ...     repair(folder)
@@ -46,7 +46,7 @@ def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> l
     if folder.name in (CONFIRMED, REFINED) and (folder.parent / records.INDEX).exists():
         folder = folder.parent
     told: list[str] = []
-    with Records.repairing(folder, accept=accept) as stored:
+    with StudyFolder.repairing(folder, accept=accept) as stored:
         damaged = stored.damaged()
         if "plan.json" in damaged:
             raise DamagedError(
@@ -68,7 +68,7 @@ def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> l
     return told
 
 
-def _drop(stored: Records, plan: Plan) -> list[str]:
+def _drop(stored: StudyFolder, plan: Plan) -> list[str]:
     """Drops the batch sizes whose tables do not fit; says why, a line each."""
     if "plan.json" in stored.accepted:
         return []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from batchscale import columns
 from batchscale.tuner.distributions import Distribution, number
 
@@ -91,6 +93,21 @@ class SearchSpace(Mapping[str, Dimension]):
                 for name, dimension in self._dimensions.items()
             }
         )
+
+    def typical(self) -> dict[str, float]:
+        """The middle of every dimension.
+
+        Raises:
+          TypeError: a dimension is a function of batch size; call `at` first.
+
+        >>> from batchscale.tuner import LogUniform
+        >>> SearchSpace(learning_rate=LogUniform(0.1, 10), momentum=0.9).typical()
+        {'learning_rate': 1.0, 'momentum': 0.9}
+        """
+        return {
+            name: float(of.value(np.array([0.5]))[0]) if isinstance(of, Distribution) else float(of)  # pyright: ignore[reportArgumentType]
+            for name, of in self._dimensions.items()
+        }
 
     def to_json(self) -> list[dict[str, Any]]:
         """A list of plain records in the space's order, for `from_json`.

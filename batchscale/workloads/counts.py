@@ -21,7 +21,7 @@ def is_count(workload: Workload, goal: Goal, split: PyTree) -> bool:
 
     Of how many must be the same for all trials: that of a precision is of the predictions.
     """
-    name = goal.metric.partition("/")[2]
+    name = goal.name
     if name in workload.finalize:
         return False
     given = _state(workload), _prepared(workload, split)
@@ -37,7 +37,7 @@ def of_goal(workload: Workload, goal: Goal, split: PyTree) -> int:
     Raises:
       ValueError: it counts nothing.
     """
-    where, _, name = goal.metric.partition("/")
+    where, name = goal.split, goal.name
     count = int(_counted(workload, [name], split)[name])
     _refuse_nothing(workload, {name: count}, where)
     return count

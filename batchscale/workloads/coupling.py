@@ -13,7 +13,6 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from batchscale import arrays, keys
-from batchscale.tuner import Distribution, SearchSpace
 from batchscale.workloads import Workload
 
 # Choices.
@@ -24,7 +23,7 @@ _NARROW = 0.05  # of a sum in 16 bits
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
 
 
-def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
+def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> bool | None:
     """Whether the loss of an example depends on the others of its batch.
 
     A loss that sees each example by itself is a sum over them: with the same randomness, what its
@@ -33,7 +32,7 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
 
     Args:
       workload: its loss, and its training examples, of which eight are taken.
-      space: of the hyperparameters that the loss is given, without functions of batch size.
+      hyperparameters: that the loss is given, by name.
 
     Returns:
       Whether it does; None where the loss is not finite or flat, or there are fewer than four
@@ -49,10 +48,10 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
     ...     return Workload.from_functions(
     ...         lambda key: {"w": jnp.ones(())}, loss, data={"train": (x, x)}
     ...     )
-    >>> space = SearchSpace(learning_rate=0.1)
-    >>> mixes_examples(workload(lambda p, batch: (p["w"] * batch["input"] - 1) ** 2), space)
+    >>> values = {"learning_rate": 0.1}
+    >>> mixes_examples(workload(lambda p, batch: (p["w"] * batch["input"] - 1) ** 2), values)
     False
-    >>> mixes_examples(workload(lambda p, batch: (p["w"] * batch["input"]).mean() ** 2), space)
+    >>> mixes_examples(workload(lambda p, batch: (p["w"] * batch["input"]).mean() ** 2), values)
     True
     """
     train = workload.splits()["train"]
@@ -76,7 +75,7 @@ def mixes_examples(workload: Workload, space: SearchSpace) -> bool | None:
         {name: np.asarray(x)[part] for name, x in train.items()}
         for part in (some[: len(some) // 4], some[len(some) // 4 :], some)
     ]
-    values = {name: np.asarray(_middle(of), arrays.float_type()) for name, of in space.items()}
+    values = {name: np.asarray(of, arrays.float_type()) for name, of in hyperparameters.items()}
     random = np.random.default_rng(0)
     key = keys.key(0)
     params, model_state = jax.eval_shape(workload.init, key)
@@ -230,9 +229,3 @@ def _some(x: jax.ShapeDtypeStruct, random: np.random.Generator) -> np.ndarray:
     """
     values = random.normal(size=x.shape) / np.sqrt(max(np.prod(x.shape[:-1]), 1))
     return np.asarray(values, x.dtype)
-
-
-def _middle(dimension: Any) -> float:
-    if isinstance(dimension, Distribution):
-        return float(dimension.value(np.array([0.5]))[0])
-    return float(dimension)

@@ -1,0 +1,107 @@
+"""Given trials of a batch size, run beside the search: until each reaches the goal, or a limit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from batchscale.engine.packs import TrialId
+from batchscale.records import Origin, Status, StudyFolder
+from batchscale.runner import planning
+from batchscale.runner.batch_size import BatchSizeRun
+from batchscale.runner.ledger import BatchSizeSpec, Ledger
+from batchscale.runner.planning import RunPlan
+from batchscale.runner.progress import Progress
+from batchscale.runner.session import Session
+from batchscale.stopping import StopRule
+
+
+class Candidate(NamedTuple):
+    """A trial that is planned beside the search.
+
+    Attributes:
+      hyperparameters: by name.
+      origin: why it is run.
+    """
+
+    hyperparameters: Mapping[str, float]
+    origin: Origin
+
+
+class _Candidates(NamedTuple):
+    """Trials that are planned, and no others."""
+
+    rows: Mapping[TrialId, Candidate]
+
+    def plan(self, trials: Sequence[TrialId]) -> None:
+        """They are."""
+
+    def hyperparameters(self, trial: TrialId) -> Mapping[str, float]:
+        return self.rows[trial].hyperparameters
+
+    def origin(self, trial: TrialId) -> Origin:
+        return self.rows[trial].origin
+
+
+def run(
+    session: Session,
+    side: RunPlan,
+    batch_size: int,
+    candidates: Mapping[TrialId, Candidate],
+    limit: float,
+    report: Callable[[Progress], None],
+) -> None:
+    """Trains trials until each is past the goal, or a limit is; not those that are done.
+
+    Args:
+      session: of the folder beside the study's.
+      side: the plan there.
+      batch_size: of the trials.
+      candidates: the trials.
+      limit: in steps; they end at the first evaluation from there on, or with the budget.
+      report: told of every evaluation.
+    """
+    plan, definition = session.plan, session.plan.definition
+    grid = definition.grid(batch_size)
+    last = next((step for step in grid if step >= limit), grid[-1])
+    grid = [step for step in grid if step <= last]
+    spec = BatchSizeSpec(
+        batch_size=batch_size,
+        trials=len(candidates),
+        max_infeasible=0,
+        grid=grid,
+        goal=definition.goal,
+        rule=StopRule.of("all"),
+        exact=False,
+        others=plan.others(batch_size, grid, bounds=session.engine.bounded),
+        candidates=tuple(candidates),
+    )
+    measurements, trials = tables_of(session.folder, batch_size)
+    ledger = Ledger(spec, measurements, trials)
+    concluded = trials.loc[(trials["status"] != Status.INCOMPLETE).to_numpy()]
+    known = {TrialId(number, replicate) for _, number, replicate in concluded.index}
+    if known.issuperset(candidates) and ledger.next({}) is None:
+        return  # and the state of those that come after them is left alone
+    BatchSizeRun(
+        ledger,
+        plan.layouts[batch_size],
+        session.engine,
+        session.folder,
+        trials=_Candidates(candidates),
+        report=report,
+        begins=functools.partial(
+            planning.begin, side, batch_size, session.conditions, session.folder
+        ),
+    ).run()
+
+
+def tables_of(folder: StudyFolder, batch_size: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The measurements and the trials of one batch size."""
+    measurements, trials = (
+        table.loc[table.index.get_level_values("batch_size") == batch_size]
+        for table in folder.tables()
+    )
+    return measurements, trials
