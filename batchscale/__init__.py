@@ -5,30 +5,77 @@ are measured (Shallue et al., "Measuring the Effects of Data Parallelism on Neur
 Training", JMLR 20(112), 2019).
 """
 
-from batchscale import audit as audit
-from batchscale import datasets as datasets
-from batchscale import metrics as metrics
-from batchscale import models as models
-from batchscale import plots as plots
-from batchscale import scaling as scaling
-from batchscale import theory as theory
-from batchscale import tuner as tuner
-from batchscale import workloads as workloads
-from batchscale.evaluate import Evaluate as Evaluate
-from batchscale.metrics import Goal as Goal
-from batchscale.records import DamagedError as DamagedError
-from batchscale.result import Result as Result
-from batchscale.result import load as load
-from batchscale.runner.progress import Progress as Progress
-from batchscale.runner.trial_run import Checkpoint as Checkpoint
-from batchscale.runner.trial_run import TrialRun as TrialRun
-from batchscale.stored.repair import repair as repair
-from batchscale.study import Study as Study
-from batchscale.study import powers_of_two as powers_of_two
-from batchscale.tuner import Choice as Choice
-from batchscale.tuner import Integer as Integer
-from batchscale.tuner import LogUniform as LogUniform
-from batchscale.tuner import ReverseLogUniform as ReverseLogUniform
-from batchscale.tuner import SearchSpace as SearchSpace
-from batchscale.tuner import Uniform as Uniform
-from batchscale.workloads import Workload as Workload
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchscale import audit as audit
+    from batchscale import datasets as datasets
+    from batchscale import metrics as metrics
+    from batchscale import models as models
+    from batchscale import plots as plots
+    from batchscale import scaling as scaling
+    from batchscale import theory as theory
+    from batchscale import tuner as tuner
+    from batchscale import workloads as workloads
+    from batchscale.evaluate import Evaluate as Evaluate
+    from batchscale.metrics import Goal as Goal
+    from batchscale.records import DamagedError as DamagedError
+    from batchscale.result import Result as Result
+    from batchscale.result import load as load
+    from batchscale.runner.progress import Progress as Progress
+    from batchscale.runner.trial_run import Checkpoint as Checkpoint
+    from batchscale.runner.trial_run import TrialRun as TrialRun
+    from batchscale.stored.repair import repair as repair
+    from batchscale.study import Study as Study
+    from batchscale.study import powers_of_two as powers_of_two
+    from batchscale.tuner import Choice as Choice
+    from batchscale.tuner import Integer as Integer
+    from batchscale.tuner import LogUniform as LogUniform
+    from batchscale.tuner import ReverseLogUniform as ReverseLogUniform
+    from batchscale.tuner import SearchSpace as SearchSpace
+    from batchscale.tuner import Uniform as Uniform
+    from batchscale.workloads import Workload as Workload
+
+__version__ = _version("batchscale")
+
+# Packages and names are imported when they are first used (PEP 562): figures alone cost a second.
+_PACKAGES = (
+    *("audit", "datasets", "metrics", "models", "plots", "records"),
+    *("scaling", "theory", "tuner", "workloads"),
+)
+_NAMES = {
+    "Evaluate": "evaluate",
+    "Goal": "metrics",
+    "DamagedError": "records",
+    "Result": "result",
+    "load": "result",
+    "Progress": "runner.progress",
+    "Checkpoint": "runner.trial_run",
+    "TrialRun": "runner.trial_run",
+    "repair": "stored.repair",
+    "Study": "study",
+    "powers_of_two": "study",
+    "Choice": "tuner",
+    "Integer": "tuner",
+    "LogUniform": "tuner",
+    "ReverseLogUniform": "tuner",
+    "SearchSpace": "tuner",
+    "Uniform": "tuner",
+    "Workload": "workloads",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"batchscale.{name}")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'batchscale' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"batchscale.{_NAMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PACKAGES, *_NAMES])

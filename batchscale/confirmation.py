@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 
 from batchscale import columns, numeric, scaling
 from batchscale.records import TRIAL_COLUMNS, Origin, Status

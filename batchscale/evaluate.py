@@ -15,14 +15,15 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from batchscale import arrays
 from batchscale.stopping import part_of_grid
 
 # Choices.
 _TRAIN_EXAMPLES = 5_000  # of the training set, at most
 _TRAIN_ELEMENTS = 5_000  # of what an example has at least many of: the tokens of a sequence
 _TRAIN_FEWEST = 64
-_STEP = 2.5e6  # operations that a step costs at least: its overhead on a core of a CPU
-_QUICK = 10  # an evaluation that costs no more than so many such steps is always made
+STEP_OPERATIONS = 2.5e6  # operations that a step costs at least: its overhead on a core of a CPU
+QUICK_STEPS = 10  # an evaluation that costs no more than so many such steps is always made
 
 
 class Work(NamedTuple):
@@ -154,11 +155,15 @@ class Evaluate:
         {'train': 64, 'test': 1024}
         """
         others = {split: count for split, count in counts.items() if split != goal_split}
-        step = _STEP + batch_size * work.training
+        step = STEP_OPERATIONS + batch_size * work.training
         found = {}
         for split, count in others.items():
             cost = count * work.evaluation
-            if self.share is None or cost <= _QUICK * _STEP or math.isnan(cost / step):
+            if (
+                self.share is None
+                or cost <= QUICK_STEPS * STEP_OPERATIONS
+                or math.isnan(cost / step)
+            ):
                 found[split] = 0
                 continue
             needed = cost * len(others) / (self.share * step)

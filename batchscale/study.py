@@ -160,7 +160,7 @@ class Study:
             self._measured()
         checks.names(self.space, optimizers.get(self.optimizer), self.schedule, self.workload)
         if self.workload.train_examples is not None:
-            self._definition()
+            self.definition()
 
     def _set(self, name: str, value: Any) -> None:
         """An argument as it is kept: a number of Python's own."""
@@ -183,7 +183,7 @@ class Study:
           evaluations that end early because they are bounds.
         """
         devices.ask_for_cores()  # for counting operations starts JAX
-        return costs.cost(self._training(), self._definition())
+        return costs.cost(self.training(), self.definition())
 
     def estimate_seconds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long the study takes here at most, after a look at how fast it is.
@@ -199,11 +199,11 @@ class Study:
           `other_seconds`, of evaluations of the goal's split and of the others; and `seconds`, the
           sum. Of goals that are counts, most evaluations end early, and take a fraction of that.
         """
-        training = self._training()
+        training = self.training()
         with compilation_cache.cached():
             mesh = session.mesh_of(devices)
             session.check(training)
-            return costs.seconds(training, self._definition(), self._layout, mesh)
+            return costs.seconds(training, self.definition(), self._layout, mesh)
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
@@ -218,11 +218,11 @@ class Study:
         Returns:
           One row a batch size: `batch_size` and `seconds_per_step`.
         """
-        training = self._training()
+        training = self.training()
         session.check(training)
         mesh = parallel.mesh(list(session.mesh_of(devices).devices.flat[:1]))
         with compilation_cache.cached():
-            return costs.seconds_per_step(training, self._definition(), self._layout, mesh)
+            return costs.seconds_per_step(training, self.definition(), self._layout, mesh)
 
     def run(
         self,
@@ -441,7 +441,7 @@ class Study:
           DamagedError: its plan was changed since it was written.
         """
         folder = None if folder is None else local_path(folder)
-        definition, training = self._definition(), self._training()
+        definition, training = self.definition(), self.training()
         if batch_size not in definition.spaces:
             raise ValueError(
                 f"batch_size: got {batch_size}, wanted one of the study's: "
@@ -510,8 +510,8 @@ class Study:
         beside: str | None = None,
     ) -> AbstractContextManager[session.Session]:
         return session.opened(
-            self._training(),
-            dataclasses.replace(self._definition(), workload=self.workload.title()),
+            self.training(),
+            dataclasses.replace(self.definition(), workload=self.workload.title()),
             self._layout,
             folder,
             progress,
@@ -520,7 +520,8 @@ class Study:
             beside=beside,
         )
 
-    def _training(self) -> Training:
+    def training(self) -> Training:
+        """What is trained, and how, as an engine takes it."""
         return Training(
             workload=self.workload,
             optimizer=optimizers.get(self.optimizer),
@@ -545,7 +546,7 @@ class Study:
         """How many examples are measured of every split that is."""
         return self.evaluate.counts(self.workload.splits(), self.goal.split)
 
-    def _definition(self) -> Definition:
+    def definition(self) -> Definition:
         """The study in plain values, checked against the size of the training set."""
         sizes = self.resolved_batch_sizes()
         infeasible = 10 * self.trials if self.max_infeasible is None else self.max_infeasible

@@ -86,24 +86,28 @@ def batchscale(workload: str, batch_size: int) -> tuple[Advance, int]:
 
     from batchscale import optimizers, schedules, workloads
     from batchscale.engine import devices, layout, parallel
-    from batchscale.engine.engine import Engine
-    from batchscale.engine.packs import TrialId
+    from batchscale.engine.engine import Engine, Training
+    from batchscale.engine.packs import TrialId, stacked
+    from batchscale.metrics import Goal
 
     devices.ask_for_cores()
     chosen, mesh = workloads.get(workload), parallel.mesh()
     cpu = jax.default_backend() == "cpu"
     how = layout.choose(chosen, cpu=cpu, batch_size=batch_size, trials=64)
     engine = Engine(
-        chosen,
-        optimizers.get("momentum"),
-        schedules.constant,
-        names=("learning_rate", "momentum"),
-        seed=0,
+        Training(
+            chosen,
+            optimizers.get("momentum"),
+            schedules.constant,
+            names=("learning_rate", "momentum"),
+            seed=0,
+            goal=Goal("validation/error", 0.0),
+        ),
         mesh=mesh,
     )
     trials = [TrialId(n) for n in range(mesh.size * how.lanes)]
     values = {"learning_rate": RATE, "momentum": MOMENTUM}
-    packs = engine.start(trials, lambda _: values, batch_size=batch_size, layout=how)
+    packs = engine.start(trials, stacked([values] * len(trials)), batch_size=batch_size, layout=how)
     at = 0
 
     def advance(steps: int) -> None:

@@ -47,8 +47,9 @@ class Point:
 
         from batchscale import optimizers, schedules, workloads
         from batchscale.engine import layout, parallel
-        from batchscale.engine.engine import Engine
-        from batchscale.engine.packs import TrialId
+        from batchscale.engine.engine import Engine, Training
+        from batchscale.engine.packs import TrialId, stacked
+        from batchscale.metrics import Goal
 
         chosen, mesh = workloads.get(workload), parallel.mesh()
         cpu = jax.default_backend() == "cpu"
@@ -57,16 +58,19 @@ class Point:
         )
         self.trials = trials or mesh.size * self.layout.lanes
         self._engine = Engine(
-            chosen,
-            optimizers.get("momentum"),
-            schedules.constant,
-            names=tuple(VALUES),
-            seed=0,
+            Training(
+                chosen,
+                optimizers.get("momentum"),
+                schedules.constant,
+                names=tuple(VALUES),
+                seed=0,
+                goal=Goal("validation/error", 0.0),
+            ),
             mesh=mesh,
         )
         ids = [TrialId(n) for n in range(self.trials)]
         self._packs = self._engine.start(
-            ids, lambda _: VALUES, batch_size=BATCH_SIZE, layout=self.layout
+            ids, stacked([VALUES] * len(ids)), batch_size=BATCH_SIZE, layout=self.layout
         )
         self._at, self._steps = 0, 1
         self.microseconds()  # compiles
@@ -121,16 +125,20 @@ def memory(workload: str) -> list[dict[str, int]]:
 
     from batchscale import optimizers, schedules, workloads
     from batchscale.engine import parallel
-    from batchscale.engine.engine import Engine
+    from batchscale.engine.engine import Engine, Training
     from batchscale.engine.layout import Layout
+    from batchscale.metrics import Goal
 
     rows = []
     engine = Engine(
-        workloads.get(workload),
-        optimizers.get("momentum"),
-        schedules.constant,
-        names=tuple(VALUES),
-        seed=0,
+        Training(
+            workloads.get(workload),
+            optimizers.get("momentum"),
+            schedules.constant,
+            names=tuple(VALUES),
+            seed=0,
+            goal=Goal("validation/error", 0.0),
+        ),
         mesh=parallel.mesh(jax.devices()[:1]),
     )
     for lanes in (1, 4, 16):

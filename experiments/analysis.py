@@ -260,7 +260,7 @@ def main() -> None:
         write(medians, "sharpness_medians")
         plots["sharpness"] = bs.plots.sharpness(sharp)
     for name, figure in plots.items():
-        bs.plots.save(figure, output / name)
+        bs.plots.save(figure, output / name, ["png"])
     about = {
         "seed": arguments.seed,
         # Of all sessions, if it was interrupted: none measures again what another has measured.

@@ -85,7 +85,7 @@ def main() -> None:
     ax = bs.plots.steps_to_target(
         {name: result for name, result in results.items() if name != "epochs"}
     )
-    bs.plots.save(ax, arguments.output / "rules")
+    bs.plots.save(ax, arguments.output / "rules", ["png"])
     about = {"seed": arguments.seed, "epochs": arguments.epochs, "trials": arguments.trials}
     about |= {"reference learning rate": float(np.round(best, 6)), "made by": made_by}
     (arguments.output / "about.json").write_text(json.dumps(about, indent=1) + "\n")

@@ -213,7 +213,7 @@ def main() -> None:
     ax = bs.plots.confirmation(result)
     ax.plot(truth["batch_size"], truth["least_median"], color="black", lw=1, label="truth, median")
     head(ax, ax.get_title(), ax.get_legend_handles_labels()[0])
-    bs.plots.save(ax, arguments.output / "search")
+    bs.plots.save(ax, arguments.output / "search", ["png"])
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def publish(results: Mapping[str, bs.Result], folder: Path, *, stem: str, second
     with matplotlib.rc_context({"backend": "agg"}):
         shown = dict(results) if len(results) > 1 else next(iter(results.values()))
         ax = bs.plots.steps_to_target(shown)
-        files = bs.plots.save(ax, folder / stem)
+        files = bs.plots.save(ax, folder / stem, ["png"])
     print(f"{seconds:.0f} s; wrote {', '.join(map(str, files))} and the tables beside them")
 
 

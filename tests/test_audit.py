@@ -14,7 +14,7 @@ from batchscale.engine.evaluation import counted
 from batchscale.engine.layout import Layout
 from batchscale.plan import Plan
 from batchscale.scaling import Pace
-from benchmarks.simulation import SIZES, Careful, simulate
+from validation.simulation import SIZES, Careful, simulate
 
 WIDE = bs.LogUniform(1e-4, 1e2)
 NONE: dict[int, Pace] = {}  # of a constant learning rate

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchscale import metrics
-from batchscale.metrics._best_of import _drop, _ranks
+from batchscale.metrics._best_of import largest_drop, ranks_of
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
 
 ERROR = "validation/error"
@@ -77,7 +77,7 @@ def test_ends_are_those_of_all_orders_of_old_and_new_trials(size, n, confidence)
     ]
     outside = (1 - confidence) / 2 + 1e-12
     below = [np.mean([rank < k for rank in ranks]) for k in range(1, size + 1)]
-    found = _ranks(size, n, confidence)
+    found = ranks_of(size, n, confidence)
     assert found.low == sum(share <= outside for share in below)
     assert found.high == size + 1 - sum(1 - share <= outside for share in below)
 
@@ -88,10 +88,10 @@ def test_an_end_below_all_crossings_is_passed_as_seldom_as_said(size, n, fastest
     old = np.sort(np.log(random.uniform(size=(40_000, size))), axis=1)  # a power law
     new = np.log(random.uniform(size=(40_000, n))).min(axis=1)
     distance = (old[:, [fastest - 1]] - old[:, : fastest - 1]).mean(axis=1)
-    below = new < old[:, 0] - _drop(size, n, fastest, 0.05) * distance
+    below = new < old[:, 0] - largest_drop(size, n, fastest, 0.05) * distance
     assert below.mean() == pytest.approx(0.05, abs=0.004)
     # With nothing added, the new minimum is the least of all N + n with probability n / (N + n).
-    assert _drop(size, n, fastest, n / (size + n) * (1 - 1e-9)) == pytest.approx(0, abs=1e-6)
+    assert largest_drop(size, n, fastest, n / (size + n) * (1 - 1e-9)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("trials", "n"), [(24, 1), (24, 8), (64, 21)])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import perceptron, points
+from helpers import perceptron, points
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,46 +1,23 @@
 """How often XLA compiles: bounded by batch-size classes, not by trials or hyperparameters."""
 
-import contextlib
-from collections.abc import Iterator
-
-import jax
+from helpers import compiled, study
 
 from experiments import digits
-
-_EVENT = "/jax/core/compile/backend_compile_duration"
-
-
-@contextlib.contextmanager
-def counted() -> Iterator[list[float]]:
-    """Counts programs that are compiled, or fetched from the compilation cache."""
-    times: list[float] = []
-
-    def listen(event: str, seconds: float, **_: object) -> None:
-        if event == _EVENT:
-            times.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield times
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_the_digits_study_compiles_once_a_batch_size_class_and_seven_times_besides(tmp_path):
     study = digits.study("nesterov", trials=16)
-    with counted() as compiled:
+    with compiled() as programs:
         study.run(tmp_path, progress=False)
     # A segment for every batch size, of which 512 and 1,024 share one (microbatches of 256);
     # the start; the draw of examples; an evaluation of each of the three splits; of how many the
     # goal's metric counts some; and whether the loss sees each example by itself.
-    assert len(compiled) == len(study.resolved_batch_sizes()) - 1 + 7
+    assert len(programs) == len(study.resolved_batch_sizes()) - 1 + 7
 
 
 def test_batch_sizes_of_one_class_share_a_program(square, tmp_path):
-    from test_study import study
-
     for sizes in ([16], [16, 32, 64]):  # microbatches of 8: the same program for all
         some = study(square, batch_sizes=sizes, microbatch=8, max_steps=20, stop="budget")
-        with counted() as compiled:
+        with compiled() as programs:
             some.run(tmp_path / str(len(sizes)), progress=False)
-        assert len(compiled) == 8
+        assert len(programs) == 8

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pandas as pd
 import pytest
-from conftest import perceptron
+from helpers import perceptron
 
 import batchscale as bs
 from batchscale import records

@@ -7,15 +7,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import perceptron
+from helpers import perceptron
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import batchscale as bs
-from batchscale import tuner
 from batchscale.confirmation import Confirmation, confirmation, median_ranks
 from batchscale.engine.engine import Engine
 from batchscale.records import TRIAL_INDEX
+from batchscale.tuner import medians
 
 BEST = pd.DataFrame({"batch_size": [8], "steps": [40.0]})
 
@@ -66,7 +66,7 @@ def test_misses_and_divergences_are_infinite_and_stay():
 def test_the_least_median_is_chosen_and_of_infinite_ones_that_with_the_fewest_misses():
     inf = math.inf
     trials, _ = runs({1: [10, inf, inf], 2: [50, 60, inf], 3: [inf, inf, inf], 4: [60, 60, 60]})
-    assert tuner.by_median(trials)["trial"].tolist() == [4, 2, 1, 3]
+    assert medians.by_median(trials)["trial"].tolist() == [4, 2, 1, 3]
 
 
 @given(seeds=st.integers(1, 40), confidence=st.sampled_from([0.5, 0.8, 0.9, 0.95]))
@@ -164,7 +164,7 @@ OPTIONS = {"settings": 2, "selection_seeds": 3, "seeds": 5, "progress": False}
 
 def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
     result = study().run(tmp_path / "a", progress=False)
-    found = tuner.confirm(study(), result, **OPTIONS)
+    found = study().confirm(result.folder, **OPTIONS)
     again = bs.load(tmp_path / "a")
     pd.testing.assert_frame_equal(again.trials, result.trials)
     pd.testing.assert_frame_equal(again.confirmation().table, found.table)
@@ -317,12 +317,12 @@ def test_a_batch_size_where_only_a_trial_that_diverged_got_there_is_passed_over(
 ):
     some = study()
     some.run(tmp_path, progress=False)
-    leading = tuner.leading
+    leading = medians.leading
 
     def without(trials, count):
         found = leading(trials, count)
         return found[found.index.get_level_values("batch_size") != 8]
 
-    monkeypatch.setattr(tuner, "leading", without)
+    monkeypatch.setattr(medians, "leading", without)
     table = some.confirm(tmp_path, **OPTIONS).table.set_index("batch_size")
     assert table["steps"].isna().tolist() == [True, False]

@@ -10,8 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import perceptron
-from test_records import KilledError, operations_before_a_kill
+from helpers import (
+    KilledError,
+    operations_before_a_kill,
+    perceptron,
+    writing_after_every_evaluation,
+)
 
 import batchscale as bs
 from batchscale.records import StudyFolder
@@ -233,7 +237,7 @@ def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(f
         def write(folder):
             with StudyFolder.open(folder) as records:
                 measurements, trials = records.tables()
-                records._rewrite(*change(measurements.copy(), trials.copy()))
+                records.replace_tables(*change(measurements.copy(), trials.copy()))
 
         return write
 
@@ -345,8 +349,7 @@ def test_a_study_that_is_killed_within_its_writes_ends_with_the_same_tables(
     folders, tmp_path, monkeypatch
 ):
     """Killed again and again, each time after other operations on the disk."""
-    monkeypatch.setattr(runner, "_WRITE_SECONDS", 0.0)
-    monkeypatch.setattr(runner, "_WRITE_SHARE", 0.0)
+    writing_after_every_evaluation(monkeypatch)
     some = study(batch_sizes=[8])
     for alive in (1, 7, 19, 33, 48, 64, 85, 110, 160, 10_000):
         with monkeypatch.context() as patch:
@@ -500,7 +503,7 @@ def test_a_result_says_that_another_study_has_taken_its_folder(folders, tmp_path
     for name in ("mine", "other"):
         shutil.copytree(folders / "finished", tmp_path / name)
     with StudyFolder.open(tmp_path / "other") as records:
-        records._store.commit(study="another")
+        records.files.commit(study="another")
     mine = bs.load(tmp_path / "mine")
     shutil.rmtree(tmp_path / "mine")
     (tmp_path / "other").rename(tmp_path / "mine")

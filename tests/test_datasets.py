@@ -164,8 +164,8 @@ def no_network(monkeypatch):
 @pytest.fixture
 def small_mnist(monkeypatch):
     """MNIST with 6 + 2 training and 3 test images, as `load` would have it whole."""
-    sizes = named._ImageSet((28, 28, 1), train=6, validation=2, test=3)
-    monkeypatch.setitem(named._SETS, "mnist", sizes)
+    sizes = named.ImageSet((28, 28, 1), train=6, validation=2, test=3)
+    monkeypatch.setitem(named.SETS, "mnist", sizes)
     splits = {"train": digits_like(8), "test": digits_like(3, start=5)}
     contents = {
         file.removesuffix(".gz"): published.Content(
@@ -222,8 +222,8 @@ def cifar_archive(contents, folder="cifar-10-batches-bin/", mode="w:gz"):
 @pytest.fixture
 def small_cifar(monkeypatch):
     """CIFAR-10 with 5 files of 2 training images and one of 3 test images."""
-    sizes = named._ImageSet((32, 32, 3), train=7, validation=3, test=3)
-    monkeypatch.setitem(named._SETS, "cifar10", sizes)
+    sizes = named.ImageSet((32, 32, 3), train=7, validation=3, test=3)
+    monkeypatch.setitem(named.SETS, "cifar10", sizes)
     splits = {
         "train": digits_like(10, shape=(32, 32, 3)),
         "test": digits_like(3, start=5, shape=(32, 32, 3)),
@@ -730,7 +730,7 @@ def test_the_order_of_tfds_is_undone_as_tfds_itself_makes_it(tmp_path, split, ex
         shuffler.add(number, str(number).encode())
     written = {"label": np.array([int(data) for _, data in shuffler])}
     assert (written["label"] == np.arange(examples)).all() == (examples == 1)
-    assert prepared._unshuffled(split, written)["label"].tolist() == list(range(examples))
+    assert prepared.unshuffled(split, written)["label"].tolist() == list(range(examples))
 
 
 def test_the_order_is_undone_over_the_files_of_a_split(tmp_path, cache, small_mnist):
@@ -838,8 +838,8 @@ def test_the_newest_complete_version_is_read(tmp_path, cache, small_mnist):
 def test_decoded_images_are_cached_until_the_set_changes(tmp_path, cache, monkeypatch, small_mnist):
     folder = write_prepared(tmp_path, "mnist", small_mnist)
     decoded = []
-    decode = prepared._decoded
-    monkeypatch.setattr(prepared, "_decoded", lambda folder: decoded.append(1) or decode(folder))
+    decode = prepared.decoded
+    monkeypatch.setattr(prepared, "decoded", lambda folder: decoded.append(1) or decode(folder))
 
     first = datasets.load("mnist", directory=tmp_path)
     (stored,) = (cache / "tfds").iterdir()

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import perceptron
-from test_study import study
+from helpers import perceptron, study
 
 import batchscale as bs
 from batchscale import plots, theory
+from batchscale.engine import autotune
+from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Work
 from batchscale.plan import Plan
 from batchscale.records import StudyFolder
@@ -98,8 +99,10 @@ def test_the_others_cost_at_most_their_share_of_the_training_before(share, batch
 
 
 def test_from_the_step_from_which_on_they_are_paid_for_they_are_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("batchscale.evaluate._QUICK", 0)
-    monkeypatch.setattr("batchscale.evaluate._STEP", 100.0)  # far less than an example of them
+    monkeypatch.setattr("batchscale.evaluate.QUICK_STEPS", 0)
+    monkeypatch.setattr(
+        "batchscale.evaluate.STEP_OPERATIONS", 100.0
+    )  # far less than an example of them
     some = small(batch_sizes=[4], stop="budget", evaluate=bs.Evaluate(share=4.0))
     result = some.run(tmp_path, progress=False)
     plan = plan_of(tmp_path)
@@ -168,15 +171,17 @@ def test_an_estimate_in_seconds_adds_up_what_was_timed_here(monkeypatch):
     """A step takes 1 + B ms, interpolated where it is not timed; an example 2 ms."""
     timed = []
 
-    def step(engine, batch_size, layout, hyperparameters, trials):
-        timed.append(batch_size)
-        assert 0.01 <= hyperparameters(0)["learning_rate"] <= 3
-        return 1e-3 * (1 + batch_size)
+    def step(rehearsal, layout):
+        timed.append(rehearsal.batch_size)
+        rates = rehearsal.values([TrialId(0), TrialId(1)])["learning_rate"]
+        assert rates.shape == (2,)
+        assert ((rates >= 0.01) & (rates <= 3)).all()
+        return 1e-3 * (1 + rehearsal.batch_size)
 
     whole = {"train": 0.2, "validation": 0.14, "test": 0.1}
-    monkeypatch.setattr(rehearsal, "seconds_per_step", step)
+    monkeypatch.setattr(autotune, "seconds_per_step", step)
     monkeypatch.setattr(
-        rehearsal, "seconds_per_evaluation", lambda engine, split, *others: whole[split]
+        autotune, "seconds_per_evaluation", lambda rehearsal, layout, split: whole[split]
     )
     some = small(batch_sizes=[2, 4, 8, 16, 32], max_steps=8, trials=5)
     table = some.estimate_seconds()
@@ -188,8 +193,7 @@ def test_an_estimate_in_seconds_adds_up_what_was_timed_here(monkeypatch):
     np.testing.assert_allclose(table["seconds"], table[parts].sum(axis=1))
 
 
-def test_seconds_are_taken_of_real_evaluations(monkeypatch):
-    monkeypatch.setattr(rehearsal, "_SECONDS", 1e-4)
+def test_seconds_are_taken_of_real_evaluations():
     table = small(batch_sizes=[4], max_steps=8).estimate_seconds()
     assert (table.drop(columns="batch_size") > 0).all(axis=None)
 

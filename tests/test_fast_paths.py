@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import points
+from helpers import points
 
 import batchscale as bs
 from batchscale.engine import engine, layout
@@ -142,7 +142,7 @@ def test_eight_devices_give_the_bits_of_one(tmp_path):
         jax.config.update("jax_num_cpu_devices", 8)
         sys.path.insert(0, sys.argv[2])
         import pandas as pd
-        from conftest import perceptron
+        from helpers import perceptron
         import batchscale as bs
         jax.config.update("jax_num_cpu_devices", 8)
         study = bs.Study(
@@ -177,7 +177,9 @@ def test_batches_larger_than_what_is_drawn_at_once_have_a_program_of_their_own(
 ):
     some = study(network, batch_sizes=[8, 32, "full"], microbatch=4, lanes=2, stop="first")
     whole = some.run(tmp_path / "whole", progress=False)
-    monkeypatch.setattr(engine, "_DRAWN", 16)  # so that 8 draws for two steps, and 32 for one
+    monkeypatch.setattr(
+        engine, "DRAWN_AT_ONCE", 16
+    )  # so that 8 draws for two steps, and 32 for one
     parts = some.run(tmp_path / "parts", progress=False)
     pd.testing.assert_frame_equal(parts.trials, whole.trials)
     pd.testing.assert_frame_equal(parts.measurements, whole.measurements)

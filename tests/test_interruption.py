@@ -9,10 +9,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import perceptron
+from helpers import perceptron, writing_after_every_evaluation
 
 import batchscale as bs
-from batchscale.runner import session
+from batchscale.engine import layout
+from batchscale.runner import batch_size, planning, session
+from batchscale.runner.batch_size import Pauses
 
 # From 1,000 examples on evaluations may be bounds: the first ones are nothing else.
 STUDY = bs.Study(
@@ -39,18 +41,22 @@ ANALYSES = ("steps_to_target", "optima", "audit", "confirmation", "refined", "va
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch, kept):
     """Runs share programs; what is tested is what they write and read."""
-    for name in ("fingerprint", "mixes_examples", "engine", "choose_layout"):
-        function = getattr(session, name)
+    for module, name in (
+        (planning, "fingerprint"),
+        (planning, "mixes_examples"),
+        (session, "Engine"),
+        (layout, "choose"),
+    ):
+        function = getattr(module, name)
 
-        def once(*arguments, name=name, function=function):
-            key = name, *(x for x in arguments if isinstance(x, int))  # a batch size
+        def once(*arguments, name=name, function=function, **options):
+            key = name, options.get("batch_size")
             if key not in kept:
-                kept[key] = function(*arguments)
-            return contextlib.nullcontext(kept[key]) if name == "engine" else kept[key]
+                kept[key] = function(*arguments, **options)
+            return contextlib.nullcontext(kept[key]) if name == "Engine" else kept[key]
 
-        monkeypatch.setattr(session, name, once)
-    monkeypatch.setattr(runner, "_WRITE_SECONDS", 0.0)  # after every evaluation
-    monkeypatch.setattr(runner, "_WRITE_SHARE", 0.0)
+        monkeypatch.setattr(module, name, once)
+    writing_after_every_evaluation(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +137,7 @@ def test_a_kill_before_or_after_any_write_changes_no_table(
     call, every, finished, tmp_path_factory, monkeypatch
 ):
     played = play(call, finished, tmp_path_factory, monkeypatch)
-    monkeypatch.setattr(runner, "_WRITE_SECONDS", 60.0)
+    monkeypatch.setattr(batch_size, "PAUSES", Pauses(60.0))
     whole, copies = tables(played["end"]), played["copies"]
     assert len(copies) > 20
     # The first evaluations, and then some: one write is like another. With -m slow, all.
@@ -229,8 +235,8 @@ def test_rows_of_an_interrupted_write_are_written_with_the_states_that_follow_th
     """Else the states would be ahead of the rows, by all the evaluations since the last write."""
     played = play("run", finished, tmp_path_factory, monkeypatch)
     clock = itertools.count()  # it is read twice an evaluation: a write every fourth
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    monkeypatch.setattr(runner, "_WRITE_SECONDS", 6.0)
+    monkeypatch.setattr(batch_size, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    monkeypatch.setattr(batch_size, "PAUSES", Pauses(6.0, 0.0))
     seen = []
 
     def interrupt(name):

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 import batchscale as bs
 from batchscale.models import layers
-from batchscale.theory import NoisyQuadratic, noise_scale_of_batches, noise_scales
+from batchscale.theory import NoisyQuadratic, noise_scale, noise_scale_of_batches, noise_scales
 from batchscale.theory._ratio import Moments, fieller
 
 EXAMPLES, DIMENSION = 60, 4

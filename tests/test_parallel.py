@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import GOAL
 
 from batchscale import optimizers, sampling, schedules, train
 from batchscale.engine import parallel
-from batchscale.engine.engine import Engine
+from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import Layout
-from batchscale.engine.packs import TrialId, unpack
+from batchscale.engine.packs import TrialId, Values, stacked, unpack
 
 TRIALS = [TrialId(number) for number in range(8)]
 
@@ -20,22 +21,27 @@ def values(trial: TrialId) -> dict[str, float]:
     return {"learning_rate": 0.02 * 1.5**trial.number, "momentum": 0.1 * trial.number}
 
 
+def of(trials) -> Values:
+    return stacked([values(trial) for trial in trials])
+
+
 def engine(workload, devices: int) -> Engine:
-    return Engine(
+    training = Training(
         workload,
         optimizers.get("nesterov"),
         schedules.constant,
         names=("learning_rate", "momentum"),
         seed=0,
-        mesh=parallel.mesh(jax.devices()[:devices]),
+        goal=GOAL,
     )
+    return Engine(training, mesh=parallel.mesh(jax.devices()[:devices]))
 
 
 def trained(workload, trials, *, lanes, devices=1, steps=50, microbatch=8):
     """The states of trials after some steps at batch size 8, by trial."""
     layout = Layout(lanes, microbatch)
     with engine(workload, devices) as some:
-        packs = some.start(trials, values, batch_size=8, layout=layout)
+        packs = some.start(trials, of(trials), batch_size=8, layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=0, to=steps)
         states = unpack(packs)
     return {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}
@@ -74,19 +80,20 @@ def test_parameters_agree_across_lane_counts_in_single_precision(square, lanes):
 @pytest.mark.parametrize("at_once", [1, 2, 4])
 def test_lanes_can_run_all_at_once_some_at_a_time_or_one_at_a_time(at_once):
     program = parallel.packed(
-        lambda state, trial, shared, local: {"sum": state * shared + trial["x"] + local},
+        lambda state, shared, trial, local: {"sum": state * shared + trial["x"] + local},
         parallel.mesh(),
+        per=["trial", "all", "trial", "device"],
         lanes=4,
         at_once=at_once,
     )
     state, x = np.arange(8.0, dtype=np.float32), np.linspace(0, 1, 8, dtype=np.float32)
-    got = program(state, {"x": x}, np.float32(3), np.array([10, 20], np.float32))["sum"]
+    got = program(state, np.float32(3), {"x": x}, np.array([10, 20], np.float32))["sum"]
     np.testing.assert_allclose(got, 3 * state + x + np.repeat([10, 20], 4), rtol=1e-6)
 
 
 def test_at_once_must_divide_the_lanes():
     with pytest.raises(ValueError, match="at_once: got 3, wanted a divisor of the 4 lanes"):
-        parallel.packed(lambda *_: None, parallel.mesh(), lanes=4, at_once=3)
+        parallel.packed(lambda *_: None, parallel.mesh(), per=["trial"], lanes=4, at_once=3)
 
 
 def test_shard_map_over_vmap_agrees_with_pmap(square):
@@ -100,12 +107,10 @@ def test_shard_map_over_vmap_agrees_with_pmap(square):
         return train.step(recipe, state, hyperparameters, data, train.Batch(drawn, 0, 8), 0)
 
     keys = np.stack([np.asarray(train.trial_key(0, 8, n, 0)) for n in range(8)])
-    table = {
-        name: jnp.array([values(trial)[name] for trial in TRIALS]) for name in values(TRIALS[0])
-    }
+    table = jax.tree.map(jnp.asarray, of(TRIALS))
     states = jax.vmap(lambda key, h: train.init(recipe, key, h))(keys, table)
-    program = parallel.packed(lambda s, h, *_: step(s, h), parallel.mesh(), lanes=4)
-    mapped = program(states, table, (), np.zeros(2, np.int32))
+    program = parallel.packed(step, parallel.mesh(), per=["trial", "trial"], lanes=4)
+    mapped = program(states, table)
     split = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), (states, table))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -117,9 +122,10 @@ def test_shard_map_over_vmap_agrees_with_pmap(square):
 def test_states_survive_the_way_to_the_host_and_back(square):
     layout = Layout(4, 8)
     with engine(square, 2) as some:
-        packs = some.start(TRIALS, values, batch_size=8, layout=layout)
+        packs = some.start(TRIALS, of(TRIALS), batch_size=8, layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=0, to=20)
-        packs = some.pack(unpack(packs).only(TRIALS[5:2:-1]), values, layout=layout)
+        left = TRIALS[5:2:-1]
+        packs = some.pack(unpack(packs).only(left), of(left), layout=layout)
         some.advance(packs, batch_size=8, layout=layout, step=20, to=50)
         states = unpack(packs)
     moved = {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from conftest import perceptron
+from helpers import perceptron
 
 import batchscale as bs
 from batchscale.files import cache_folder, local_path
@@ -67,7 +67,7 @@ def test_an_address_is_refused_at_every_entrance_before_anything_is_done(
 ):
     monkeypatch.chdir(tmp_path)
     some = study()
-    result = bs.Result(tmp_path, some._definition(), pd.DataFrame(), pd.DataFrame())
+    result = bs.Result(tmp_path, some.definition(), pd.DataFrame(), pd.DataFrame())
     monkeypatch.setattr(bs.Workload, "splits", lambda _: pytest.fail("data was loaded"))
     for entrance in (
         some.run,

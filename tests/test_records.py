@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from helpers import KilledError, operations_before_a_kill
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,28 +139,6 @@ def test_a_row_or_batch_size_written_again_replaces_the_former(tmp_path):
     assert measured["validation/error"].tolist() == [12]
     assert tried.index.tolist() == [(4, 0, 0), (8, 0, 0)]
     assert tried["steps_trained"].tolist() == [9, 2]
-
-
-class KilledError(BaseException):
-    """Stands for the end of the process."""
-
-
-def operations_before_a_kill(monkeypatch, alive: int):
-    """Lets `alive` operations on the disk through; from then on all of them fail."""
-    left = [alive]
-
-    def guard(function):
-        def guarded(*arguments, **keywords):
-            if left[0] == 0:
-                raise KilledError
-            left[0] -= 1
-            return function(*arguments, **keywords)
-
-        return guarded
-
-    monkeypatch.setattr(os, "fsync", guard(os.fsync))
-    monkeypatch.setattr(os, "replace", guard(os.replace))
-    monkeypatch.setattr(Path, "unlink", guard(Path.unlink))
 
 
 @pytest.mark.parametrize("alive", range(19))
@@ -459,7 +438,7 @@ def test_a_state_of_another_seed_type_or_batch_size_is_refused(tmp_path, what):
         assert records.read_state(8) is not None
         if what == "batch size":  # and signed again
             (tmp_path / "state/4.npz").write_bytes((tmp_path / "state/8.npz").read_bytes())
-            records._store.write(
+            records.files.write(
                 "state/4.npz", lambda file: file.write((tmp_path / "state/8.npz").read_bytes())
             )
         records.identity = records.identity | {what: 1}
@@ -569,7 +548,7 @@ def test_a_damaged_file_is_named_and_nothing_is_overwritten(tmp_path, name, dama
     def read(records):
         records.contents()
         if name == "provenance.json":
-            records._runs()
+            records.runs()
 
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     for open_ in (
@@ -704,7 +683,7 @@ def test_provenance_says_what_a_run_depends_on(tmp_path, monkeypatch):
 
 
 def test_a_package_that_is_absent_has_no_version(monkeypatch):
-    monkeypatch.setattr(environment, "_PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package",))
     assert provenance()["versions"]["no-such-package"] is None
 
 
@@ -719,16 +698,16 @@ def test_the_git_revision_is_that_of_a_checkout_that_tracks_the_file(tmp_path):
 
     file = tmp_path / "package.py"
     file.write_text("x = 1\n")
-    assert environment._git(file) is None
+    assert environment.git_state(file) is None
     git("init", "--quiet")
-    assert environment._git(file) is None  # an installed package inside another project
+    assert environment.git_state(file) is None  # an installed package inside another project
     git("add", "package.py")
     git("commit", "--quiet", "--message", "first")
-    assert environment._git(file) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    assert environment.git_state(file) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
     file.write_text("x = 2\n")
-    assert environment._git(file) == {"revision": git("rev-parse", "HEAD"), "dirty": True}
+    assert environment.git_state(file) == {"revision": git("rev-parse", "HEAD"), "dirty": True}
 
 
 def test_where_there_is_no_git_there_is_no_revision(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment._git(Path(__file__)) is None
+    assert environment.git_state(Path(__file__)) is None

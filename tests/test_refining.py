@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import perceptron
+from helpers import perceptron
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from batchscale import plots
 from batchscale.metrics import Goal
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
-from batchscale.tuner import Choice, LogUniform, SearchSpace
+from batchscale.tuner import Choice, LogUniform, SearchSpace, sensitivity
 
 GOAL = Goal("validation/error", 0.5)
 SPACE = SearchSpace(learning_rate=LogUniform(0.01, 100))

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import batchscale as bs
 from batchscale.models import layers
-from batchscale.theory import generalisation
+from batchscale.theory import generalisation, sharpness
 
 
 def hessian(workload, params):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import perceptron
+from helpers import perceptron
 
 from batchscale import optimizers, sampling, schedules, train
 from batchscale.train import Recipe

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import batches
+from helpers import batches
 from optax import contrib
 
 import batchscale as bs
 from batchscale import keys, optimizers, train
 from batchscale.engine import parallel
+from batchscale.engine.engine import Engine
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import TrialId, unpack
-from batchscale.runner import session
 
 EXAMPLES, BATCH, STEPS, RATE = 96, 16, 20, 0.05
 TRIAL = 1
@@ -106,9 +106,9 @@ def study(case, dtype):
 def trained(some):
     """The parameters of the trial after twenty steps, on the engine that studies run on."""
     id, layout = TrialId(TRIAL), Layout(lanes=1, microbatch=BATCH)
-    with session.engine(some, parallel.mesh(jax.devices()[:1])) as engine:
+    with Engine(some.training(), mesh=parallel.mesh(jax.devices()[:1])) as engine:
         packs = engine.start(
-            [id], lambda _: {"learning_rate": RATE}, batch_size=BATCH, layout=layout
+            [id], {"learning_rate": np.array([RATE])}, batch_size=BATCH, layout=layout
         )
         engine.advance(packs, batch_size=BATCH, layout=layout, step=0, to=STEPS)
         return engine.params(unpack(packs), id)[0]

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import batches, perceptron
+from helpers import batches, perceptron, writing_after_every_evaluation
 
 import batchscale as bs
 from batchscale import keys
-from batchscale.engine import parallel
-from batchscale.engine.packs import TrialId, unpack
-from batchscale.runner import session
+from batchscale.engine import layout, parallel
+from batchscale.engine.engine import Engine
+from batchscale.engine.packs import TrialId, stacked, unpack
 
 
 def study(workload, **others):
@@ -32,13 +32,13 @@ def trained(some, steps, *, microbatch=None):
     """The parameters of the first trial after so many steps, at the study's only batch size."""
     (batch_size,) = some.resolved_batch_sizes()
     mesh, trial = parallel.mesh(jax.devices()[:1]), TrialId(0)
-    layout = session.choose_layout(some, batch_size, mesh)
+    packing = layout.choose(some.workload, cpu=True, batch_size=batch_size, trials=1)
     if microbatch is not None:
-        layout = layout._replace(microbatch=microbatch)
-    with session.engine(some, mesh) as engine:
-        values = some.space.at(batch_size)
-        packs = engine.start([trial], lambda _: values, batch_size=batch_size, layout=layout)
-        engine.advance(packs, batch_size=batch_size, layout=layout, step=0, to=steps)
+        packing = packing._replace(microbatch=microbatch)
+    with Engine(some.training(), mesh=mesh) as engine:
+        values = stacked([some.space.at(batch_size)])
+        packs = engine.start([trial], values, batch_size=batch_size, layout=packing)
+        engine.advance(packs, batch_size=batch_size, layout=packing, step=0, to=steps)
         return engine.params(unpack(packs), trial)[0]
 
 
@@ -208,8 +208,7 @@ def test_the_users_settings_of_jax_change_nothing(setting, usual, tmp_path):
 
 def test_keys_in_states_are_stored_and_the_noise_of_trials_differs(tmp_path, monkeypatch):
     """Nothing but noise moves the parameters, and the trials have the same hyperparameters."""
-    monkeypatch.setattr(runner, "_WRITE_SECONDS", 0.0)
-    monkeypatch.setattr(runner, "_WRITE_SHARE", 0.0)
+    writing_after_every_evaluation(monkeypatch)
 
     def init(key):
         return {"w": jnp.zeros(4)}, {"key": jax.random.key(1, impl="rbg")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -92,4 +93,6 @@ def audit(
         refined,
         paces,
     )
-    return Audit(tuple(check(evidence) for check in _CHECKS))
+    return Audit(
+        tuple(dataclasses.replace(check(evidence), key=check.__name__) for check in _CHECKS)
+    )

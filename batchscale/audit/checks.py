@@ -37,16 +37,18 @@ class Check:
     """One question, and its answer.
 
     Attributes:
-      name: of the check.
+      name: of the check, in words.
       verdict: `pass`, `warn`, `fail`, or `unknown`.
       evidence: what was found, in words and numbers.
       remedy: what to do about it; empty where it passed.
+      key: of the check, one word, which stays when the words change.
     """
 
     name: str
     verdict: Verdict
     evidence: str
     remedy: str = ""
+    key: str = ""
 
     def __str__(self) -> str:
         line = f"{self.verdict:>7}  {self.name}: {self.evidence}"
@@ -76,15 +78,15 @@ class Audit:
         return "\n".join(map(str, self.checks))
 
     def of(self, name: str) -> Check:
-        """The check of a name.
+        """The check of a name, or of a key.
 
         Raises:
           KeyError: there is none.
         """
         for check in self.checks:
-            if check.name == name:
+            if name in (check.name, check.key):
                 return check
-        raise KeyError(f"audit: no check {name!r}; there are {', '.join(c.name for c in self)}.")
+        raise KeyError(f"audit: no check {name!r}; there are {', '.join(c.key for c in self)}.")
 
     @property
     def alarms(self) -> tuple[Check, ...]:
@@ -92,7 +94,7 @@ class Audit:
         return tuple(c for c in self.checks if c.verdict in (Verdict.WARN, Verdict.FAIL))
 
     def table(self) -> pd.DataFrame:
-        """One row a check: `name`, `verdict`, `evidence`, `remedy`."""
+        """One row a check: `name`, `verdict`, `evidence`, `remedy`, `key`."""
         return pd.DataFrame([dataclasses.asdict(check) for check in self.checks])
 
 

@@ -54,8 +54,8 @@ def read(folder: Path, cache: Path, published: Callable[[Splits], bool]) -> Spli
     stored = cache / "tfds" / f"{name}-{version}-{key}.npz"
     with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
         return from_npz(stored)
-    filed = _decoded(folder)
-    original = {split: _unshuffled(split, fields) for split, fields in filed.items()}
+    filed = decoded(folder)
+    original = {split: unshuffled(split, fields) for split, fields in filed.items()}
     splits = original if published(original) else filed
     with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
         to_npz(splits, stored)
@@ -73,7 +73,8 @@ def prepare(root: Path, name: str) -> Path:
     return folder
 
 
-def _decoded(folder: Path) -> Splits:
+def decoded(folder: Path) -> Splits:
+    """The images and labels of a prepared set, in the order in which they are filed."""
     builder = _tfds().builder_from_directory(folder)
     return {split: _examples(builder.as_data_source(split)) for split in _SPLITS}
 
@@ -88,7 +89,7 @@ def _examples(source: Any) -> dict[str, np.ndarray]:
     return {"image": np.stack(images), "label": np.array(labels, np.int32)}
 
 
-def _unshuffled(split: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unshuffled(split: str, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The examples of a split by their numbers, which were the keys that TFDS sorted by.
 
     TFDS writes examples sorted by the MD5 of the split's name and the key, over all files of a

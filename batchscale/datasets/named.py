@@ -15,7 +15,7 @@ from batchscale.files import cache_folder, local_path
 
 
 @dataclasses.dataclass(frozen=True)
-class _ImageSet:
+class ImageSet:
     """What a name promises: `shape` is an image's (height, width, channels), the rest examples."""
 
     shape: tuple[int, int, int]
@@ -24,11 +24,11 @@ class _ImageSet:
     test: int
 
 
-_SETS = {
-    "digits": _ImageSet((8, 8, 1), train=1_100, validation=350, test=347),
-    "mnist": _ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
-    "fashion_mnist": _ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
-    "cifar10": _ImageSet((32, 32, 3), train=45_000, validation=5_000, test=10_000),
+SETS = {
+    "digits": ImageSet((8, 8, 1), train=1_100, validation=350, test=347),
+    "mnist": ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
+    "fashion_mnist": ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
+    "cifar10": ImageSet((32, 32, 3), train=45_000, validation=5_000, test=10_000),
 }
 _CLASSES = 10
 
@@ -39,7 +39,7 @@ def names() -> tuple[str, ...]:
     >>> names()
     ('digits', 'mnist', 'fashion_mnist', 'cifar10')
     """
-    return tuple(_SETS)
+    return tuple(SETS)
 
 
 def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Splits:
@@ -90,7 +90,7 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     """
     _check_name(name)
     splits, where = _found(name, directory)
-    _titles.warn(name, splits, where, validation=_SETS[name].validation)
+    _titles.warn(name, splits, where, validation=SETS[name].validation)
     return splits
 
 
@@ -117,13 +117,13 @@ def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     'digits (other images)'
     """
     _check_name(name)
-    return _titles.title(name, splits, validation=_SETS[name].validation)
+    return _titles.title(name, splits, validation=SETS[name].validation)
 
 
 def _check_name(name: str) -> None:
-    if name not in _SETS:
+    if name not in SETS:
         raise ValueError(
-            f"name: got {name!r}, wanted one of {', '.join(_SETS)}. "
+            f"name: got {name!r}, wanted one of {', '.join(SETS)}. "
             "Data of your own comes from from_arrays, from_npz or from_idx."
         )
 
@@ -151,7 +151,7 @@ def _digits() -> Splits:
             f'({error}). Run: pip install "batchscale[experiments]"'
         ) from error
     pixels, labels = map(np.asarray, load_digits(return_X_y=True))
-    sizes = _SETS["digits"]
+    sizes = SETS["digits"]
     images = pixels.reshape(-1, *sizes.shape).astype(np.uint8)
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(labels))
     parts = np.split(order, [sizes.train, sizes.train + sizes.validation])
@@ -195,7 +195,7 @@ def _of_tfds(name: str, folder: Path, cache: Path) -> Splits:
 
 def _standard(name: str, examples: Splits, where: Path) -> Splits:
     """All training examples and the test split, checked, with the last ones held out."""
-    sizes = _SETS[name]
+    sizes = SETS[name]
     wanted = {"train": sizes.train + sizes.validation, "test": sizes.test}
     got = {split: len(fields["label"]) for split, fields in examples.items()}
     if got != wanted:
@@ -209,7 +209,7 @@ def _standard(name: str, examples: Splits, where: Path) -> Splits:
 
 
 def _check_images(name: str, splits: Splits, where: Path) -> None:
-    shape = _SETS[name].shape
+    shape = SETS[name].shape
     for split, fields in splits.items():
         got = {field: (str(array.dtype), array.shape[1:]) for field, array in fields.items()}
         wanted = {"image": ("uint8", shape), "label": ("int32", ())}

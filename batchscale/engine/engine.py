@@ -31,7 +31,8 @@ from batchscale.schedules import Schedule
 from batchscale.train import Recipe, TrainState
 from batchscale.workloads import Workload
 
-_DRAWN = 2**15  # a choice: so many examples of every trial are drawn at once
+DRAWN_AT_ONCE = 2**15
+"""A choice: so many examples of every trial are drawn at once, ahead of the steps that see them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,4 +359,4 @@ class Engine:
 
     def _drawn(self, batch_size: int) -> Argument:
         """What is drawn at once of the examples that a trial sees."""
-        return Argument("trial", jax.ShapeDtypeStruct((max(_DRAWN, batch_size),), np.int32))
+        return Argument("trial", jax.ShapeDtypeStruct((max(DRAWN_AT_ONCE, batch_size),), np.int32))

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from batchscale import columns, keys
+from batchscale import arrays, columns, keys
 from batchscale.workloads import Workload
 
 # Choices, from measurements on two CPU cores; both numbers can be fixed in the study.

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
-import scipy.special
+import scipy
 from jaxtyping import Bool, Float
 
 from batchscale import columns, numeric
@@ -64,7 +63,7 @@ def best_of(
     that the interval is rather too wide than too narrow. `high` takes trials that were cut for
     slower than all others, and is inf where that decides. Last, `low` is an evaluation before, as
     crossings are known to lie between two: more than `low`, at most `high` steps are predicted.
-    In simulations (`benchmarks/coverage.py`) intervals at 90% hold 88% to 98% of new searches, and
+    In simulations (`validation/coverage.py`) intervals at 90% hold 88% to 98% of new searches, and
     up to 99% where `high` is inf, so that only `low` can be passed.
 
     The trials are those of the plan and in place of diverged ones, no reruns or refinements, and
@@ -180,7 +179,14 @@ class _Ranks(NamedTuple):
 
 
 @functools.cache
-def _ranks(size: int, n: int, confidence: float) -> _Ranks:
+def ranks_of(size: int, n: int, confidence: float) -> _Ranks:
+    """Which of N crossings bound the minimum of n others, whatever the distribution.
+
+    Args:
+      size: N.
+      n: of the others.
+      confidence: of both bounds together.
+    """
     outside = (1 - confidence) / 2 + 1e-12
     # That n of N + n are all above the k-th of the N, if any order is as likely.
     above = [math.comb(size + n - k, n) / math.comb(size + n, n) for k in range(1, size + 1)]
@@ -191,7 +197,7 @@ def _ranks(size: int, n: int, confidence: float) -> _Ranks:
 
 
 @functools.cache
-def _drop(size: int, n: int, fastest: int, outside: float) -> float:
+def largest_drop(size: int, n: int, fastest: int, outside: float) -> float:
     """How far below the first of N crossings the minimum of n others is, with P(more) = `outside`.
 
     In logs, and in units of the mean distance of the first crossings from the last of the
@@ -244,7 +250,7 @@ class _Search:
 
         Not that of `high`: were a trial that was cut faster, the true one would be earlier.
         """
-        low, median, _ = _ranks(self.size, n, confidence)
+        low, median, _ = ranks_of(self.size, n, confidence)
         return self.crossings[max(low or min(_FASTEST, self.size), median) - 1]
 
     def known(self, crossing: float) -> bool:
@@ -261,7 +267,7 @@ class _Search:
 
     def row(self, n: int, confidence: float) -> dict[str, float]:
         """The row of `best_of`."""
-        ranks = _ranks(self.size, n, confidence)
+        ranks = ranks_of(self.size, n, confidence)
         return {
             "batch_size": self.batch_size,
             "trials": self.size,
@@ -281,7 +287,7 @@ class _Search:
         if len(fastest) < 2 or fastest[0] == 0:
             return 0.0
         logs = np.log(fastest)
-        drop = _drop(self.size, n, len(fastest), (1 - confidence) / 2)
+        drop = largest_drop(self.size, n, len(fastest), (1 - confidence) / 2)
         bound = math.exp(logs[0] - drop * np.mean(logs[-1] - logs[:-1]))
         before = self.evaluated[self.evaluated <= bound]
         return min(float(before.max(initial=0)), self.after[0])

@@ -20,7 +20,7 @@ from batchscale.plots.common import (
     log2_axis,
     new_axes,
 )
-from batchscale.scaling import Pace
+from batchscale.scaling import Pace, transitions
 
 _REFERENCE: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 5}
 _OTHER: dict[str, Any] = {"linewidth": 1.2, "zorder": 3}

@@ -32,6 +32,7 @@ BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
 GREEN = "#009E73"
 COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", ORANGE, "#56B4E9")
 GREY = "#707070"
+_FORMATS: dict[str, dict[str, Any]] = {"png": {"dpi": 200}, "svg": {"metadata": {"Date": None}}}
 MISS: dict[str, Any] = {
     "label": "goal not reached",
     "linestyle": "none",
@@ -99,7 +100,11 @@ class Result(Protocol):
         ...
 
 
-def save(figure: Axes | Figure | np.ndarray, stem: str | Path) -> tuple[Path, Path]:
+def save(
+    figure: Axes | Figure | np.ndarray,
+    stem: str | Path,
+    formats: Sequence[Literal["png", "svg"]] = ("png", "svg"),
+) -> tuple[Path, ...]:
     """Writes a figure as PNG and as SVG.
 
     The same figure gives the same SVG, byte for byte.
@@ -107,9 +112,10 @@ def save(figure: Axes | Figure | np.ndarray, stem: str | Path) -> tuple[Path, Pa
     Args:
       figure: a figure, one of its axes, or an array of them.
       stem: where, without a suffix; folders are made as needed.
+      formats: of these two, in order.
 
     Returns:
-      The two paths, `<stem>.png` and `<stem>.svg`.
+      The paths, `<stem>.png` and `<stem>.svg`.
 
     >>> import tempfile
     >>> figure, ax = plt.subplots()
@@ -117,18 +123,23 @@ def save(figure: Axes | Figure | np.ndarray, stem: str | Path) -> tuple[Path, Pa
     ...     [path.name for path in save(ax, f"{folder}/curves/mnist")]
     ['mnist.png', 'mnist.svg']
     >>> plt.close(figure)
+
+    Raises:
+      ValueError: a format is none of these.
     """
     drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) else figure
     if not isinstance(drawn, Figure):
         drawn = drawn.get_figure(root=True)
     stem = local_path(stem, "stem")
-    png, svg = (stem.with_name(stem.name + suffix) for suffix in (".png", ".svg"))
+    unknown = [name for name in formats if name not in _FORMATS]
+    if isinstance(formats, str) or unknown:
+        raise ValueError(f"formats: got {formats!r}, wanted some of {', '.join(_FORMATS)}.")
     stem.parent.mkdir(parents=True, exist_ok=True)
-    with open(png, "wb") as file:
-        drawn.savefig(file, format="png", dpi=200)
-    with open(svg, "wb") as file, mpl.rc_context({"svg.hashsalt": "batchscale"}):
-        drawn.savefig(file, format="svg", metadata={"Date": None})
-    return png, svg
+    paths = tuple(stem.with_name(f"{stem.name}.{name}") for name in formats)
+    for path, name in zip(paths, formats, strict=True):
+        with open(path, "wb") as file, mpl.rc_context({"svg.hashsalt": "batchscale"}):
+            drawn.savefig(file, format=name, **_FORMATS[name])
+    return paths
 
 
 def new_axes() -> Axes:

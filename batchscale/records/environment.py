@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64")
-_PACKAGES = (
+PACKAGES = (
     *("batchscale", "jax", "jaxlib", "flax", "optax"),
     *("numpy", "scipy", "pandas", "pyarrow"),
 )
@@ -40,7 +40,7 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version()}
-        | {package: _version(package) for package in _PACKAGES},
+        | {package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
@@ -48,7 +48,7 @@ def provenance() -> dict[str, Any]:
             {"platform": name, "kind": kind, "count": count}
             for (name, kind), count in devices.items()
         ],
-        "git": _git(Path(__file__)),
+        "git": git_state(Path(__file__)),
     } | {name: getattr(jax.config, name) for name in _SETTINGS}
 
 
@@ -136,7 +136,9 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(file: Path) -> dict[str, Any] | None:
+def git_state(file: Path) -> dict[str, Any] | None:
+    """The revision that a file of the package is in, and whether it was changed since, if any."""
+
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", *arguments]
         run = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True)

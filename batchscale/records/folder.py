@@ -58,14 +58,16 @@ class StudyFolder:
     Attributes:
       folder: where it is, absolute.
       identity: what a training state must have been written under, by name, to be taken up.
+      files: the files, and what they were when they were written.
     """
 
     folder: Path
     identity: Mapping[str, Any]
+    files: Store
 
     def __init__(self, store: Store, lock: IO[bytes] | None):
         self.folder, self.identity = store.folder, {}
-        self._store, self._lock = store, lock
+        self.files, self._lock = store, lock
 
     @classmethod
     def open(
@@ -120,16 +122,16 @@ class StudyFolder:
           DamagedError: a file in it was changed, or it is of another study.
         """
         self._check_writable()
-        self._store.commit()  # so that the study has a name
-        index = self._store.index()
+        self.files.commit()  # so that the study has a name
+        index = self.files.index()
         assert index is not None
         opened = self._opened(self._beside(name), write=True)
         try:
             if name in index.beside:
                 opened._check_of(index.study)
             else:
-                opened._store.commit(study=index.study)
-                self._store.commit(beside=(*index.beside, name))
+                opened.files.commit(study=index.study)
+                self.files.commit(beside=(*index.beside, name))
         except BaseException:
             opened.close()
             raise
@@ -142,7 +144,7 @@ class StudyFolder:
         Raises:
           DamagedError: it is gone, or of another study.
         """
-        index = self._store.index()
+        index = self.files.index()
         if index is None or name not in index.beside:
             return None
         opened = type(self)(self._beside(name), None)
@@ -184,14 +186,14 @@ class StudyFolder:
     @property
     def study(self) -> str | None:
         """What names the study; None where nothing is written yet."""
-        index = self._store.index()
+        index = self.files.index()
         return None if index is None else index.study
 
     @property
     def accepted(self) -> frozenset[str]:
         """The files whose hand edits are accepted, now or for good."""
-        index = self._store.index()
-        return self._store.accept | set(() if index is None else index.accepted)
+        index = self.files.index()
+        return self.files.accept | set(() if index is None else index.accepted)
 
     def check_accepted(self) -> None:
         """Refuses accepted names that are no files of the study, nor of what is beside it.
@@ -199,7 +201,7 @@ class StudyFolder:
         Raises:
           DamagedError: there is such a name.
         """
-        own = Store(self.folder, self._store.accept)
+        own = Store(self.folder, self.files.accept)
         for beside in (self._beside(name) for name in (CONFIRMED, REFINED)):
             if beside.accept:  # else it is not looked at, and may be damaged
                 beside.check_accepted()
@@ -218,36 +220,36 @@ class StudyFolder:
                 with snapshot.open(_PROVENANCE):
                     pass
 
-        self._store.reading(look)
+        self.files.reading(look)
 
     def damaged(self) -> list[str]:
         """The files that were changed since they were written, by their names in the folder."""
-        return self._store.damaged()
+        return self.files.damaged()
 
     def set_aside(self, name: str) -> str:
         """Moves a file out of the study, and says where to, within the folder."""
         self._check_writable()
-        return self._store.set_aside(name)
+        return self.files.set_aside(name)
 
     def set_aside_beside(self, name: str) -> str:
         """Moves a folder that `beside` has made out of the study, and says where to."""
         self._check_writable()
-        index = self._store.index()
+        index = self.files.index()
         assert index is not None
-        aside = self._store.aside(name)
-        self._store.commit(beside=tuple(other for other in index.beside if other != name))
+        aside = self.files.aside(name)
+        self.files.commit(beside=tuple(other for other in index.beside if other != name))
         return aside
 
     def _beside(self, name: str) -> Store:
         prefix = f"{name}/"
-        accept = {n.removeprefix(prefix) for n in self._store.accept if n.startswith(prefix)}
+        accept = {n.removeprefix(prefix) for n in self.files.accept if n.startswith(prefix)}
         return Store(self.folder / name, frozenset(accept), prefix)
 
     def _check_of(self, study: str) -> None:
-        index = self._store.index()
+        index = self.files.index()
         if index is None:
             raise DamagedError(self.folder / INDEX, "missing; its study says that it is there.")
-        if index.study != study and INDEX not in self._store.accept:
+        if index.study != study and INDEX not in self.files.accept:
             raise DamagedError(self.folder / INDEX, "of another study than the folder it is in.")
 
     def close(self) -> None:
@@ -265,7 +267,7 @@ class StudyFolder:
     def together(self) -> AbstractContextManager[None]:
         """What is written inside counts all at once, at the end; after an error, nothing of it."""
         self._check_writable()
-        return self._store.together()
+        return self.files.together()
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Writes `plan.json` in place of the former one.
@@ -287,24 +289,30 @@ class StudyFolder:
         Raises:
           DamagedError: it was changed since it was written.
         """
-        return self._store.reading(lambda snapshot: _reading.json_of(snapshot, PLAN))
+        return self.files.reading(lambda snapshot: _reading.json_of(snapshot, PLAN))
 
     def write_provenance(self, entry: Mapping[str, Any]) -> None:
         """Appends what `provenance` says of a run to the `runs` of `provenance.json`."""
         self._check_writable()
-        runs = [*self._runs(), _files.json_value(entry, "provenance")]
+        runs = [*self.runs(), _files.json_value(entry, "provenance")]
         self._write_json(_PROVENANCE, {"runs": runs})
 
     def write_seconds(self, seconds: Mapping[str, float]) -> None:
         """Adds how long it took, and how long what took, to the last of the runs."""
         self._check_writable()
-        runs = self._runs()
+        runs = self.runs()
         if runs:
             rounded = {name: round(value, 1) for name, value in seconds.items()}
             runs[-1]["seconds"] = _files.json_value(rounded, "seconds")
             self._write_json(_PROVENANCE, {"runs": runs})
 
-    def _runs(self) -> list[Any]:
+    def runs(self) -> list[Any]:
+        """The provenance of every run.
+
+        Raises:
+          DamagedError: the file was changed since it was written.
+        """
+
         def read(snapshot: Snapshot) -> list[Any]:
             stored = _reading.json_of(snapshot, _PROVENANCE)
             runs = stored.get("runs") if isinstance(stored, dict) else [] if stored is None else 0
@@ -312,11 +320,11 @@ class StudyFolder:
                 raise snapshot.damaged(_PROVENANCE, "not the provenance of a study.")
             return runs
 
-        return self._store.reading(read)
+        return self.files.reading(read)
 
     def _write_json(self, name: str, value: Any) -> None:
         content = _files.to_json(value)
-        self._store.write(name, lambda file: file.write(content))
+        self.files.write(name, lambda file: file.write(content))
 
     def append_measurements(self, frame: pd.DataFrame) -> None:
         """Adds rows; a row that is written again replaces the former one, whole.
@@ -330,8 +338,8 @@ class StudyFolder:
         self._check_writable()
         if len(frame):
             frame = measurement_table(frame)
-            known = self._store.reading(_reading.names)
-            number = _reading.next_part([*known, *self._store.pending])
+            known = self.files.reading(_reading.names)
+            number = _reading.next_part([*known, *self.files.pending])
             self._write_table(f"parts/measurements-{number:08d}.parquet", frame)
 
     def write_trials(self, batch_size: int, frame: pd.DataFrame) -> None:
@@ -355,11 +363,11 @@ class StudyFolder:
         self._write_table(f"parts/trials-{batch_size}.parquet", frame)
 
     def _write_table(self, name: str, frame: pd.DataFrame) -> None:
-        self._store.write(name, lambda file: _files.write_table(file, frame))
+        self.files.write(name, lambda file: _files.write_table(file, frame))
 
     def tables(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The measurements and the trials written so far, as `load_tables` returns them."""
-        return self._store.reading(_reading.tables_of)
+        return self.files.reading(_reading.tables_of)
 
     def contents(self) -> Contents:
         """The plan and the tables, of one moment."""
@@ -367,12 +375,12 @@ class StudyFolder:
         def read(snapshot: Snapshot) -> Contents:
             return Contents(_reading.json_of(snapshot, PLAN), *_reading.tables_of(snapshot))
 
-        return self._store.reading(read)
+        return self.files.reading(read)
 
     def compact(self) -> None:
         """Puts all parts into `measurements.parquet` and `trials.parquet`."""
         self._check_writable()
-        self._rewrite(*self.tables())
+        self.replace_tables(*self.tables())
 
     def drop(self, batch_sizes: Collection[int]) -> None:
         """Removes what was measured at batch sizes, for them to be measured again."""
@@ -382,17 +390,18 @@ class StudyFolder:
             for table in self.tables()
         ]
         with self.together():
-            self._rewrite(*kept)
+            self.replace_tables(*kept)
             for batch_size in batch_sizes:
                 self.drop_state(batch_size)
 
-    def _rewrite(self, measurements: pd.DataFrame, trials: pd.DataFrame) -> None:
-        parts = self._store.reading(_reading.parts)
+    def replace_tables(self, measurements: pd.DataFrame, trials: pd.DataFrame) -> None:
+        """Writes both tables whole, in place of all that was written before."""
+        parts = self.files.reading(_reading.parts)
         with self.together():
             self._write_table(_reading.MEASUREMENTS, measurements)
             self._write_table(_reading.TRIALS, trials)
             for part in parts:
-                self._store.remove(part)
+                self.files.remove(part)
 
     def write_state(
         self, batch_size: int, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
@@ -410,7 +419,7 @@ class StudyFolder:
         """
         self._check_writable()
         header = {"of": self._of(batch_size), "about": _files.json_value(about, "about")}
-        self._store.write(
+        self.files.write(
             f"state/{batch_size}.npz", lambda file: _files.write_arrays(file, arrays, header)
         )
 
@@ -445,7 +454,7 @@ class StudyFolder:
                     )
             return arrays, about
 
-        return self._store.reading(read)
+        return self.files.reading(read)
 
     def _of(self, batch_size: int) -> dict[str, Any]:
         return _files.json_value({"batch size": batch_size, **self.identity}, "identity")
@@ -453,7 +462,7 @@ class StudyFolder:
     def drop_state(self, batch_size: int) -> None:
         """Removes the state of a batch size that is finished, if there is one."""
         self._check_writable()
-        self._store.remove(f"state/{batch_size}.npz")
+        self.files.remove(f"state/{batch_size}.npz")
 
     def _check_writable(self) -> None:
         if self._lock is None:

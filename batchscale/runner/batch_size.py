@@ -33,6 +33,10 @@ class Pauses:
     times: float = 20.0
 
 
+PAUSES = Pauses()
+"""Of every study."""
+
+
 class PlannedTrials(Protocol):
     """The trials of a batch size: in a plan on disk before they are run."""
 
@@ -72,7 +76,7 @@ class BatchSizeRun:
       trials: that may be run.
       report: told of the progress.
       begins: called before anything is trained or measured; not where nothing is left to do.
-      pauses: between two writes.
+      pauses: between two writes; `PAUSES` by default.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class BatchSizeRun:
         trials: PlannedTrials,
         report: Callable[[Progress], None],
         begins: Callable[[], None] = lambda: None,
-        pauses: Pauses = Pauses(),  # It is frozen.
+        pauses: Pauses | None = None,
     ) -> None:
         self.layout = layout
         self._ledger = ledger
@@ -94,7 +98,7 @@ class BatchSizeRun:
         self._trials = trials
         self._report = report
         self._begins: Callable[[], None] | None = begins
-        self._pauses = pauses
+        self._pauses = pauses or PAUSES
         self._cohorts: list[_Cohort] = []
         self._moving = False  # states and tables do not say the same: no time to write states
         self._began = self._written = time.monotonic()

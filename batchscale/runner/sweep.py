@@ -17,7 +17,7 @@ from batchscale.metrics import BOUNDS, Goal, with_goal
 from batchscale.plan import Plan
 from batchscale.records import Origin, Status, StudyFolder
 from batchscale.runner import planning
-from batchscale.runner.batch_size import BatchSizeRun, Pauses
+from batchscale.runner.batch_size import BatchSizeRun
 from batchscale.runner.ledger import BatchSizeSpec, Ledger
 from batchscale.runner.session import Session
 from batchscale.stopping import StopRule
@@ -26,19 +26,18 @@ from batchscale.stopping import StopRule
 _REPLACEMENTS = 16
 
 
-def run(session: Session, *, probe: bool = False, pauses: Pauses = Pauses()) -> None:  # noqa: B008
+def run(session: Session, *, probe: bool = False) -> None:
     """Runs what is left of a plan, and writes it into the folder.
 
     Args:
       session: the plan, whose trials are extended in place of those that diverge; what trains, and
         where it is written.
       probe: whether lanes are timed before the first step of a batch size.
-      pauses: between two writes.
     """
     plan, engine = session.plan, session.engine
     measurements, trials = session.folder.tables()
     runs = [
-        _batch_size_run(session, batch_size, measurements, trials, pauses)
+        _batch_size_run(session, batch_size, measurements, trials)
         for batch_size in plan.definition.batch_sizes
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
@@ -147,7 +146,6 @@ def _batch_size_run(
     batch_size: int,
     measurements: pd.DataFrame,
     trials: pd.DataFrame,
-    pauses: Pauses,
 ) -> BatchSizeRun:
     plan, definition = session.plan, session.plan.definition
     grid = definition.grid(batch_size)
@@ -180,5 +178,4 @@ def _batch_size_run(
         begins=functools.partial(
             planning.begin, plan, batch_size, session.conditions, session.folder
         ),
-        pauses=pauses,
     )

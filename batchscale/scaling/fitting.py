@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.optimize
-import scipy.special
-import scipy.stats
+import scipy
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
@@ -32,6 +31,25 @@ _CLOSE = 3e-3  # in the log of a parameter
 _LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
 
 
+class Refusal(enum.StrEnum):
+    """Why a critical batch size is not quoted; `Fit.refused` says it with the numbers of the case.
+
+    >>> print(Refusal.NO_PLATEAU)
+    no plateau is certain within the batch sizes
+    """
+
+    TOO_FEW = "too few batch sizes reach the goal"
+    SCATTER = "steps scatter so far about the curve that it is none of this form"
+    NEITHER_END = "neither perfect scaling nor a plateau can be told from the scatter"
+    NO_PLATEAU = "no plateau is certain within the batch sizes"
+    NO_PERFECT_SCALING = "no perfect scaling is certain within the batch sizes"
+    POWER_LAW = (
+        "steps fall along a power law of the batch size, without the bend from perfect scaling to "
+        "a plateau"
+    )
+    SCHEDULE = "the plateau may be the schedule's"
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """A curve S = S_min (1 + (B_crit / B)^a)^(1/a) through steps to target.
@@ -50,7 +68,8 @@ class Fit:
       spread: the standard deviation of log steps about the curve.
       batch_sizes: how many reach the goal.
       misses: how many do not; each says that its steps are more than were evaluated.
-      refused: why B_crit is not quoted; empty if it is.
+      refused: why B_crit is not quoted, in words; empty if it is.
+      refusals: the kinds of these reasons.
     """
 
     form: Form
@@ -64,6 +83,7 @@ class Fit:
     batch_sizes: int
     misses: int
     refused: str
+    refusals: tuple[Refusal, ...] = ()
     _log_b_crit: float = dataclasses.field(repr=False, default=math.nan)
 
     def __str__(self) -> str:
@@ -75,20 +95,28 @@ class Fit:
             f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, spread {self.spread:.2f}"
         )
 
-    def refuse(self, why: str) -> Fit:
+    def refuse(self, refusal: Refusal, why: str) -> Fit:
         """The same curve without its B_crit, for a reason that steps alone do not tell.
+
+        Args:
+          refusal: the kind of the reason.
+          why: in words; if empty there is none.
 
         >>> table = pd.DataFrame(
         ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
         ... )
-        >>> print(fit(table).refuse("the plateau is a warm-up's"))
+        >>> print(fit(table).refuse(Refusal.SCHEDULE, "the plateau is a warm-up's"))
         no critical batch size is quoted: the plateau is a warm-up's
         """
         if not why:
             return self
         why = f"{why}; and {self.refused}" if self.refused else why
         return dataclasses.replace(
-            self, b_crit=math.nan, b_crit_interval=Interval(0.0, math.inf), refused=why
+            self,
+            b_crit=math.nan,
+            b_crit_interval=Interval(0.0, math.inf),
+            refused=why,
+            refusals=(refusal, *self.refusals),
         )
 
     def steps(self, batch_sizes: ArrayLike) -> Float[np.ndarray, " batch_sizes"]:
@@ -174,9 +202,9 @@ def fit(
         why = f"{count} batch sizes reach the goal, at least {_FEWEST[form]} are needed"
         few = Fit(
             form, math.nan, math.nan, math.nan, nothing, nothing, confidence, math.nan, count,
-            misses, why,
+            misses, why, (Refusal.TOO_FEW,),
         )  # fmt: skip
-        return few.refuse(paced(table, paces or {}).refusal)
+        return few.refuse(Refusal.SCHEDULE, paced(table, paces or {}).refusal)
     likelihood = _Likelihood(table, form)
     logs = np.log(table["batch_size"][reached].to_numpy())
     margin = _DECADES * math.log(10)
@@ -187,28 +215,28 @@ def fit(
     s_min = likelihood.interval(0, best, Interval(best[0] - 3, best[0] + 3), allowed)
     b_crit = likelihood.interval(1, best, limits, allowed)
     spread = likelihood.spread(best)
-    refused = ""
+    refused, refusal = "", None
     smallest, largest = math.exp(logs.min()), math.exp(logs.max())
     if spread > _WORST:
+        refusal = Refusal.SCATTER
         refused = (
             f"steps scatter by a factor of {math.exp(spread):.2g} about the curve: it is none of "
             "this form"
         )
     elif b_crit.high > largest and b_crit.low < smallest:
-        refused = "neither perfect scaling nor a plateau can be told from the scatter"
+        refusal = Refusal.NEITHER_END
+        refused = str(refusal)
     elif b_crit.high > largest:
         b_crit = Interval(b_crit.low, math.inf)
-        refused = f"no plateau is certain within the batch sizes: it is at least {b_crit.low:.3g}"
+        refusal = Refusal.NO_PLATEAU
+        refused = f"{refusal}: it is at least {b_crit.low:.3g}"
     elif b_crit.low < smallest:
         b_crit = Interval(0.0, b_crit.high)
-        refused = (
-            f"no perfect scaling is certain within the batch sizes: it is at most {b_crit.high:.3g}"
-        )
+        refusal = Refusal.NO_PERFECT_SCALING
+        refused = f"{refusal}: it is at most {b_crit.high:.3g}"
     elif likelihood.is_line(best):
-        refused = (
-            "steps fall along a power law of the batch size, without the bend from perfect "
-            "scaling to a plateau"
-        )
+        refusal = Refusal.POWER_LAW
+        refused = str(refusal)
         b_crit = Interval(0.0, math.inf)
     return Fit(
         form=form,
@@ -222,8 +250,9 @@ def fit(
         batch_sizes=count,
         misses=misses,
         refused=refused,
+        refusals=() if refusal is None else (refusal,),
         _log_b_crit=float(best[1]),
-    ).refuse(paced(table, paces or {}).refusal)
+    ).refuse(Refusal.SCHEDULE, paced(table, paces or {}).refusal)
 
 
 class _Likelihood:

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.special
-import scipy.stats
+import scipy
 from jaxtyping import Bool, Float
 
 from batchscale.scaling.curve import Interval

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from batchscale.theory.noisy_quadratic import NoisyQuadratic
+from jaxtyping import Float
 
 
 class Leap:
-    """Any number of steps with one learning rate, taken at once, by doubling."""
+    """Any number of steps with one learning rate, taken at once, by doubling.
+
+    Args:
+      curvature: h of every coordinate.
+      noise: the variance of a gradient of one example, in every coordinate.
+      alpha: the learning rate.
+      batch_size: examples a step.
+      momentum: m, of heavy-ball momentum.
+      averaging: g, of the exponential average of iterates.
+      preconditioning: p; steps are scaled by h^-p.
+    """
 
     def __init__(
         self,
-        model: NoisyQuadratic,
+        curvature: Float[np.ndarray, " coordinates"],
+        noise: Float[np.ndarray, " coordinates"],
         alpha: float,
         batch_size: float,
         momentum: float,
         averaging: float,
         preconditioning: float,
     ) -> None:
-        scale = model.curvature**-preconditioning
-        h = model.curvature * scale
+        scale = curvature**-preconditioning
+        h = curvature * scale
         one, zero = np.ones_like(h), np.zeros_like(h)
         g, m = averaging, momentum
         # Of (theta, v, theta'): v' = m v + h theta + n, theta' = theta - alpha v', and the average.
@@ -35,7 +42,7 @@ class Leap:
         state = parts(momentum, averaging)
         forward = np.moveaxis(np.array(rows), 2, 0)[:, state][:, :, state]
         kick = np.stack([-alpha * one, one, -(1 - g) * alpha * one], 1)[:, state]
-        variance = model.noise * scale**2 / batch_size
+        variance = noise * scale**2 / batch_size
         added = variance[:, None, None] * kick[:, :, None] * kick[:, None, :]
         self._doublings = [(forward, added)]
 

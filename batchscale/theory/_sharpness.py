@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
+import scipy
 from jaxtyping import Float, PyTree
 
 from batchscale import checks, columns, numeric

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.optimize
+import scipy
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
@@ -140,7 +140,15 @@ class NoisyQuadratic:
         ends = [first for first, _ in pieces[1:]] + [math.inf]
         with np.errstate(over="ignore", invalid="ignore"):
             for (_, alpha), end in zip(pieces, ends, strict=True):
-                leap = Leap(self, alpha, batch_size, momentum, averaging, preconditioning)
+                leap = Leap(
+                    self.curvature,
+                    self.noise,
+                    alpha,
+                    batch_size,
+                    momentum,
+                    averaging,
+                    preconditioning,
+                )
                 for step in [int(s) for s in order if at <= s < end]:
                     moments = leap.take(moments, step - at)
                     at = step

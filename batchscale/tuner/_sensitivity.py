@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+import scipy
 
 from batchscale import columns, numeric
 from batchscale.metrics import Goal, _tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import qmc
+import scipy
 
 from batchscale.numeric import plain
 from batchscale.tuner.distributions import Distribution
@@ -60,7 +60,7 @@ def _sobol(dimensions: int, points: int, *, seed: int, batch_size: int) -> np.nd
     if dimensions == 0:
         return np.empty((points, 0))
     bits = np.random.PCG64(np.random.SeedSequence([seed, batch_size]))
-    sequence = qmc.Sobol(dimensions, scramble=True, rng=np.random.Generator(bits))
+    sequence = scipy.stats.qmc.Sobol(dimensions, scramble=True, rng=np.random.Generator(bits))
     # SciPy warns of draws that are not a power of two.
     return sequence.random_base2((points - 1).bit_length())[:points]
 

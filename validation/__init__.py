@@ -1,0 +1,1 @@
+"""Whether what the library says is true, by simulation: scripts that anyone can run again."""
