@@ -218,8 +218,8 @@ def segment(
     hyperparameters: Hyperparameters,
     data: PyTree[Array],
     batch: Batch,
-    number: Int[Array, ""],
-    steps: Int[Array, ""],
+    number: Int[Array, ""] | int,
+    steps: Int[Array, ""] | int,
 ) -> TrainState:
     """Any number of steps; the number is traced, so one executable runs a segment of any length.
 
@@ -354,7 +354,7 @@ def sound(recipe: Recipe, state: TrainState, hyperparameters: Hyperparameters) -
     Args:
       recipe: how the trial is trained; static.
       state: of the trial.
-      hyperparameters: likewise.
+      hyperparameters: of the trial, by name.
     """
     first = start(recipe.optimizer, hyperparameters, state.params, _key(state.key, _OPTIMIZER))
     pairs = zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(first), strict=True)

@@ -212,7 +212,8 @@ class Engine:
                     place = sampling.position(at, batch_size=batch_size, examples=self._examples)
                     pack.drawn = Drawn(draw(pack.state.key, self._numbers(place)), at)
                 drawn, since = pack.drawn
-                span = Span(at, batch_size, (at - since) * batch_size, min(to, since + block) - at)
+                steps = min(to, since + block) - at
+                span = Span(at, batch_size, (at - since) * batch_size, steps)
                 pack.state, pack.sound = program(
                     pack.state,
                     pack.hyperparameters,
@@ -221,7 +222,7 @@ class Engine:
                     self._numbers(span),
                     pack.busy,
                 )
-                at += span.steps
+                at += steps
         jax.block_until_ready([pack.state.key for pack in packs])
         self._seconds += time.monotonic() - began
 
@@ -324,10 +325,10 @@ class Engine:
             span: Int[Array, " 4"],
             busy: Int[Array, ""],
         ) -> tuple[TrainState, Bool[Array, ""]]:
-            step, size, place, steps = Span(*span)
-            batch = train.Batch(drawn, place, size)
+            now = Span(*span)
+            batch = train.Batch(drawn, now.place, now.batch_size)
             state = keys.typed(state, self._typed)
-            state = train.segment(recipe, state, values, data, batch, step, steps * busy)
+            state = train.segment(recipe, state, values, data, batch, now.step, now.steps * busy)
             return keys.raw(state), train.sound(recipe, state, values)
 
         return self._programs.begin(

@@ -69,7 +69,7 @@ class Index:
     Attributes:
       study: names the study; its confirmation and its refinement bear the same name.
       files: the digest of every file, by its name in the folder.
-      gone: files that an interrupted change may not have removed yet, likewise.
+      gone: the digests of files that an interrupted change may not have removed yet.
       beside: folders in this one that belong to it.
       accepted: files of which hand edits were accepted for good.
     """

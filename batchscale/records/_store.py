@@ -152,7 +152,7 @@ class Store:
         )
 
     def adopt(self, **fields: Any) -> None:
-        """Takes the files of `accept` as they are, for good; other fields of the index likewise.
+        """Takes the files of `accept` as they are, for good, and other fields of the index.
 
         Raises:
           DamagedError: one of them is not there.

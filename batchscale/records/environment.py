@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,28 +52,31 @@ def provenance() -> dict[str, Any]:
     } | {name: getattr(jax.config, name) for name in _SETTINGS}
 
 
-CONDITIONS = ("float_type", "matmul_precision", "jax", "jaxlib", "backend", "device")
+CONDITIONS = ("float_type", "matmul_precision", "jax", "jaxlib", "backend", "device", "devices")
 """What `conditions` says of a run, by name."""
 
 
-def conditions(device: Any, float_type: str) -> dict[str, Any]:
+def conditions(devices: Sequence[Any], float_type: str) -> dict[str, Any]:
     """What the bits of a trial may depend on besides the plan, to be compared when it goes on.
 
     Args:
-      device: one of those that trials run on.
+      devices: those that trials run on.
       float_type: JAX's default type of floats.
 
     Returns:
       `float_type` and `matmul_precision`, without which trials are others; and `jax`, `jaxlib`,
-      `backend` and `device`, without which their last bits are.
+      `backend`, `device` and `devices`, without which their last bits may be. Of several devices
+      the number does not matter; for one XLA orders its passes otherwise, which rounds the
+      divisions in an update like that of Adam otherwise.
     """
     return {
         "float_type": float_type,
         "matmul_precision": _matmul_precision(),
         "jax": _version("jax"),
         "jaxlib": _version("jaxlib"),
-        "backend": device.platform,
-        "device": device.device_kind,
+        "backend": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": "one" if len(devices) == 1 else "several",
     }
 
 

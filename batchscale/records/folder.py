@@ -34,7 +34,7 @@ class Contents(NamedTuple):
     Attributes:
       plan: as it was written; None where there is none.
       measurements: as `load_tables` returns them.
-      trials: likewise.
+      trials: one row a trial, as `load_tables` returns them.
     """
 
     plan: Any

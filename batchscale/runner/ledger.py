@@ -273,7 +273,7 @@ class Ledger:
             for trial in self.members(step)
             if (step == 0 or since <= self.measured(trial))
             and self.measured(trial) < step
-            and self.spec.rule.wants(self.crossing(trial), step)
+            and self.spec.rule.wants(self._counted_crossing(trial), step)
         ]
 
     def _advance(self, due: list[TrialId], at: Mapping[TrialId, int]) -> Advance:
@@ -307,8 +307,19 @@ class Ledger:
                 self.first_crossing = step
 
     def _is_finished(self, step: int) -> bool:
-        crossings = map(self.crossing, self.members(step))
+        crossings = map(self._counted_crossing, self.members(step))
         return self.spec.rule.is_satisfied(step, self.first_crossing, crossings, self.spec.grid)
+
+    def _counted_crossing(self, trial: TrialId) -> float:
+        """The first step at which the trial was past the goal, of those at which it counts.
+
+        One that takes the place of a trial that diverges later counts only from then on: were it
+        stopped at an earlier crossing of its own, it would not be known whether it is past there.
+        """
+        past = self._past.get(trial, set())
+        if trial.number >= self.spec.trials and not self.spec.candidates:
+            past = {step for step in past if trial in self.members(step)}
+        return min(past, default=math.inf)
 
     def _note(self, trial: TrialId, step: int, past: bool) -> None:
         self._measured[trial] = max(step, self.measured(trial))

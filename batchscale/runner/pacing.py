@@ -49,7 +49,7 @@ def paces(
 
     Args:
       schedule: of the study.
-      optimizer: likewise.
+      optimizer: of the study.
       params: shapes of the parameters.
       plans: the hyperparameters of the planned trials, by batch size.
       max_steps: the budget, by batch size.

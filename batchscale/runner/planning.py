@@ -31,7 +31,10 @@ _TRAJECTORIES = {
 class RunPlan(Protocol):
     """A plan that says under what each of its batch sizes was run."""
 
-    conditions: dict[int, list[dict[str, Any]]]
+    @property
+    def conditions(self) -> dict[int, list[dict[str, Any]]]:
+        """By batch size, under what it was run, from `records.conditions`."""
+        ...
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -55,7 +58,7 @@ def begin(
 
 def conditions(mesh: Mesh) -> dict[str, Any]:
     """What trials run under here."""
-    return records.conditions(mesh.devices.flat[0], str(arrays.float_type()))
+    return records.conditions([*mesh.devices.flat], str(arrays.float_type()))
 
 
 def identity(plan: Plan) -> dict[str, Any]:

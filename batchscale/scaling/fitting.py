@@ -63,7 +63,7 @@ class Fit:
       sharpness: a.
       b_crit_interval: of B_crit, at `confidence`. It is that of steps scattered about the curve:
         the luck of the trials at each batch size, and the resolution of the evaluations.
-      s_min_interval: of S_min, likewise.
+      s_min_interval: of S_min, at the same confidence.
       confidence: for example 0.9.
       spread: the standard deviation of log steps about the curve.
       batch_sizes: how many reach the goal.

@@ -22,8 +22,8 @@ class Pace:
       rises_until: up to this step over an eighth of the steps is lost to the rise of the learning
         rate (a warm-up), whatever the hyperparameters of the plan; 0 if it does not rise.
       falls: the steps, from the first to the last, before which the learning rate has fallen by
-        over a third within a factor of two of the steps (a horizon), likewise; None if it does not
-        fall like that.
+        over a third within a factor of two of the steps (a horizon), whatever the
+        hyperparameters of the plan; None if it does not fall like that.
       known_until: nothing is known of later steps; None if all are known.
     """
 

@@ -345,7 +345,7 @@ class Workload:
         return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
 
     def evaluation_flops(self) -> float:
-        """Floating-point operations of the metrics of one example, likewise."""
+        """Floating-point operations of the metrics of one example; starts the JAX backend."""
         batch = arrays.like_examples(self.splits()["train"], 1)
         lowered = jax.jit(lambda *state: self.metrics(*state[:2], self.prepare(state[2], None)))
         cost = lowered.lower(*jax.eval_shape(self.init, keys.shape()), batch).cost_analysis()
