@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Float
 
 from batchscale import keys
 
-Hyperparameters = Mapping[str, Float[Array, ""]]
+Hyperparameters = Mapping[str, Float[ArrayLike, ""]]
 Factory = Callable[..., optax.GradientTransformation]
 """Of one's own: `factory(hyperparameters)`, or `factory(hyperparameters, key)`."""
 
@@ -61,7 +62,7 @@ class Optimizer:
     def transformation(
         self,
         hyperparameters: Hyperparameters,
-        learning_rate: Float[Array, ""] | None,
+        learning_rate: Float[ArrayLike, ""] | None,
         key: Any = None,
     ) -> optax.GradientTransformation:
         """The optax transformation at one step of one trial.

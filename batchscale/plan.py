@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import scipy
 
@@ -263,7 +263,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, plan: Any, where: str = "plan.json") -> Self:
+    def from_json(cls, plan: Any, where: str = "plan.json") -> Plan:
         """The plan again.
 
         Args:
@@ -290,7 +290,7 @@ class Plan:
             ) from error
 
     @classmethod
-    def _from_json(cls, plan: dict[str, Any]) -> Self:
+    def _from_json(cls, plan: dict[str, Any]) -> Plan:
         study = plan["study"]
         definition = Definition(
             **study

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
-Schedule = Callable[[Int[Array, ""], Mapping[str, Float[Array, ""]]], Float[Array, ""]]
+Schedule = Callable[[Int[ArrayLike, ""], Mapping[str, Float[ArrayLike, ""]]], Float[ArrayLike, ""]]
 
 
 def constant(
-    step: Int[Array, ""], hyperparameters: Mapping[str, Float[Array, ""]]
-) -> Float[Array, ""]:
+    step: Int[ArrayLike, ""], hyperparameters: Mapping[str, Float[ArrayLike, ""]]
+) -> Float[ArrayLike, ""]:
     """The learning rate itself, at every step.
 
     >>> constant(100, {"learning_rate": 0.5})
@@ -24,8 +25,8 @@ def constant(
 
 
 def linear_decay(
-    step: Int[Array, ""], hyperparameters: Mapping[str, Float[Array, ""]]
-) -> Float[Array, ""]:
+    step: Int[ArrayLike, ""], hyperparameters: Mapping[str, Float[ArrayLike, ""]]
+) -> Float[ArrayLike, ""]:
     """Linear decay, then constant (Shallue et al. 2019, section 2.2).
 
     From `learning_rate` at step 0 the rate falls in a straight line to `end_learning_rate_factor`

@@ -111,7 +111,7 @@ class StopRule:
         """Why a trial stops where this rule ends it.
 
         >>> str(StopRule.of("all").reason)
-        'own_crossing'
+        'own crossing'
         """
         return {
             "first": StopReason.FIRST_CROSSING,

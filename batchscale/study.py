@@ -289,6 +289,7 @@ class Study:
         Raises:
           ValueError: as in `run`.
         """
+        folder = local_path(folder)
         if max_steps is not None and max_epochs is not None:
             raise ValueError(
                 f"max_steps, max_epochs: got {max_steps!r} and {max_epochs!r}, wanted one of them."
@@ -304,7 +305,7 @@ class Study:
         if max_steps is not None or max_epochs is not None:
             changes |= {"max_steps": max_steps, "max_epochs": max_epochs}
         study = dataclasses.replace(self, **changes)
-        return study._run(local_path(folder), progress, devices, extend=True)
+        return study._run(folder, progress, devices, extend=True)
 
     def confirm(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from batchscale import arrays, keys, sampling
@@ -119,7 +120,7 @@ def start(
 def update(
     optimizer: Optimizer,
     hyperparameters: Hyperparameters,
-    learning_rate: Array,
+    learning_rate: Float[ArrayLike, ""],
     gradient: PyTree[Array],
     opt_state: PyTree[Array],
     params: PyTree[Array],

@@ -94,8 +94,9 @@ def study(workload, **changes):
 
 
 def assert_same_tables(some: bs.Result, other: bs.Result) -> None:
-    pd.testing.assert_frame_equal(some.trials, other.trials)
-    pd.testing.assert_frame_equal(some.measurements, other.measurements)
+    """To the bit."""
+    pd.testing.assert_frame_equal(some.trials, other.trials, check_exact=True)
+    pd.testing.assert_frame_equal(some.measurements, other.measurements, check_exact=True)
 
 
 def writing_after_every_evaluation(monkeypatch) -> None:

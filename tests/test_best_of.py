@@ -167,7 +167,7 @@ def test_the_tuning_curve_has_the_rows_of_best_of():
     assert curve.loc[curve["batch_size"] == 16, "n"].tolist() == [1, 2, 3, 4]
     for n, rows in curve[curve["n"] <= 4].groupby("n"):
         wanted = metrics.best_of(measurements, GOAL, trials=trials, n=n, confidence=0.8)
-        pd.testing.assert_frame_equal(rows.reset_index(drop=True), wanted)
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), wanted, check_exact=True)
 
 
 def test_only_feasible_trials_of_the_plan_and_its_topups_count():
@@ -198,7 +198,7 @@ def test_trials_that_were_cut_beyond_the_interval_do_not_matter():
     trials = cut(trials, range(16, 24), at=300)
     found = metrics.best_of(measurements, GOAL, trials=trials, n=8)
     same = ["median", "low", "high", "share_reaching"]
-    pd.testing.assert_frame_equal(found[same], whole[same])
+    pd.testing.assert_frame_equal(found[same], whole[same], check_exact=True)
     assert whole["mean"].tolist() == [MISS]
     assert found["mean"].isna().all()
     curve = metrics.tuning_curve(measurements, GOAL, trials=trials)

@@ -48,8 +48,10 @@ def bounded(tmp_path_factory):
 
 def assert_bounds_hold(bounded: bs.Result, exact: bs.Result) -> None:
     """The trials are the same, and so are the measurements but for bounds, which are true."""
-    pd.testing.assert_frame_equal(bounded.trials, exact.trials)
-    pd.testing.assert_frame_equal(bounded.steps_to_target(), exact.steps_to_target())
+    pd.testing.assert_frame_equal(bounded.trials, exact.trials, check_exact=True)
+    pd.testing.assert_frame_equal(
+        bounded.steps_to_target(), exact.steps_to_target(), check_exact=True
+    )
     goal = exact.goal
     assert bounded.measurements.index.equals(exact.measurements.index)
     found, truth = bounded.measurements, exact.measurements[goal.metric]
@@ -93,7 +95,11 @@ def test_the_bound_is_the_goal_itself(bounded):
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
-@pytest.mark.parametrize("together", [1, 2, 4])
+@pytest.mark.parametrize(
+    "together", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
+)
+    "together", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
+)
 def test_lanes_that_are_evaluated_together_are_cut_as_if_alone(
     together, bounded, tmp_path, monkeypatch
 ):
@@ -129,8 +135,10 @@ def test_extending_by_exact_curves_measures_what_was_only_bounded(exact, tmp_pat
         dataclasses.replace(some, curves="exact").run(tmp_path, progress=False)
     extended = some.extend(tmp_path, curves="exact", progress=False)
     goal_split = [name for name in exact.measurements if name.startswith("validation/")]
-    pd.testing.assert_frame_equal(extended.measurements[goal_split], exact.measurements[goal_split])
-    pd.testing.assert_frame_equal(extended.trials, exact.trials)
+    pd.testing.assert_frame_equal(
+        extended.measurements[goal_split], exact.measurements[goal_split], check_exact=True
+    )
+    pd.testing.assert_frame_equal(extended.trials, exact.trials, check_exact=True)
     assert extended.definition.curves == "exact"
     told = []
     some.run(tmp_path, progress=told.append)

@@ -60,6 +60,7 @@ def test_every_batch_size_says_what_it_began_under(folder):
         "jaxlib": jax.lib.__version__,
         "backend": "cpu",
         "device": device.device_kind,
+        "devices": "several",
     }
     assert conditions(folder) == {8: [here], 16: [here]}
 
@@ -107,7 +108,7 @@ def test_another_version_is_told_and_recorded_where_it_trains(folder, tmp_path, 
     assert [under["jax"] for under in found[8]] == [jax.__version__]  # it was finished
     assert [under["jax"] for under in found[16]] == [jax.__version__, "0.99"]
     whole = study().run(tmp_path / "whole", progress=False)
-    pd.testing.assert_frame_equal(result.trials, whole.trials)
+    pd.testing.assert_frame_equal(result.trials, whole.trials, check_exact=True)
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="batch size 16 was run elsewhere"):
         study().run(folder, progress=False)

@@ -166,8 +166,8 @@ def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
     result = study().run(tmp_path / "a", progress=False)
     found = study().confirm(result.folder, **OPTIONS)
     again = bs.load(tmp_path / "a")
-    pd.testing.assert_frame_equal(again.trials, result.trials)
-    pd.testing.assert_frame_equal(again.confirmation().table, found.table)
+    pd.testing.assert_frame_equal(again.trials, result.trials, check_exact=True)
+    pd.testing.assert_frame_equal(again.confirmation().table, found.table, check_exact=True)
     assert found.table["seeds"].tolist() == [5, 5]
     assert (found.table["low"] < found.table["steps"]).all()
     assert (found.table["steps"] <= found.table["high"]).all()
@@ -196,8 +196,8 @@ def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
         with pytest.raises(Kill):
             study().confirm(tmp_path / "b", **OPTIONS | {"progress": kill})
     killed = study().confirm(tmp_path / "b", **OPTIONS)
-    pd.testing.assert_frame_equal(killed.table, found.table)
-    pd.testing.assert_frame_equal(killed.settings, found.settings)
+    pd.testing.assert_frame_equal(killed.table, found.table, check_exact=True)
+    pd.testing.assert_frame_equal(killed.settings, found.settings, check_exact=True)
 
 
 def test_a_rerun_has_another_seed_and_the_setting_of_its_trial(tmp_path):

@@ -299,7 +299,7 @@ def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(f
         (plan(lambda p: p["study"].update(trials=2)), "3 trials are planned, and the study is of"),
         (plan(lambda p: p["study"].pop("goal")), "not the plan of a study (KeyError: 'goal')"),
         (plan(lambda p: p["study"].update(trials="6")), "the plan of a study (TypeError: got '6'"),
-        (plan(lambda p: p.update(format=1)), "got format 1, wanted 2. It was written by another"),
+        (plan(lambda p: p.update(format=1)), "got format 1, wanted 3. It was written by another"),
     ]
     for number, (write, message) in enumerate(cases):
         folder = tmp_path / str(number)
@@ -342,7 +342,7 @@ def test_what_is_damaged_is_measured_again_on_request(folders, tmp_path):
     study().refine(folder, rounds=1, trials=2, progress=False)
     study().confirm(folder, **CONFIRM)
     for table, former in zip(read(folder), wanted, strict=True):
-        pd.testing.assert_frame_equal(table, former)
+        pd.testing.assert_frame_equal(table, former, check_exact=True)
 
 
 def test_a_study_that_is_killed_within_its_writes_ends_with_the_same_tables(
@@ -365,7 +365,7 @@ def test_a_study_that_is_killed_within_its_writes_ends_with_the_same_tables(
     whole = bs.load(folders / "finished")
     for name in ("measurements", "trials"):
         table = getattr(whole, name).loc[[8]]
-        pd.testing.assert_frame_equal(getattr(result, name), table)
+        pd.testing.assert_frame_equal(getattr(result, name), table, check_exact=True)
 
 
 def test_a_damaged_part_costs_its_batch_size_alone(folders, tmp_path):
@@ -384,8 +384,8 @@ def test_a_damaged_part_costs_its_batch_size_alone(folders, tmp_path):
     again = study(stop="budget").run(folder, progress=advanced.append)
     assert {p.batch_size for p in advanced if not p.finished} == {100}
     other = study(stop="budget").run(tmp_path / "as it was", progress=False)
-    pd.testing.assert_frame_equal(again.measurements, other.measurements)
-    pd.testing.assert_frame_equal(again.trials, other.trials)
+    pd.testing.assert_frame_equal(again.measurements, other.measurements, check_exact=True)
+    pd.testing.assert_frame_equal(again.trials, other.trials, check_exact=True)
 
 
 def test_a_hand_edit_is_accepted_by_name(folders, tmp_path):
@@ -425,7 +425,7 @@ def test_a_lost_index_is_made_again_on_request_and_everything_is_compared(folder
     (folder / "refine/index.json").unlink()
     assert bs.repair(folder, accept=["index.json", "refine/index.json"]) == []
     for table, former in zip(read(folder), wanted, strict=True):
-        pd.testing.assert_frame_equal(table, former)
+        pd.testing.assert_frame_equal(table, former, check_exact=True)
 
 
 def test_tables_without_a_plan_are_no_study_to_go_on_with(folders, tmp_path):

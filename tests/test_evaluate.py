@@ -49,9 +49,11 @@ def test_what_is_measured_besides_the_goal_changes_no_trial_and_no_crossing(
     for result, columns in ((goal_alone, []), (part, ["accuracy", "error", "loss"])):
         wanted = [f"train/{name}" for name in columns] + GOAL_COLUMNS
         assert result.measurements.columns.tolist() == wanted
-        pd.testing.assert_frame_equal(result.trials, measured_all.trials)
+        pd.testing.assert_frame_equal(result.trials, measured_all.trials, check_exact=True)
         pd.testing.assert_frame_equal(
-            result.measurements[GOAL_COLUMNS], measured_all.measurements[GOAL_COLUMNS]
+            result.measurements[GOAL_COLUMNS],
+            measured_all.measurements[GOAL_COLUMNS],
+            check_exact=True,
         )
     sevenths = part.measurements["train/error"].dropna() * 7
     assert np.allclose(sevenths, sevenths.round())
@@ -120,7 +122,9 @@ def test_from_the_step_from_which_on_they_are_paid_for_they_are_measured(tmp_pat
 def test_another_choice_is_another_study_and_the_same_one_goes_on(goal_alone):
     some = small(evaluate=bs.Evaluate(splits=[]))
     pd.testing.assert_frame_equal(
-        some.run(goal_alone.folder, progress=False).measurements, goal_alone.measurements
+        some.run(goal_alone.folder, progress=False).measurements,
+        goal_alone.measurements,
+        check_exact=True,
     )
     with pytest.raises(ValueError, match=re.escape("(evaluate: Evaluate(splits=(),")):
         small().run(goal_alone.folder, progress=False)

@@ -79,10 +79,10 @@ def plain(network, tmp_path_factory):
     ("lanes", "together", "microbatch", "devices"),
     [
         pytest.param(1, 1, 12, 1, marks=pytest.mark.slow),
-        (2, 2, 4, 2),
+        pytest.param(2, 2, 4, 2, marks=pytest.mark.slow),
         pytest.param(4, 1, 7, 1, marks=pytest.mark.slow),
         (4, 2, 5, 2),  # 12 is 5 + 5 + 2
-        (8, 8, 12, 2),
+        pytest.param(8, 8, 12, 2, marks=pytest.mark.slow),
     ],
 )
 def test_fast_paths_give_the_answer_and_the_curves_of_the_plain_run(
@@ -96,8 +96,8 @@ def test_fast_paths_give_the_answer_and_the_curves_of_the_plain_run(
         fast = study(network, lanes=lanes, microbatch=microbatch).run(
             tmp_path, progress=False, devices=jax.devices()[:devices]
         )
-    pd.testing.assert_frame_equal(fast.steps_to_target(), plain.steps_to_target())
-    pd.testing.assert_frame_equal(fast.trials, plain.trials)
+    pd.testing.assert_frame_equal(fast.steps_to_target(), plain.steps_to_target(), check_exact=True)
+    pd.testing.assert_frame_equal(fast.trials, plain.trials, check_exact=True)
     assert fast.measurements.index.equals(plain.measurements.index)
     error, loss = "validation/error", "validation/loss"
     truth, found = plain.measurements, fast.measurements
@@ -130,10 +130,12 @@ def test_digits_stop_at_the_same_step_with_and_without_bounds_and_lanes(tmp_path
             )
         ]
     for other in results[1:]:
-        pd.testing.assert_frame_equal(results[0].steps_to_target(), other.steps_to_target())
+        pd.testing.assert_frame_equal(
+            results[0].steps_to_target(), other.steps_to_target(), check_exact=True
+        )
 
 
-def test_eight_devices_give_the_bits_of_one(tmp_path):
+def test_eight_devices_give_the_bits_of_fewer(tmp_path):
     script = textwrap.dedent(
         """
         import sys
@@ -145,20 +147,27 @@ def test_eight_devices_give_the_bits_of_one(tmp_path):
         from helpers import perceptron
         import batchscale as bs
         jax.config.update("jax_num_cpu_devices", 8)
-        study = bs.Study(
-            workload=perceptron(), optimizer="momentum",
-            space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 1e20), momentum=0.5),
-            batch_sizes=[8], goal=bs.Goal("validation/error", 0.15), trials=11, max_steps=150,
-            lanes=2, microbatch=3,
-        )
-        results = [
-            study.run(f"{sys.argv[1]}/{n}", progress=False, devices=jax.devices()[:n])
-            for n in (1, 8)
-        ]
-        assert (results[0].trials["status"] == "infeasible").any()
-        for other in results[1:]:
-            pd.testing.assert_frame_equal(results[0].trials, other.trials)
-            pd.testing.assert_frame_equal(results[0].measurements, other.measurements)
+        rate = bs.LogUniform(1e-2, 1e20)
+        for optimizer, space, counts in (
+            ("momentum", bs.SearchSpace(learning_rate=rate, momentum=0.5), (1, 8)),
+            ("adam", bs.SearchSpace(learning_rate=rate), (2, 8)),  # whose updates divide
+        ):
+            study = bs.Study(
+                workload=perceptron(), optimizer=optimizer, space=space,
+                batch_sizes=[8], goal=bs.Goal("validation/error", 0.15), trials=11,
+                max_steps=150, lanes=2, microbatch=3,
+            )
+            some, other = (
+                study.run(
+                    f"{sys.argv[1]}/{optimizer}{n}", progress=False, devices=jax.devices()[:n]
+                )
+                for n in counts
+            )
+            assert optimizer == "adam" or (some.trials["status"] == "infeasible").any()
+            pd.testing.assert_frame_equal(some.trials, other.trials, check_exact=True)
+            pd.testing.assert_frame_equal(
+                some.measurements, other.measurements, check_exact=True
+            )
         print(len(jax.devices()), "devices agree")
         """
     )
@@ -175,11 +184,11 @@ def test_eight_devices_give_the_bits_of_one(tmp_path):
 def test_batches_larger_than_what_is_drawn_at_once_have_a_program_of_their_own(
     network, tmp_path, monkeypatch
 ):
-    some = study(network, batch_sizes=[8, 32, "full"], microbatch=4, lanes=2, stop="first")
+    some = study(network, batch_sizes=[8, 32], microbatch=4, lanes=2, stop="first")
     whole = some.run(tmp_path / "whole", progress=False)
     monkeypatch.setattr(
         engine, "DRAWN_AT_ONCE", 16
     )  # so that 8 draws for two steps, and 32 for one
     parts = some.run(tmp_path / "parts", progress=False)
-    pd.testing.assert_frame_equal(parts.trials, whole.trials)
-    pd.testing.assert_frame_equal(parts.measurements, whole.measurements)
+    pd.testing.assert_frame_equal(parts.trials, whole.trials, check_exact=True)
+    pd.testing.assert_frame_equal(parts.measurements, whole.measurements, check_exact=True)

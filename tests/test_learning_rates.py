@@ -229,7 +229,7 @@ def test_reruns_and_refinements_do_not_count_and_misses_have_a_row():
     table = scaling.learning_rates(
         pd.concat([measurements, fast]), GOAL, trials=pd.concat([trials, chosen, rerun, missed])
     )
-    pd.testing.assert_frame_equal(table.iloc[[0]], plain, check_dtype=False)
+    pd.testing.assert_frame_equal(table.iloc[[0]], plain, check_dtype=False, check_exact=True)
     assert table["steps"].iloc[1] == math.inf
     assert table["centre"].isna().tolist() == [False, True]
     assert scaling.rules(table).table["linear_why"].tolist() == ["", "the goal was not reached"]

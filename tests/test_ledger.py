@@ -172,8 +172,10 @@ def test_an_interruption_changes_no_table(rule, world, pause, kept):
     second.conclude()
     more, ended = tables(second)
     both = pd.concat([measured, more]).sort_index()
-    pd.testing.assert_frame_equal(both, tables(whole)[0].sort_index(), check_like=True)
-    pd.testing.assert_frame_equal(ended, tables(whole)[1])
+    pd.testing.assert_frame_equal(
+        both, tables(whole)[0].sort_index(), check_like=True, check_exact=True
+    )
+    pd.testing.assert_frame_equal(ended, tables(whole)[1], check_exact=True)
 
 
 def test_what_is_next_is_said_again_until_it_is_done():

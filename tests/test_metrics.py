@@ -111,7 +111,7 @@ def test_first_crossings_of_every_trial_and_replicate():
         },
         pd.MultiIndex.from_tuples([(8, 0, 0), (8, 0, 1), (8, 1, 0), (8, 2, 0)], names=TRIAL_INDEX),
     )
-    pd.testing.assert_frame_equal(first_crossings(measurements, GOAL), expected)
+    pd.testing.assert_frame_equal(first_crossings(measurements, GOAL), expected, check_exact=True)
 
 
 def test_steps_to_target_is_the_first_evaluation_of_any_trial_past_the_goal():
@@ -481,7 +481,8 @@ def test_an_answer_from_cut_curves_is_the_answer_from_whole_ones(studies, number
             *(
                 steps_to_target(measurements, goal, trials=trials, feasible_trials=number)
                 for measurements, trials in (tables(whole), tables(cut))
-            )
+            ),
+            check_exact=True,
         )
 
 
@@ -494,12 +495,12 @@ def test_more_trials_never_worsen_and_the_order_of_rows_does_not_matter(studies,
     both = result.merge(steps_to_target(fewer, GOAL), on="batch_size")
     assert (both["steps_x"] <= both["steps_y"]).all()
     shuffled = measurements.iloc[random.sample(range(len(measurements)), len(measurements))]
-    pd.testing.assert_frame_equal(steps_to_target(shuffled, GOAL), result)
+    pd.testing.assert_frame_equal(steps_to_target(shuffled, GOAL), result, check_exact=True)
     pd.testing.assert_frame_equal(
-        first_crossings(shuffled, GOAL), first_crossings(measurements, GOAL)
+        first_crossings(shuffled, GOAL), first_crossings(measurements, GOAL), check_exact=True
     )
     pd.testing.assert_frame_equal(
-        best_measurement(shuffled, ERROR), best_measurement(measurements, ERROR)
+        best_measurement(shuffled, ERROR), best_measurement(measurements, ERROR), check_exact=True
     )
 
 
@@ -516,7 +517,7 @@ def test_relabelling_trials_changes_no_step(studies, random):
     columns = ["batch_size", "steps"]
     result, other = (steps_to_target(table, GOAL) for table in (measurements, renamed))
     # Of trials that cross together the one with the lowest number is named.
-    pd.testing.assert_frame_equal(result[columns], other[columns])
+    pd.testing.assert_frame_equal(result[columns], other[columns], check_exact=True)
     crossings = first_crossings(measurements, GOAL)["first_crossing"]
     again = first_crossings(renamed, GOAL)["first_crossing"]
     for (size, trial, replicate), step in crossings.items():
@@ -528,7 +529,7 @@ def test_a_step_budget_keeps_the_rows_up_to_it():
     assert step_budget(measurements, 19.5).index.tolist() == [
         row for row in measurements.index if row[3] <= 10
     ]
-    pd.testing.assert_frame_equal(step_budget(measurements, 20), measurements)
+    pd.testing.assert_frame_equal(step_budget(measurements, 20), measurements, check_exact=True)
 
 
 @pytest.mark.parametrize("epochs", [0.3, np.float64(0.3), Fraction(3, 10)])
@@ -674,7 +675,9 @@ def test_the_best_measurement_leaves_infeasible_trials_out():
     expected = pd.DataFrame(
         {"batch_size": [8], "value": [0.2], "step": [10], "trial": [2], "learning_rate": [0.25]}
     ).astype({"step": "Int64", "trial": "Int64"})
-    pd.testing.assert_frame_equal(best_measurement(measurements, ERROR, trials=trials), expected)
+    pd.testing.assert_frame_equal(
+        best_measurement(measurements, ERROR, trials=trials), expected, check_exact=True
+    )
 
 
 def test_a_study_that_has_not_begun_has_no_rows():

@@ -45,7 +45,7 @@ class Net(nn.Module):
 def test_norms_of_batches_are_found_with_running_statistics_and_without(norm, mixes):
     workload = bs.Workload.from_flax(Net(norm), {"train": IMAGES})
     dropout = bs.SearchSpace(learning_rate=0.1, dropout_rate=bs.Uniform(0.2, 0.6))
-    assert mixes_examples(workload, dropout) is mixes
+    assert mixes_examples(workload, dropout.typical()) is mixes
 
 
 def own(loss, *, examples=16, state=None):
@@ -65,7 +65,7 @@ def test_a_loss_of_pairs_is_found():
         scores = jax.nn.log_softmax(seen @ seen.T)
         return (-jnp.trace(scores), jnp.asarray(len(seen))), state
 
-    assert mixes_examples(own(contrastive), SPACE)
+    assert mixes_examples(own(contrastive), SPACE.typical())
 
 
 def test_what_hides_in_symmetry_constants_and_saturation_is_found():
@@ -90,13 +90,13 @@ def test_what_hides_in_symmetry_constants_and_saturation_is_found():
     two = {"a": jnp.zeros((3, 2)), "b": jnp.zeros((3, 2))}
     for loss in (towers, shifted, saturated):
         workload = dataclasses.replace(own(loss), init=lambda key: (two, {}))
-        assert mixes_examples(workload, SPACE) is True
+        assert mixes_examples(workload, SPACE.typical()) is True
 
     def flat(params, state, batch, key, hyperparameters):
         return (0.0 * params["a"].sum(), jnp.asarray(2)), state
 
     workload = dataclasses.replace(own(flat), init=lambda key: (two, {}))
-    assert mixes_examples(workload, SPACE) is None
+    assert mixes_examples(workload, SPACE.typical()) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -111,7 +111,7 @@ def test_rounding_mixes_nothing(seed):
     workload = dataclasses.replace(
         own(loss), init=lambda key: (init, {}), data={"train": {"input": x}}
     )
-    assert mixes_examples(workload, SPACE) is False
+    assert mixes_examples(workload, SPACE.typical()) is False
 
 
 def test_a_state_that_is_not_of_the_batch_is_none():
@@ -120,8 +120,11 @@ def test_a_state_that_is_not_of_the_batch_is_none():
         losses = (batch["input"] @ params + noise) ** 2
         return (losses.sum(), jnp.asarray(len(losses))), {"steps": state["steps"] + 1}
 
-    assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}), SPACE) is False
-    assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}, examples=3), SPACE) is None
+    assert mixes_examples(own(counting, state={"steps": jnp.zeros(())}), SPACE.typical()) is False
+    assert (
+        mixes_examples(own(counting, state={"steps": jnp.zeros(())}, examples=3), SPACE.typical())
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,10 +141,10 @@ def test_a_sum_over_the_batch_is_told_from_its_mean(loss, words):
         lambda key: jnp.zeros((3, 2)), loss, data={"train": {"input": x}}
     )
     if words is None:
-        assert mixes_examples(workload, SPACE) is False
+        assert mixes_examples(workload, SPACE.typical()) is False
     else:
         with pytest.raises(ValueError, match=words):
-            mixes_examples(workload, SPACE)
+            mixes_examples(workload, SPACE.typical())
 
 
 def test_a_mean_that_is_given_for_a_sum_is_refused():
@@ -150,7 +153,7 @@ def test_a_mean_that_is_given_for_a_sum_is_refused():
         return (losses.mean(), jnp.asarray(len(losses))), state
 
     with pytest.raises(ValueError, match="like a mean over the batch where its sum is wanted"):
-        mixes_examples(own(mean), SPACE)
+        mixes_examples(own(mean), SPACE.typical())
 
 
 def test_a_state_of_keys_and_variances_is_that_of_the_workload():
@@ -160,14 +163,14 @@ def test_a_state_of_keys_and_variances_is_that_of_the_workload():
         return ((seen**2).sum(), jnp.asarray(len(seen))), state
 
     state = {"key": jax.random.key(3), "variance": jnp.asarray(0.5)}
-    assert mixes_examples(own(loss, state=state), SPACE) is False
+    assert mixes_examples(own(loss, state=state), SPACE.typical()) is False
 
 
 def test_a_loss_that_is_no_number_tells_nothing():
     def lost(params, state, batch, key, hyperparameters):
         return (jnp.sum(params) * jnp.nan, jnp.ones(())), state
 
-    assert mixes_examples(own(lost), SPACE) is None
+    assert mixes_examples(own(lost), SPACE.typical()) is None
 
 
 def test_a_metric_that_is_never_a_number_is_told(tmp_path):
@@ -247,14 +250,14 @@ def test_a_metric_that_is_a_mean_over_a_batch_is_refused():
         lambda total, count: {"off": (total / count, jnp.ones(()))},
     ):
         with pytest.raises(ValueError, match="metrics: 'off' of workload 'tokens' is"):
-            mixes_examples(tokens(mean), SPACE)
+            mixes_examples(tokens(mean), SPACE.typical())
     rooted = tokens(lambda total, count: {"off": (total, count)}, {"off": lambda s: s[0] ** 0.5})
-    assert mixes_examples(rooted, SPACE) is False
+    assert mixes_examples(rooted, SPACE.typical()) is False
     means = tokens(lambda total, count: {"off": total / count}, {"off": lambda mean: mean})
     with pytest.raises(ValueError, match="sums that add, with finalize"):
-        mixes_examples(means, SPACE)
+        mixes_examples(means, SPACE.typical())
     for right in (lambda t, n: {"off": (t, n)}, lambda t, n: {"same": (3.0, 1)}):
-        assert mixes_examples(tokens(right), SPACE) is False
+        assert mixes_examples(tokens(right), SPACE.typical()) is False
 
 
 def test_what_a_loss_counts_may_not_depend_on_the_parameters():
@@ -268,5 +271,5 @@ def test_what_a_loss_counts_may_not_depend_on_the_parameters():
         return loss
 
     with pytest.raises(ValueError, match="counts depends on the parameters"):
-        mixes_examples(own(weighted(lambda count: count)), SPACE)
-    mixes_examples(own(weighted(jax.lax.stop_gradient)), SPACE)
+        mixes_examples(own(weighted(lambda count: count)), SPACE.typical())
+    mixes_examples(own(weighted(jax.lax.stop_gradient)), SPACE.typical())

@@ -2,6 +2,7 @@
 
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,8 +50,7 @@ def trained(workload, trials, *, lanes, devices=1, steps=50, microbatch=8):
 
 def assert_same_bits(some, others):
     for trial in some.keys() & others.keys():
-        for a, b in zip(some[trial], others[trial], strict=True):
-            np.testing.assert_array_equal(a, b)
+        chex.assert_trees_all_equal(some[trial], others[trial], strict=True)
 
 
 def test_the_bits_of_a_trial_are_the_same_on_one_and_on_two_devices(square):
@@ -73,8 +73,7 @@ def test_parameters_agree_across_lane_counts_in_single_precision(square, lanes):
     alone = trained(square, TRIALS, lanes=1)
     packed = trained(square, TRIALS, lanes=lanes)
     for trial in TRIALS:
-        for a, b in zip(alone[trial], packed[trial], strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_close(alone[trial], packed[trial], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])

@@ -103,7 +103,7 @@ def test_a_study_ends_where_it_began_whatever_becomes_of_the_working_folder(tmp_
 
     result = study().run("lr:0.1/a=b %d", progress=leave)
     assert result.folder == tmp_path / "lr:0.1/a=b %d"
-    pd.testing.assert_frame_equal(result.trials, bs.load(result.folder).trials)
+    pd.testing.assert_frame_equal(result.trials, bs.load(result.folder).trials, check_exact=True)
     os.chdir(tmp_path)
     loaded = bs.load("lr:0.1/a=b %d")
     os.chdir(tmp_path / "elsewhere")

@@ -26,7 +26,7 @@ class Case:
     """A workload, trained in one way.
 
     `exact` says whether microbatches take the step of the whole batch, `params` the type of the
-    parameters, and `divides` whether the update does: one device rounds that otherwise than several.
+    parameters, `divides` whether the update does: one device rounds that otherwise than several.
     """
 
     fields: dict[str, Any]
@@ -223,6 +223,15 @@ CASES = {
         exact=False,
     ),
 }  # fmt: skip
+
+
+def some(*names):
+    """These cases in every run of the suite, the others where there is time."""
+    return pytest.mark.parametrize(
+        "name", [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+    )
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:no trial reached", "ignore:workload 'case'")
 
 
@@ -245,7 +254,7 @@ def assert_same(some, other):
     pd.testing.assert_frame_equal(some.measurements, other.measurements, check_exact=True)
 
 
-@pytest.mark.parametrize("name", CASES)
+@some("batch statistics", "counts, in bounds", "dropout")
 def test_devices_change_no_bit_or_those_of_divisions_alone(name, reference, tmp_path):
     assert jax.device_count() == 2
     alone = CASES[name].study().run(tmp_path, progress=False, devices=jax.devices()[:1])
@@ -257,7 +266,7 @@ def test_devices_change_no_bit_or_those_of_divisions_alone(name, reference, tmp_
         pd.testing.assert_frame_equal(alone.measurements, several, rtol=2e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+@some("averaged parameters", "augmentation", "bfloat16", "counts, in bounds")
 def test_a_kill_changes_no_bit(name, reference, tmp_path, monkeypatch):
     writing_after_every_evaluation(monkeypatch)
     told = []
@@ -274,9 +283,11 @@ def test_a_kill_changes_no_bit(name, reference, tmp_path, monkeypatch):
     assert_same(resumed, reference(name))
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.params == "float32"])
+@some("plain", "finalize", "batch statistics", "dropout")
 def test_lanes_and_microbatches_change_nothing_but_rounding(name, tmp_path):
     case = CASES[name]
+    if case.params != "float32":
+        pytest.skip("of 16 bits nothing is left but rounding")
     ways = [{"lanes": 1}, {"lanes": 3}]
     if case.exact:
         ways[1]["microbatch"] = 5  # 12 is 5 + 5 + 2
@@ -310,6 +321,7 @@ def test_states_keep_the_types_they_began_with_and_more_steps_compile_nothing(na
     assert {str(x.dtype) for x in jax.tree.leaves(packs[0].state.params)} == {case.params}
 
 
+@pytest.mark.slow
 def test_the_cases_do_what_they_are_called_after(reference):
     """Else nothing above would have tested it."""
     found = {name: reference(name).measurements for name in CASES}

@@ -75,7 +75,7 @@ def test_tables_come_back_in_their_exact_form(tmp_path):
             [(4, 1, 0, 2), (8, 0, 0, 0), (8, 0, 0, 5)], names=MEASUREMENT_INDEX
         ),
     )
-    pd.testing.assert_frame_equal(measured, expected)
+    pd.testing.assert_frame_equal(measured, expected, check_exact=True)
     assert tried.columns.tolist() == ["learning_rate", "momentum", *TRIAL_COLUMNS]
     assert tried.index.tolist() == [(4, 1, 0), (8, 0, 0), (8, 1, 0)]
     assert tried["momentum"].tolist() == pytest.approx([nan, 1, 0], nan_ok=True)
@@ -99,8 +99,12 @@ def test_an_empty_study_has_empty_tables_of_the_right_form(tmp_path):
         records.compact()
         after = records.tables()
     for measured, tried in (before, after):
-        pd.testing.assert_frame_equal(measured, measurement_table(ROW).iloc[:0][[]])
-        pd.testing.assert_frame_equal(tried, trial_table(trials([(8, 0, 0)])).iloc[:0, 1:])
+        pd.testing.assert_frame_equal(
+            measured, measurement_table(ROW).iloc[:0][[]], check_exact=True
+        )
+        pd.testing.assert_frame_equal(
+            tried, trial_table(trials([(8, 0, 0)])).iloc[:0, 1:], check_exact=True
+        )
 
 
 @settings(deadline=None, max_examples=15)
@@ -122,7 +126,7 @@ def test_tables_do_not_depend_on_the_order_or_number_of_parts(data):
                 records.compact()
             if data.draw(st.booleans()):
                 records.append_measurements(part.iloc[:1])
-        pd.testing.assert_frame_equal(records.tables()[0], whole)
+        pd.testing.assert_frame_equal(records.tables()[0], whole, check_exact=True)
 
 
 def test_a_row_or_batch_size_written_again_replaces_the_former(tmp_path):
@@ -163,7 +167,7 @@ def test_a_kill_within_compaction_changes_no_table(tmp_path, monkeypatch, alive)
             else:
                 records.compact()
     for table, former in zip(load_tables(tmp_path), before, strict=True):
-        pd.testing.assert_frame_equal(table, former)
+        pd.testing.assert_frame_equal(table, former, check_exact=True)
     with StudyFolder.open(tmp_path) as records:
         records.append_measurements(ROW + 3)
         assert records.tables()[0].loc[(8, 0, 0, 5), "validation/error"] == 3.5
@@ -297,7 +301,9 @@ def test_reading_survives_a_compaction_beside_it(tmp_path, monkeypatch):
         records.write_trials(8, trials([(8, 0, 0)]))
         monkeypatch.setattr(pq, "ParquetFile", read_after_compaction)
         # The first part is open already; the part of trials is gone when its turn comes.
-        pd.testing.assert_frame_equal(load_tables(tmp_path)[0], measurement_table(ROW + 1))
+        pd.testing.assert_frame_equal(
+            load_tables(tmp_path)[0], measurement_table(ROW + 1), check_exact=True
+        )
 
 
 @given(st.recursive(st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.none()
@@ -457,7 +463,9 @@ def test_what_a_kill_left_unfinished_is_removed_by_the_next_writer(tmp_path):
     ]
     for path in left:
         path.write_bytes(b"half")
-    pd.testing.assert_frame_equal(load_tables(tmp_path)[0], measurement_table(ROW))
+    pd.testing.assert_frame_equal(
+        load_tables(tmp_path)[0], measurement_table(ROW), check_exact=True
+    )
     assert all(path.exists() for path in left)
     with StudyFolder.open(tmp_path) as records:
         assert not any(path.exists() for path in left)
@@ -570,7 +578,9 @@ def test_a_part_of_another_folder_is_not_read_and_stops_the_next_writer(tmp_path
     foreign = tmp_path / "a/parts/measurements-00000001.parquet"
     shutil.copy(tmp_path / "b/parts/measurements-00000001.parquet", foreign)
     (tmp_path / "a/parts/measurements-2.parquet.bak").write_text("a copy")
-    pd.testing.assert_frame_equal(load_tables(tmp_path / "a")[0], measurement_table(ROW + 97))
+    pd.testing.assert_frame_equal(
+        load_tables(tmp_path / "a")[0], measurement_table(ROW + 97), check_exact=True
+    )
     with pytest.raises(DamagedError, match=r"not of this study: index\.json does not name it"):
         StudyFolder.open(tmp_path / "a")
     foreign.unlink()

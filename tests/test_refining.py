@@ -137,7 +137,9 @@ def study(space=None):
 def test_refined_trials_are_more_and_change_no_answer_and_survive_a_kill(tmp_path):
     before = study().run(tmp_path / "a", progress=False)
     after = study().refine(tmp_path / "a", rounds=2, trials=4, until=0.0, progress=False)
-    pd.testing.assert_frame_equal(after.steps_to_target(), before.steps_to_target())
+    pd.testing.assert_frame_equal(
+        after.steps_to_target(), before.steps_to_target(), check_exact=True
+    )
     refined = after.refined()
     assert refined.groupby("batch_size").size().tolist() == [8, 8]
     assert set(refined["origin"]) <= {Origin.REFINE, Origin.EXPAND}
@@ -158,9 +160,9 @@ def test_refined_trials_are_more_and_change_no_answer_and_survive_a_kill(tmp_pat
         with pytest.raises(KeyboardInterrupt):
             study().refine(tmp_path / "b", **options, progress=kill)
     again = study().refine(tmp_path / "b", **options, progress=False)
-    pd.testing.assert_frame_equal(again.refined(), refined)
+    pd.testing.assert_frame_equal(again.refined(), refined, check_exact=True)
     once_more = study().refine(tmp_path / "b", **options, progress=False)
-    pd.testing.assert_frame_equal(once_more.refined(), refined)
+    pd.testing.assert_frame_equal(once_more.refined(), refined, check_exact=True)
     number = int(refined.index.get_level_values("trial")[0])
     alone = study().run_trial(batch_size=8, trial=number, folder=tmp_path / "b", steps=3)
     rate = refined["learning_rate"].iloc[0]

@@ -34,6 +34,7 @@ def test_analyses_of_a_result_are_those_of_its_tables(result, goal):
     pd.testing.assert_frame_equal(
         result.learning_rates(goal),
         bs.scaling.learning_rates(result.measurements, wanted, **tables),
+        check_exact=True,
     )
     pd.testing.assert_frame_equal(
         result.sensitivity(goal, max_epochs=1),
@@ -45,11 +46,13 @@ def test_analyses_of_a_result_are_those_of_its_tables(result, goal):
             train_examples=100,
             **tables,
         ),
+        check_exact=True,
     )
     steps = result.steps_to_target(goal)
     pd.testing.assert_frame_equal(
         result.frontier(goal, seconds_per_step=2.0),
         bs.scaling.frontier(steps, seconds_per_step=2.0),
+        check_exact=True,
     )
     assert str(result.recommend(goal)) == str(bs.scaling.recommend(steps))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -141,8 +142,13 @@ def plain_loop(case, workload, dtype):
     return params
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[pytest.mark.slow] if place % 2 else [])
+        for place, (name, dtype) in enumerate(itertools.product(CASES, TYPES))
+    ],
+)
 def test_a_trial_takes_the_steps_of_a_plain_loop_of_the_same_transformation(name, dtype):
     case = CASES[name]
     with jax.enable_x64(True) if dtype == "x64" else contextlib.nullcontext():

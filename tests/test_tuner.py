@@ -287,7 +287,9 @@ def test_the_first_trials_do_not_depend_on_how_many_there_are(
     first = data.draw(st.integers(1, trials))
     whole = plan(space, batch_size=batch_size, trials=trials, seed=seed)
     pd.testing.assert_frame_equal(
-        plan(space, batch_size=batch_size, trials=first, seed=seed), whole.iloc[:first]
+        plan(space, batch_size=batch_size, trials=first, seed=seed),
+        whole.iloc[:first],
+        check_exact=True,
     )
     assert tuple(whole.columns) == space.names
     assert set(whole.dtypes) == {np.dtype(np.float64)}
@@ -412,7 +414,7 @@ def test_optima_are_the_winners_with_their_hyperparameters():
         learning_rate_edge=["high", "", ""],
         momentum_edge=["", "", "low"],
     )
-    pd.testing.assert_frame_equal(optima(steps, trials, space), expected)
+    pd.testing.assert_frame_equal(optima(steps, trials, space), expected, check_exact=True)
 
 
 @pytest.mark.parametrize(

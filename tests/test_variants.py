@@ -49,7 +49,7 @@ def test_the_definition_itself_comes_first_and_is_that_of_steps_to_target():
     table = metrics.variants(measurements, GOAL, trials=trials)
     first = table[table["variant"] == str(GOAL)].reset_index(drop=True)
     wanted = metrics.steps_to_target(measurements, GOAL, trials=trials)
-    pd.testing.assert_frame_equal(first[list(wanted)], wanted)
+    pd.testing.assert_frame_equal(first[list(wanted)], wanted, check_exact=True)
     assert table["variant"].iloc[0] == str(GOAL)
     assert (table["why"] == "").all()
 
@@ -267,14 +267,17 @@ def test_a_result_has_both_analyses(square, tmp_path):
     result = study.run(tmp_path, progress=False)
     tables = {"measurements": result.measurements, "trials": result.trials}
     pd.testing.assert_frame_equal(
-        result.tuning_curve(), metrics.tuning_curve(goal=result.goal, **tables)
+        result.tuning_curve(), metrics.tuning_curve(goal=result.goal, **tables), check_exact=True
     )
     harder = metrics.Goal(ERROR, 0.4)
     pd.testing.assert_frame_equal(
         result.tuning_curve(harder, confidence=0.5),
         metrics.tuning_curve(goal=harder, confidence=0.5, **tables),
+        check_exact=True,
     )
     found = result.variants()
-    pd.testing.assert_frame_equal(found, metrics.variants(goal=result.goal, **tables))
+    pd.testing.assert_frame_equal(
+        found, metrics.variants(goal=result.goal, **tables), check_exact=True
+    )
     assert {"test/error < 0.45", "train/error < 0.45"} < set(found["variant"])
     assert found["variant"].str.startswith("validation/loss < ").any()

@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -145,7 +145,7 @@ class Engine:
         program = self._programs.wait(self._segment(batch_size, layout)).memory_analysis()
         return 0 if program is None else program.temp_size_in_bytes
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -3,7 +3,7 @@
 A pack holds `devices x lanes` trials along axis 0. The devices take equal parts of it (by
 `shard_map`, which is what `jax.pmap` is today); on a device the lanes are vmapped, or run as they
 are where there is one. More trials than a pack holds run as further packs of the same executable:
-neither the number of trials nor the number of devices changes what is compiled for a lane, and a
+neither the number of trials nor the number of devices changes what is traced for a lane, and a
 last pack that is not full is padded with idle lanes.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ _STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1,
 _CRITICAL: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
 
 
+@runtime_checkable
 class Result(Protocol):
     """What the figure reads of the result of a study."""
 

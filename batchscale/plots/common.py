@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -43,6 +43,7 @@ FIGURE_SIZE = (6.4, 4.4)
 FONT_SIZE = 9
 
 
+@runtime_checkable
 class Goal(Protocol):
     """A metric, a value and a direction."""
 
@@ -62,6 +63,7 @@ class Goal(Protocol):
         ...
 
 
+@runtime_checkable
 class Result(Protocol):
     """What figures read of the result of a study."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,6 +37,7 @@ _TRIAL: dict[str, Any] = {"label": "trial", "color": GREY, "linestyle": "none", 
 _TEXT = {"fontsize": FONT_SIZE}
 
 
+@runtime_checkable
 class Fit(Protocol):
     """What the figure reads of a fitted critical batch size."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ _SHOWN = 4  # batch sizes, if not chosen: more bands hide one another
 _BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
 
 
+@runtime_checkable
 class Result(Protocol):
     """What the figure reads of the result of a study."""
 

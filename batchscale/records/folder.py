@@ -10,11 +10,13 @@ state/<batch_size>.npz         training states of an unfinished batch size
 confirm/, refine/              the same again, of what is run after the search
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -76,7 +78,7 @@ class StudyFolder:
         *,
         write: bool = True,
         accept: Collection[str] = (),
-    ) -> Self:
+    ) -> StudyFolder:
         """Opens a study's folder, to write it or only to read it.
 
         Args:
@@ -95,7 +97,7 @@ class StudyFolder:
         return cls._opened(Store(folder, _names(accept)), write=write)
 
     @classmethod
-    def _opened(cls, store: Store, *, write: bool) -> Self:
+    def _opened(cls, store: Store, *, write: bool) -> StudyFolder:
         if not write:
             _check_is_study(store)
             return cls(store, None)
@@ -112,7 +114,7 @@ class StudyFolder:
             raise
         return cls(store, lock)
 
-    def beside(self, name: str) -> Self:
+    def beside(self, name: str) -> StudyFolder:
         """Opens a folder in this one that belongs to the same study, to write it.
 
         Args:
@@ -138,7 +140,7 @@ class StudyFolder:
         opened.identity = self.identity
         return opened
 
-    def reading_beside(self, name: str) -> Self | None:
+    def reading_beside(self, name: str) -> StudyFolder | None:
         """A folder that `beside` has made, to be read; None where it has not.
 
         Raises:
@@ -152,7 +154,9 @@ class StudyFolder:
         return opened
 
     @classmethod
-    def repairing(cls, folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Self:
+    def repairing(
+        cls, folder: str | os.PathLike[str], *, accept: Collection[str] = ()
+    ) -> StudyFolder:
         """Opens a study's folder that may be damaged, to write it.
 
         Args:
@@ -258,7 +262,7 @@ class StudyFolder:
             self._lock.close()
             self._lock = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> StudyFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -37,6 +37,7 @@ PAUSES = Pauses()
 """Of every study."""
 
 
+@runtime_checkable
 class PlannedTrials(Protocol):
     """The trials of a batch size: in a plan on disk before they are run."""
 

@@ -32,25 +32,26 @@ class Candidate(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Trials that are planned, and no others."""
+    """Trials that are planned beside the search."""
 
-    rows: Mapping[TrialId, Candidate]
+    of: Callable[[TrialId], Candidate]
 
     def plan(self, trials: Sequence[TrialId]) -> None:
         """They are."""
 
     def hyperparameters(self, trial: TrialId) -> Mapping[str, float]:
-        return self.rows[trial].hyperparameters
+        return self.of(trial).hyperparameters
 
     def origin(self, trial: TrialId) -> Origin:
-        return self.rows[trial].origin
+        return self.of(trial).origin
 
 
 def run(
     session: Session,
     side: RunPlan,
     batch_size: int,
-    candidates: Mapping[TrialId, Candidate],
+    candidates: Sequence[TrialId],
+    of: Callable[[TrialId], Candidate],
     limit: float,
     report: Callable[[Progress], None],
 ) -> None:
@@ -61,6 +62,7 @@ def run(
       side: the plan there.
       batch_size: of the trials.
       candidates: the trials.
+      of: what is planned of these, and of those that were run before.
       limit: in steps; they end at the first evaluation from there on, or with the budget.
       report: told of every evaluation.
     """
@@ -90,7 +92,7 @@ def run(
         plan.layouts[batch_size],
         session.engine,
         session.folder,
-        trials=_Candidates(candidates),
+        trials=_Candidates(of),
         report=report,
         begins=functools.partial(
             planning.begin, side, batch_size, session.conditions, session.folder

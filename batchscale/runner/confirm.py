@@ -114,12 +114,11 @@ class _BatchSize:
                 progress = dataclasses.replace(progress, finished=False)
             self.session.report(progress)
 
-        asked = {
-            trial: Candidate(self.values[self.batch_size, trial.number], Origin.CONFIRM)
-            for trial in trials
-        }
+        def of(trial: TrialId) -> Candidate:
+            return Candidate(self.values[self.batch_size, trial.number], Origin.CONFIRM)
+
         limit = self.plan.limits[self.batch_size]
-        candidates.run(self.session, self.plan, self.batch_size, asked, limit, report)
+        candidates.run(self.session, self.plan, self.batch_size, trials, of, limit, report)
 
     def _runs(self, trials: Sequence[TrialId]) -> pd.DataFrame:
         """The rows of trials."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -28,6 +28,7 @@ _TRAJECTORIES = {
 }
 
 
+@runtime_checkable
 class RunPlan(Protocol):
     """A plan that says under what each of its batch sizes was run."""
 

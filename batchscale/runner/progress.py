@@ -7,7 +7,6 @@ import math
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 
@@ -82,7 +81,7 @@ class ProgressBar:
         """Writes a line above the bar."""
         self._bar.write(line, file=sys.stderr)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -72,13 +73,16 @@ def refine(
             side.write_plan(plan.to_json())
         so_far = RefinementPlan(plan.rounds[: number + 1])
         for size, steps in best.items():
-            asked = {
-                TrialId(FIRST_REFINED + i): Candidate(values, Origin(origin))
-                for i, (values, origin) in enumerate(so_far.trials(size))
-            }
+            asked = [TrialId(FIRST_REFINED + i) for i in range(len(so_far.trials(size)))]
+            of = functools.partial(_candidate, plan.trials(size))
             if asked:
-                candidates.run(session, plan, size, asked, patience * steps, session.report)
+                candidates.run(session, plan, size, asked, of, patience * steps, session.report)
     side.compact()
+
+
+def _candidate(planned: Sequence[tuple[Mapping[str, float], str]], trial: TrialId) -> Candidate:
+    hyperparameters, origin = planned[trial.number - FIRST_REFINED]
+    return Candidate(hyperparameters, Origin(origin))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,7 +78,7 @@ def fields(
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         if "label_smoothing" in hyperparameters:
             uniform = -jax.nn.log_softmax(logits).mean(-1)
-            amount = hyperparameters["label_smoothing"]
+            amount: Any = hyperparameters["label_smoothing"]
             losses = (1 - amount) * losses + amount * uniform
         return (total(losses), jnp.asarray(targets.size)), model_state
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import chex
 import jax
 from jax.errors import (
     ConcretizationTypeError,
@@ -65,7 +66,7 @@ def shapes(function: Callable[..., PyTree], *arguments: PyTree) -> Any:
 class Traced:
     """A function, traced on shapes: what it returns, and what that depends on.
 
-    >>> scalar = jax.ShapeDtypeStruct((), np.float32)
+    >>> scalar = jax.ShapeDtypeStruct((), "float32")
     >>> sums = Traced(lambda x, y: (x["a"] + y, 2 * y), {"a": scalar, "b": scalar}, scalar)
     >>> sums.reads()
     ({'a': True, 'b': False}, True)
@@ -109,11 +110,17 @@ def described(tree: PyTree) -> str:
 
 
 def alike(some: PyTree, other: PyTree) -> bool:
-    """Whether two trees of shapes have one structure and the same shapes; types may differ."""
-    leaves, others = jax.tree.leaves(some), jax.tree.leaves(other)
-    return jax.tree.structure(some) == jax.tree.structure(other) and all(
-        tuple(a.shape) == tuple(b.shape) for a, b in zip(leaves, others, strict=True)
-    )
+    """Whether two trees of shapes have one structure and the same shapes; types may differ.
+
+    >>> some, other = (jax.ShapeDtypeStruct((2,), kind) for kind in ("int32", "float32"))
+    >>> alike({"x": some}, {"x": other})
+    True
+    """
+    try:
+        chex.assert_trees_all_equal_shapes(some, other)
+    except AssertionError:
+        return False
+    return True
 
 
 def _raised_here(error: BaseException) -> bool:
