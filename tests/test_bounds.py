@@ -98,8 +98,6 @@ def test_the_bound_is_the_goal_itself(bounded):
 @pytest.mark.parametrize(
     "together", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
 )
-    "together", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
-)
 def test_lanes_that_are_evaluated_together_are_cut_as_if_alone(
     together, bounded, tmp_path, monkeypatch
 ):
