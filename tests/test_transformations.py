@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -142,13 +141,8 @@ def plain_loop(case, workload, dtype):
     return params
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(name, dtype, marks=[pytest.mark.slow] if place % 2 else [])
-        for place, (name, dtype) in enumerate(itertools.product(CASES, TYPES))
-    ],
-)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", CASES)
 def test_a_trial_takes_the_steps_of_a_plain_loop_of_the_same_transformation(name, dtype):
     case = CASES[name]
     with jax.enable_x64(True) if dtype == "x64" else contextlib.nullcontext():
