@@ -93,6 +93,11 @@ def study(workload, **changes):
     return bs.Study(**fields | changes)
 
 
+def diverging(workload, **changes):
+    space = bs.SearchSpace(learning_rate=bs.LogUniform(1e-1, 1e30))
+    return study(workload, space=space, batch_sizes=[16], **changes)
+
+
 def assert_same_tables(some: bs.Result, other: bs.Result) -> None:
     """To the bit."""
     pd.testing.assert_frame_equal(some.trials, other.trials, check_exact=True)

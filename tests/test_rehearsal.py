@@ -1,8 +1,10 @@
 """Before the first step: layouts that do not fit into memory, and lanes that are timed."""
 
 import math
+import os
 import re
 
+import jax
 import pytest
 from helpers import assert_same_tables, study
 
@@ -104,10 +106,11 @@ def test_a_probe_takes_real_times_and_the_study_is_that_of_the_lanes_it_found(
 
 
 def test_a_cpu_device_has_its_share_of_the_memory():
-    import jax
-
-    limit = devices.memory(jax.devices()[0])
-    assert limit is None or 1e7 < limit < 1e14
+    whole = devices.memory(jax.devices()[0])
+    if whole is None:
+        pytest.skip("the operating system does not tell")
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < whole <= machine // len(jax.devices())
 
 
 def test_a_step_of_one_trial_is_timed_at_every_batch_size(square, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from helpers import GOAL, assert_same_tables, study
+from helpers import GOAL, assert_same_tables, diverging, study
 
 import batchscale as bs
 from batchscale import metrics
@@ -139,11 +139,6 @@ def test_a_single_trial_runs_again_bit_for_bit(square, budget):
     assert run.hyperparameters["learning_rate"] == budget.trials["learning_rate"][32, 4, 0]
     fresh = study(square).run_trial(batch_size=32, trial=4, replicate=1, steps=20)
     assert not np.array_equal(fresh.params["w1"], run.params["w1"])
-
-
-def diverging(square, **changes):
-    space = bs.SearchSpace(learning_rate=bs.LogUniform(1e-1, 1e30))
-    return study(square, space=space, batch_sizes=[16], **changes)
 
 
 @pytest.mark.parametrize("stop", ["first", "budget"])
@@ -342,8 +337,7 @@ def test_extending_by_trials_keeps_a_longer_stop_rule(square, tmp_path):
 SCRIPT = """
     import sys
     sys.path.insert(0, {tests!r})
-    from helpers import perceptron
-    from test_study import diverging
+    from helpers import diverging, perceptron
     from batchscale.runner import batch_size
     batch_size.PAUSES = batch_size.Pauses(seconds=0.0, times=0.0)
     some = diverging(perceptron(), stop="budget", max_steps=1_000)
