@@ -232,7 +232,10 @@ def some(*names):
     )
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:no trial reached", "ignore:workload 'case'")
+pytestmark = [
+    pytest.mark.usefixtures("usual_promotion"),  # what is trained here is a user's
+    pytest.mark.filterwarnings("ignore:no trial reached", "ignore:workload 'case'"),
+]
 
 
 @pytest.fixture(scope="module")
