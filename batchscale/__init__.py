@@ -67,6 +67,9 @@ _NAMES = {
 }
 
 
+__all__ = ["__version__", *_NAMES, *_PACKAGES]  # pyright: ignore
+
+
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"batchscale.{name}")
@@ -78,4 +81,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PACKAGES, *_NAMES])
+    own = {name for name in globals() if name.startswith("__")}
+    return sorted(own.union(__all__))

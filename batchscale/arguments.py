@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from batchscale import numeric
-from batchscale.metrics import Goal
+from batchscale.metrics.goal import check_goal
 from batchscale.numeric import integer
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
@@ -34,20 +34,6 @@ def kinds(workload: Any, space: Any, goal: Any) -> None:
             "SearchSpace(learning_rate=LogUniform(0.001, 10))."
         )
     check_goal("goal", goal)
-
-
-def check_goal(name: str, goal: Any) -> None:
-    """Refuses an argument `name` that is not a goal.
-
-    >>> check_goal("goal", ("validation/loss", 0.4))
-    Traceback (most recent call last):
-    TypeError: goal: got ('validation/loss', 0.4), wanted a Goal, such as Goal("validation/error",
-    0.03).
-    """
-    if not isinstance(goal, Goal):
-        raise TypeError(
-            f'{name}: got {goal!r}, wanted a Goal, such as Goal("validation/error", 0.03).'
-        )
 
 
 def patience(value: float) -> float:

@@ -12,10 +12,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
-from batchscale import arrays
+from batchscale import arrays, numeric
 from batchscale.stopping import part_of_grid
 
 # Choices.
@@ -71,26 +70,32 @@ class Evaluate:
     share: float | None = 0.2
 
     def __post_init__(self) -> None:
-        if isinstance(self.splits, str):
-            raise ValueError(f"evaluate: got splits={self.splits!r}, wanted several, [...].")
         if self.splits is not None:
-            object.__setattr__(self, "splits", tuple(sorted(set(self.splits))))
-        for split, count in self.examples.items():
-            if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+            several = isinstance(self.splits, Collection) and not isinstance(self.splits, str)
+            if not several or not all(isinstance(split, str) for split in self.splits):
                 raise ValueError(
-                    f"evaluate: got {count!r} examples of {split!r}, wanted an integer, 1 or more."
+                    f"evaluate: got splits={self.splits!r}, wanted names of splits, several: "
+                    '["test"].'
                 )
-        examples = {split: int(self.examples[split]) for split in sorted(self.examples)}
+            object.__setattr__(self, "splits", tuple(sorted(set(self.splits))))
+        named = isinstance(self.examples, Mapping)
+        if not named or not all(isinstance(split, str) for split in self.examples):
+            raise ValueError(
+                f"evaluate: got examples={self.examples!r}, wanted numbers of examples by split: "
+                '{"train": 1000}.'
+            )
+        examples = {
+            split: numeric.integer(f"evaluate: examples of {split!r}", self.examples[split], 1)
+            for split in sorted(self.examples)
+        }
         object.__setattr__(self, "examples", examples)
         for name, least in (("every", 1), ("share", 0)):
             value = getattr(self, name)
             if value is None:
                 continue
-            if not isinstance(value, int | float | np.number) or not least < value < math.inf:
-                raise ValueError(
-                    f"evaluate: got {name}={value!r}, wanted a number above {least}, or None."
-                )
-            object.__setattr__(self, name, float(value))
+            wanted = f"a number above {least}, or None"
+            found = numeric.above(f"evaluate: {name}", value, least, wanted)
+            object.__setattr__(self, name, float(found))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -113,6 +118,7 @@ class Evaluate:
           ValueError: a split is named that the workload does not have, or the goal's is not to be
             measured whole.
 
+        >>> import numpy as np
         >>> images = {"image": np.zeros((60_000, 28, 28)), "label": np.zeros(60_000)}
         >>> texts = {"text": np.zeros((60_000, 256), np.uint8)}
         >>> for fields in (images, texts):

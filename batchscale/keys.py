@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, UInt32
 
+LARGEST = 2**32 - 1  # of the integers that keys are made of, and folded into keys
 _IMPLEMENTATION = "threefry2x32"  # the same bits on every machine, alone and vmapped
 
 

@@ -22,7 +22,11 @@ def plain(value: Any) -> int | float | None:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # more than a float can be
+        return None
+    return int(value) if isinstance(value, numbers.Integral) else number
 
 
 def integer(

@@ -16,6 +16,7 @@ from batchscale import audit, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.files import local_path
 from batchscale.metrics import Goal
+from batchscale.metrics.goal import check_goal
 from batchscale.plan import Definition, Plan
 from batchscale.records import TRIAL_COLUMNS, Status
 from batchscale.stored import opening
@@ -98,7 +99,7 @@ class Result:
                     trials.index.get_level_values("batch_size")
                 )
             ],
-            goal or self.goal,
+            self._goal(goal),
             trials=trials,
             feasible_trials=self._feasible_trials,
         )
@@ -233,7 +234,7 @@ class Result:
         trials = self._finished()
         return scaling.learning_rates(
             self.measurements,
-            goal or self.goal,
+            self._goal(goal),
             trials=trials,
             feasible_trials=self._feasible_trials,
         )
@@ -282,7 +283,7 @@ class Result:
         trials = self._finished()
         return tuner.sensitivity(
             self.measurements,
-            goal or self.goal,
+            self._goal(goal),
             trials=trials,
             space=self.space,
             feasible_trials=self._feasible_trials,
@@ -291,6 +292,13 @@ class Result:
             max_epochs=max_epochs,
             train_examples=self.train_examples,
         )
+
+    def _goal(self, other: Goal | None) -> Goal:
+        """Another goal, checked, or the study's own."""
+        if other is None:
+            return self.goal
+        check_goal("goal", other)
+        return other
 
     @property
     def _feasible_trials(self) -> int | None:
@@ -308,7 +316,7 @@ class Result:
           ValueError: trials were cut too early; says how to extend them.
         """
         return metrics.tuning_curve(
-            self.measurements, goal or self.goal, trials=self._finished(), confidence=confidence
+            self.measurements, self._goal(goal), trials=self._finished(), confidence=confidence
         )
 
     def variants(self) -> pd.DataFrame:

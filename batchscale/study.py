@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 from jax.sharding import Mesh
 
-from batchscale import arguments, arrays, checks, numeric, optimizers, records, schedules
+from batchscale import arguments, arrays, checks, keys, numeric, optimizers, records, schedules
 from batchscale.arguments import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.engine import compilation_cache, devices, layout, parallel
@@ -22,6 +23,7 @@ from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path
 from batchscale.metrics import Goal
+from batchscale.metrics.goal import check_goal
 from batchscale.optimizers import Factory
 from batchscale.plan import Definition
 from batchscale.records import Status
@@ -45,9 +47,12 @@ def powers_of_two(first: int, last: int) -> list[int]:
     [1, 2, 4, 8, 16]
 
     Raises:
-      ValueError: the range is reversed, or holds no power of two.
+      ValueError: an end is no number, or the range is reversed, or holds no power of two.
     """
-    powers = [1 << n for n in range(64) if first <= 1 << n <= last]
+    low, high = numeric.plain(first), numeric.plain(last)
+    if low is None or high is None or not math.isfinite(low + high):
+        raise ValueError(f"powers_of_two: got {first!r} and {last!r}, wanted two numbers.")
+    powers = [1 << n for n in range(int(max(high, 0)).bit_length()) if low <= 1 << n <= high]
     if not powers:
         raise ValueError(
             f"powers_of_two: there is none from {first} to {last}. Give the smaller number first."
@@ -125,17 +130,18 @@ class Study:
 
     def __post_init__(self) -> None:
         arguments.kinds(self.workload, self.space, self.goal)
-        for name, smallest in (
-            ("trials", 1),
-            ("max_infeasible", 0),
-            ("lanes", 1),
-            ("microbatch", 1),
-        ):
-            words = (None, "auto", "probe") if name == "lanes" else (None, "auto")
-            if getattr(self, name) not in words:
-                self._set(name, numeric.integer(name, getattr(self, name), smallest))
         self._set("trials", numeric.integer("trials", self.trials, 1))
-        self._set("seed", numeric.integer("seed", self.seed, 0, 2**32 - 1))
+        self._set("seed", numeric.integer("seed", self.seed, 0, keys.LARGEST))
+        if self.max_infeasible is not None:
+            infeasible = numeric.integer(
+                "max_infeasible", self.max_infeasible, 0, others=", or None"
+            )
+            self._set("max_infeasible", infeasible)
+        for name, words in (("lanes", ("auto", "probe")), ("microbatch", ("auto",))):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value in words):
+                others = "".join(f", or {word!r}" for word in words)
+                self._set(name, numeric.integer(name, value, 1, others=others))
         spacing = numeric.plain(self.evaluation_spacing)
         if spacing is None or not 0 < spacing <= 1:
             raise ValueError(
@@ -152,7 +158,7 @@ class Study:
         StopRule.of(self.stop)
         if not isinstance(self.stop, str):
             self._set("stop", numeric.plain(self.stop))
-        if self.curves not in ("bounds", "exact"):
+        if not isinstance(self.curves, str) or self.curves not in ("bounds", "exact"):
             raise ValueError(f"curves: got {self.curves!r}, wanted 'bounds' or 'exact'.")
         if not isinstance(self.evaluate, Evaluate):
             raise TypeError(f"evaluate: got {self.evaluate!r}, wanted bs.Evaluate(...).")
@@ -269,7 +275,8 @@ class Study:
     ) -> Result:
         """Goes on with a study that is in a folder: more steps, trials or batch sizes.
 
-        What has been measured stays and is not measured again. Trials whose training states are
+        What has been measured stays and is not measured again; fewer trials, steps or batch sizes
+        than the folder holds take nothing away. Trials whose training states are
         gone are trained once more up to where they were, with the same results, and then further.
 
         Args:
@@ -443,13 +450,14 @@ class Study:
         """
         folder = None if folder is None else local_path(folder)
         definition, training = self.definition(), self.training()
-        if batch_size not in definition.spaces:
+        size = numeric.plain(batch_size)
+        if size is None or size not in definition.spaces:
             raise ValueError(
-                f"batch_size: got {batch_size}, wanted one of the study's: "
+                f"batch_size: got {batch_size!r}, wanted one of the study's: "
                 f"{', '.join(map(str, definition.batch_sizes))}."
             )
-        batch_size, trial = int(batch_size), numeric.integer("trial", trial, 0)
-        name = TrialId(trial, numeric.integer("replicate", replicate, 0))
+        batch_size, trial = int(size), numeric.integer("trial", trial, 0, keys.LARGEST)
+        name = TrialId(trial, numeric.integer("replicate", replicate, 0, keys.LARGEST))
         values: Mapping[str, float] | None = None
         if trial >= FIRST_REFINED:
             values = refined_values(folder, batch_size, trial)
@@ -459,7 +467,7 @@ class Study:
             steps = numeric.integer("steps", steps, 1)
         mesh = session.mesh_of(devices)
         if until is not None:
-            arguments.check_goal("until", until)
+            check_goal("until", until)
             checks.metric(until, self.workload, self.space.names)
         session.check(training)
         packing, measured = self._layout(batch_size, mesh), self._measured()

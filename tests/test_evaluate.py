@@ -133,14 +133,18 @@ def test_another_choice_is_another_study_and_the_same_one_goes_on(goal_alone):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"splits": "train"}, "got splits='train', wanted several"),
+        ({"splits": "train"}, "got splits='train', wanted names of splits, several"),
         ({"splits": ["trian"]}, "no split 'trian'; wanted any of train, validation, test"),
-        ({"examples": {"train": 0}}, "got 0 examples of 'train', wanted an integer, 1 or more"),
-        ({"examples": {"train": 2.5}}, "got 2.5 examples of 'train'"),
+        ({"examples": {"train": 0}}, "examples of 'train': got 0, wanted an integer, 1 or more"),
+        ({"examples": {"train": 2.5}}, "examples of 'train': got 2.5"),
         ({"examples": {"validation": 10}}, "the goal's split, which is always measured whole"),
-        ({"every": 1}, "got every=1, wanted a number above 1, or None"),
-        ({"share": 0}, "got share=0, wanted a number above 0, or None"),
-        ({"share": "0.2"}, "got share='0.2', wanted a number above 0"),
+        ({"every": 1}, "evaluate: every: got 1, wanted a number above 1, or None"),
+        ({"examples": 5}, "got examples=5, wanted numbers of examples by split"),
+        ({"examples": {1: 2, "a": 3}}, "wanted numbers of examples by split"),
+        ({"splits": [1, "a"]}, "got splits=[1, 'a'], wanted names of splits"),
+        ({"share": True}, "evaluate: share: got True"),
+        ({"share": 0}, "evaluate: share: got 0, wanted a number above 0, or None"),
+        ({"share": "0.2"}, "evaluate: share: got '0.2', wanted a number above 0"),
     ],
 )
 def test_bad_choices_are_refused_where_they_are_written(arguments, message):

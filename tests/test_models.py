@@ -97,7 +97,7 @@ def test_an_unknown_name_is_refused_with_the_known_forms(name):
 def test_fewer_than_two_classes_are_refused():
     with pytest.raises(ValueError, match="classes") as error:
         models.get("fc_3", classes=1)
-    assert str(error.value) == "classes: 1 is too few to tell apart; use at least 2."
+    assert str(error.value) == "classes: got 1, wanted an integer, 2 or more."
 
 
 def test_every_name_without_a_placeholder_is_a_model():

@@ -38,8 +38,13 @@ def test_every_public_name_is_there_and_listed():
             assert getattr(bs, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'studdy'"):
         _ = bs.studdy
-    listed = re.findall(r"as (\w+)$", (ROOT / "batchscale/__init__.py").read_text(), re.M)
-    assert {*listed} <= {*dir(bs)}
+    listed = re.findall(r"as ([A-Za-z]\w*)$", (ROOT / "batchscale/__init__.py").read_text(), re.M)
+    assert {*listed} | {"records"} == {name for name in bs.__all__ if name != "__version__"}
+    found: dict[str, object] = {}
+    exec("from batchscale import *", found)
+    assert {*found} - {"__builtins__"} == {*bs.__all__} == {n for n in dir(bs) if n in bs.__all__}
+    assert len(dir(bs)) == len({*dir(bs)})
+    assert not {"Any", "TYPE_CHECKING", "importlib"} & {*dir(bs)}
 
 
 def test_the_oldest_versions_are_those_that_are_allowed():

@@ -82,13 +82,14 @@ def easy(evidence: Evidence) -> Check:
         return Check(name, Verdict.UNKNOWN, NOTHING)
     soon = reached.loc[reached["steps"] <= _EASY_STEPS, "batch_size"]
     if len(soon):
-        fewest = int(reached["steps"].min())
+        fewest, less = int(reached["steps"].min()), evidence.goal.mode == "min"
         return Check(
             name,
-            Verdict.WARN,
+            Verdict.FAIL if fewest == 0 else Verdict.WARN,
             f"{evidence.goal} is reached within {_EASY_STEPS} steps at {sizes(soon)} (the fewest: "
             f"{fewest}), where a step more or less is a large share",
-            "Choose a harder goal.",
+            "Choose a harder goal"
+            + ("; where more of it is better, with mode='max'." if not fewest and less else "."),
         )
     return Check(name, Verdict.PASS, f"no batch size reaches it within {_EASY_STEPS} steps")
 

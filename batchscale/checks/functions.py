@@ -14,6 +14,10 @@ from batchscale.metrics import Goal
 from batchscale.metrics.goal import BOUNDS
 from batchscale.workloads import Workload, tracing
 
+_LOSS = (
+    " The loss is measured where the workload's metrics return it, too: "
+    '{"loss": (sum, count), ...}.'
+)
 _EXAMPLES = 2  # what is of one shape by chance with one example is told apart
 
 
@@ -48,8 +52,8 @@ class Shapes(NamedTuple):
             made = tracing.shapes(workload.init, key)
         if not isinstance(made, tuple) or len(made) != 2:
             raise ValueError(
-                f"workload {workload.name!r}: its init returns {made}, wanted (params, "
-                "model_state); the state may be {}."
+                f"workload {workload.name!r}: its init returns {tracing.described(made)}, wanted "
+                "(params, model_state); the state may be {}: return params, {}."
             )
         values = dict.fromkeys(names, jax.ShapeDtypeStruct((), arrays.float_type()))
         return cls(*made, some, key, values)
@@ -81,6 +85,8 @@ def metric(goal: Goal, workload: Workload, names: Iterable[str]) -> None:
         raise ValueError(
             f"goal: workload {workload.name!r} has no metric {goal.metric!r}; "
             f"wanted one of {', '.join(known)}."
+            + _LOSS
+            * (goal.name == "loss" and goal.split in workload.splits())
         )
 
 

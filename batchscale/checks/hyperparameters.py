@@ -14,6 +14,11 @@ from batchscale.schedules import Schedule
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload, tracing
 
+_SCHEDULED = (
+    " It is what schedules change from step to step: an optimizer of one's own reads it as "
+    'h["learning_rate"], whatever else is in the space.'
+)
+
 
 def names(
     space: SearchSpace, optimizer: Optimizer, schedule: str | Schedule, workload: Workload
@@ -33,6 +38,8 @@ def names(
             raise ValueError(
                 f"space: {by} needs {name!r}, and the space has {', '.join(space)}. "
                 f"Add {name}=... to the SearchSpace; a plain number is a fixed value."
+                + _SCHEDULED
+                * (name == "learning_rate" and optimizer.takes_all)
             )
     values = dict.fromkeys(space, jax.ShapeDtypeStruct((), np.float32))
     if optimizer.takes_all:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from batchscale import columns, numeric
 from batchscale.metrics import _tables
-from batchscale.metrics.goal import Goal
+from batchscale.metrics.goal import Goal, check_goal
 from batchscale.metrics.steps import first_crossings
 from batchscale.records import (
     MEASUREMENT_INDEX,
@@ -105,6 +105,7 @@ def best_of(
        batch_size  trials  n  median   low  high  mean  share_reaching
     0           8      24  1    22.0  10.0  34.0  22.5             1.0
     """
+    check_goal("goal", goal)
     confidence = numeric.confidence(confidence)
     searches = list(_searches(measurements, goal, trials))
     for search in searches:
@@ -153,6 +154,7 @@ def tuning_curve(
     >>> curve[["n", "median"]].to_dict("list")
     {'n': [1, 2, 3, 4, 6, 8], 'median': [22.0, 17.0, 15.0, 14.0, 13.0, 12.0]}
     """
+    check_goal("goal", goal)
     confidence = numeric.confidence(confidence)
     rows = []
     for search in _searches(measurements, goal, trials):

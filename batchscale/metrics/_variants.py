@@ -9,7 +9,7 @@ import pandas as pd
 
 from batchscale import columns
 from batchscale.metrics import _tables
-from batchscale.metrics.goal import Goal
+from batchscale.metrics.goal import Goal, check_goal
 from batchscale.metrics.steps import steps_of_curves
 
 _COLUMNS = ["batch_size", "steps", "previous_evaluation", "trial"]
@@ -74,6 +74,7 @@ def variants(
     {'validation/error < 0.42': 10.0, 'validation/error < 0.21': 20.0, 'interpolated': 10.0,
      'mean of 3 evaluations': inf, '2 evaluations in a row': 10.0, '3 evaluations in a row': inf}
     """
+    check_goal("goal", goal)
     for name, counts in (("smoothing", [smoothing]), ("consecutive", consecutive)):
         if any(count < 2 for count in counts):
             raise ValueError(f"{name}: got {min(counts)}, wanted at least 2 evaluations.")

@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
@@ -104,6 +104,20 @@ class Goal:
         'validation/error_at_least'
         """
         return self.metric + BOUNDS[self.mode == "max"]
+
+
+def check_goal(name: str, goal: Any) -> None:
+    """Refuses an argument `name` that is not a goal.
+
+    >>> check_goal("goal", ("validation/loss", 0.4))
+    Traceback (most recent call last):
+    TypeError: goal: got ('validation/loss', 0.4), wanted a Goal, such as Goal("validation/error",
+    0.03).
+    """
+    if not isinstance(goal, Goal):
+        raise TypeError(
+            f'{name}: got {goal!r}, wanted a Goal, such as Goal("validation/error", 0.03).'
+        )
 
 
 def check_mode(mode: str, where: str) -> None:

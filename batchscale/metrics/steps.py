@@ -8,7 +8,7 @@ import pandas as pd
 
 from batchscale import columns
 from batchscale.metrics import _tables
-from batchscale.metrics.goal import Goal
+from batchscale.metrics.goal import Goal, check_goal
 from batchscale.records import TRIAL_INDEX, Status, StopReason
 
 columns.declare("steps to target", "goal", "batch_size", "steps", "previous_evaluation", "trial")
@@ -40,6 +40,7 @@ def first_crossings(measurements: pd.DataFrame, goal: Goal) -> pd.DataFrame:
                1     0                    20.0                 10.0
     16         0     0                    10.0                  0.0
     """
+    check_goal("goal", goal)
     curves = _tables.curves_of(measurements, goal.metric, goal.mode)
     trials = _tables.trials_of(measurements).unique().sort_values()
     first = _first_past(curves, goal, list(TRIAL_INDEX), trials)
@@ -134,6 +135,7 @@ def steps_to_target(
     0           8   20.0                 10.0      1
     1          16   10.0                  0.0      0
     """
+    check_goal("goal", goal)
     curves = _tables.plain_curves_of(measurements, goal.metric, goal.mode)
     if trials is not None:
         return steps_of_curves(curves, goal, trials=trials, feasible_trials=feasible_trials)

@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
+from batchscale import numeric
 from batchscale.models.cnn import SimpleCNN as SimpleCNN
 from batchscale.models.fc import Perceptron as Perceptron
 
@@ -47,8 +48,9 @@ def get(name: str, classes: int) -> nn.Module:
     >>> get("fc_128_128_128", classes=10).widths
     (128, 128, 128)
     """
-    if classes < 2:
-        raise ValueError(f"classes: {classes} is too few to tell apart; use at least 2.")
+    classes = numeric.integer("classes", classes, 2)
+    if not isinstance(name, str):
+        name = repr(name)
     if re.fullmatch(r"fc(_[1-9][0-9]*)+", name):
         return Perceptron(tuple(int(width) for width in name.split("_")[1:]), classes)
     if name in _SIMPLE_CNN:

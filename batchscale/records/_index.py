@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -38,8 +39,13 @@ class DamagedError(ValueError):
     def __init__(
         self, path: Path, found: str, *, name: str | None = None, remedy: str | None = None
     ):
-        self.path, self.found, self.name = path, found, name
+        self.path, self.found, self.name, self._other_remedy = path, found, name, remedy
         super().__init__(f"{path}: {found} {remedy or _remedy(name)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As an exception is copied, and comes back from another process."""
+        make = functools.partial(type(self), name=self.name, remedy=self._other_remedy)
+        return make, (self.path, self.found)
 
 
 def _remedy(name: str | None) -> str:

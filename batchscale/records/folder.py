@@ -508,6 +508,8 @@ def load_tables(
 def _names(accept: Collection[str]) -> frozenset[str]:
     if isinstance(accept, str):
         raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: [{accept!r}].")
+    if not isinstance(accept, Collection) or not all(isinstance(name, str) for name in accept):
+        raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: ['plan.json'].")
     return frozenset(accept)
 
 

@@ -144,13 +144,16 @@ def check_index(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:
       table: what an error calls the table.
 
     Raises:
-      ValueError: it is not.
+      TypeError: it is no table.
+      ValueError: it is not indexed so.
 
     >>> check_index(pd.DataFrame({"trial": [0]}), TRIAL_INDEX, "trials")
     Traceback (most recent call last):
     ValueError: trials: the index must be (batch_size, trial, replicate), got (None). Set it with
     trials.set_index(['batch_size', 'trial', 'replicate']); replicate is 0 for a plain trial.
     """
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"{table}: got a {type(frame).__name__}, wanted a pandas.DataFrame.")
     if tuple(frame.index.names) != tuple(names):
         raise ValueError(
             f"{table}: the index must be ({', '.join(names)}), "

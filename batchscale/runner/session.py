@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from batchscale import checks, records
@@ -72,6 +74,7 @@ def opened(
     """
     began = time.monotonic()
     with ExitStack() as stack:
+        check_progress(progress)
         mesh = mesh_of(chosen)
         check(training)
         stored = stack.enter_context(StudyFolder.open(folder))
@@ -122,7 +125,29 @@ def mesh_of(chosen: Sequence[Any] | None) -> Mesh:
     """A mesh over the chosen devices; over all, one for each core of a CPU, if None."""
     if chosen is None:
         devices.ask_for_cores()
-    return parallel.mesh(chosen)
+        return parallel.mesh()
+    several = isinstance(chosen, Collection) and not isinstance(chosen, str)
+    if not several or not all(isinstance(device, jax.Device) for device in chosen):
+        raise TypeError(
+            f"devices: got {chosen!r}, wanted a list of JAX devices, such as jax.devices()[:1]."
+        )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"devices: got {list(chosen)}, wanted at least one, and each once.")
+    return parallel.mesh(list(chosen))
+
+
+def check_progress(progress: Any) -> None:
+    """Refuses what is neither a bar, nor silence, nor a function.
+
+    >>> check_progress("no")
+    Traceback (most recent call last):
+    TypeError: progress: got 'no', wanted True, False or a function that is told of evaluations.
+    """
+    if not isinstance(progress, bool | np.bool_) and not callable(progress):
+        raise TypeError(
+            f"progress: got {progress!r}, wanted True, False or a function that is told of "
+            "evaluations."
+        )
 
 
 def _opening(training: Training, definition: Definition) -> str:

@@ -71,7 +71,7 @@ def warn_of_misses(
     if at_once:
         warnings.warn(
             f"{goal} held before the first step at batch size {', '.join(map(str, at_once))}: "
-            "choose a harder goal.",
+            f"choose a harder goal{_other_mode(goal)}.",
             stacklevel=4,
         )
     status = trials["status"].groupby(level="batch_size")
@@ -106,6 +106,11 @@ def warn_of_misses(
         "the study: more max_steps, or more trials.",
         stacklevel=4,
     )
+
+
+def _other_mode(goal: Goal) -> str:
+    """What else may be wrong with a goal that held from the start."""
+    return ", or mode='max' if more of it is better" if goal.mode == "min" else ""
 
 
 def _never_numbers(measurements: pd.DataFrame) -> list[str]:

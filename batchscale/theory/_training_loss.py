@@ -82,7 +82,7 @@ class TrainingLoss:
             {} if model_state is None else jax.tree.map(jnp.asarray, model_state),
             {name: jnp.asarray(value, float) for name, value in values.items()},
         )
-        self._seed = numeric.integer("seed", seed, 0, 2**32 - 1)
+        self._seed = numeric.integer("seed", seed, 0, keys.LARGEST)
         self.parameters = sum(x.size for x in jax.tree.leaves(self._point.params))
         self.dtype = jnp.result_type(*jax.tree.leaves(self._point.params))
 

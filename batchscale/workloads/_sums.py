@@ -30,17 +30,32 @@ def wide(values: Array) -> Array:
     return values.astype(arrays.wide_type(values.dtype) if floats else float)
 
 
-def mean_or_each(loss: Any, batch: PyTree) -> tuple[Array, Array]:
-    """The sum and the count of a loss that is one value an example, or their mean.
+def is_sum_and_count(value: Any) -> bool:
+    """Whether a value is (sum, count), two scalars.
+
+    >>> is_sum_and_count((jnp.ones(()), 3)), is_sum_and_count(jnp.ones(2))
+    (True, False)
+    """
+    return isinstance(value, tuple) and len(value) == 2 and all(jnp.ndim(x) == 0 for x in value)
+
+
+def loss_sums(loss: Any, batch: PyTree) -> tuple[Array, Array]:
+    """The sum and the count of a loss that is one value an example, their mean, or just these two.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: it is none of them.
     """
-    loss, count = jnp.asarray(loss), arrays.examples(batch)
-    if loss.shape not in ((), (count,)):
+    count = arrays.examples(batch)
+    if is_sum_and_count(loss):
+        return wide(jnp.asarray(loss[0])), jnp.asarray(loss[1])
+    loss = jax.tree.map(jnp.asarray, loss)
+    if not isinstance(loss, jax.Array) or loss.shape not in ((), (count,)):
+        shapes = jax.tree.map(jnp.shape, loss)
+        one = isinstance(loss, jax.Array)
+        got = f"an array of shape {shapes}" if one else f"{shapes} (shapes)"
         raise ValueError(
-            f"loss: got an array of shape {loss.shape} for a batch of {count}, wanted "
-            f"({count},), one value an example, or their mean. {_PAIRS}"
+            f"loss: got {got} for a batch of {count}, wanted ({count},), one value an example, "
+            f"their mean, or (sum, count), two scalars. {_PAIRS}"
         )
     if loss.ndim == 0:
         return wide(loss) * count, jnp.asarray(count)
@@ -53,7 +68,7 @@ def sums(metric: Any, batch: PyTree, name: str) -> tuple[Array, Array]:
     Raises:
       ValueError: it is neither.
     """
-    if isinstance(metric, tuple) and len(metric) == 2 and all(jnp.ndim(x) == 0 for x in metric):
+    if is_sum_and_count(metric):
         return jnp.asarray(metric[0]), jnp.asarray(metric[1])
     metric, count = jax.tree.map(jnp.asarray, metric), arrays.examples(batch)
     if not isinstance(metric, jax.Array):
@@ -116,8 +131,8 @@ def finalized(function: Callable[[PyTree], Any], added: PyTree, what: str) -> fl
 
 _PAIRS = (
     "Labels of shape (N, 1) beside predictions of shape (N,) give every pair of both: make the "
-    "shapes the same, with labels[:, 0]. Of several values an example take the mean, or use the "
-    "full contract of Workload, which counts them."
+    "shapes the same, with labels[:, 0]. Of several values an example, such as the tokens of a "
+    "sequence, return (sum, count) over those that count."
 )
 _SUMS = (
     "Of a mean over examples, leave the mean out; of anything else, return sums over the batch, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ from batchscale.workloads import Workload
 # Choices.
 _SAME = 2e-3  # of a ratio
 _EXAMPLES = 8
+_TRIPLES = (0, 2, 4, 5)  # of the eight, where they begin
+_OTHERWISE = 0.1  # of the logarithm of odds
 _MEASURED = 64  # so many that a metric is hardly the same for all of them
 _NARROW = 0.05  # of a sum in 16 bits
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
@@ -39,9 +41,10 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
       examples.
 
     Raises:
-      ValueError: the loss of a batch grows otherwise than with its examples, or what it counts
-        depends on the parameters; or it is one of all pairs of its examples, so that a field might
-        belong to any of them; or the sums of a metric do not add.
+      ValueError: the loss of a batch grows otherwise than with its examples, or is a mean in which
+        they weigh otherwise than it counts them, or what it counts depends on the parameters; or
+        it is one of all pairs of its examples, so that a field might belong to any of them; or the
+        sums of a metric do not add.
 
     >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
     >>> def workload(loss):
@@ -141,6 +144,7 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         for name, moved, replaced in zip(fields, changes[2::2], changes[3::2], strict=True)
         if replaced > rounding / _APART
     }
+    _check_weights(workload, total, metrics, random)
     # If no other field matters, another order of one is another order of the examples.
     if len(stays) > 1 and any(stays.values()):
         _refuse_pairs(workload, [name for name in stays if stays[name]][-1])
@@ -157,6 +161,87 @@ def _refuse_pairs(workload: Workload, field: str) -> None:
         "example, and return one value an example. If its entries belong to no example, as samples "
         f"of another distribution, say so with Workload(unpaired=({field!r},))."
     )
+
+
+def _check_weights(
+    workload: Workload,
+    loss: Callable[[PyTree, PyTree], PyTree],
+    metrics: Callable[[PyTree, PyTree], PyTree],
+    random: np.random.Generator,
+) -> None:
+    """Refuses a mean in which examples weigh otherwise than it counts them.
+
+    In a mean over tokens that are not padding two examples together are w of the one and 1 - w of
+    the other. Their odds w / (1 - w) are those of their weights: the same for other parameters,
+    and such that those of a and b, times those of b and c, are those of a and c.
+    """
+    train = workload.splits()["train"]
+    some = np.linspace(0, arrays.examples(train) - 1, _EXAMPLES).astype(int)
+    pairs = np.array([some[[k + i, k + j]] for k in _TRIPLES for i, j in ((0, 1), (1, 2), (0, 2))])
+    both = jax.tree.map(lambda x: np.asarray(x)[pairs], dict(train))  # shape (pair, 2, ...)
+    one, other = (jax.tree.map(lambda x, k=k: x[:, k : k + 1], both) for k in range(2))
+    shapes = jax.eval_shape(workload.init, keys.key(0))[0]
+    several = jax.tree.map(lambda x: np.stack([_some(x, random) for _ in range(3)]), shapes)
+
+    def sums(params: PyTree, batch: PyTree) -> PyTree:
+        measured = metrics(params, batch).items()
+        means = {name: x for name, x in measured if name not in workload.finalize}
+        return {"": loss(params, batch), **means}
+
+    @jax.jit
+    def found(several: PyTree) -> PyTree:
+        def of(batches: PyTree) -> PyTree:
+            return jax.lax.map(
+                lambda params: jax.lax.map(lambda batch: sums(params, batch), batches), several
+            )
+
+        return of(one), of(other), of(both)
+
+    precision = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(shapes))
+    measured = jax.device_get(found(several))
+    for name in measured[0]:
+        # Shapes (one, other or both; parameters; pair).
+        totals, counts = np.moveaxis(np.asarray([x[name] for x in measured], np.float64), 1, 0)
+        odds, stated = _odds(totals, counts, precision)
+        if odds.size == 0 or np.abs(np.log(odds / stated)).max() < _OTHERWISE:
+            continue
+        most = np.abs(np.log(odds / stated)).argmax()
+        w, s = (x.flat[most] / (1 + x.flat[most]) for x in (odds, stated))
+        what = f"metrics: {name!r} of" if name else "loss: that of"
+        raise ValueError(
+            f"{what} workload {workload.name!r} is a mean in which two examples weigh "
+            f"{w:.2f} and {1 - w:.2f} by what they hold, as in one over tokens that are not "
+            f"padding, and it counts them as {s:.2f} and {1 - s:.2f}: over several batches, it is "
+            "not the mean over all of them. Return (sum, count): the sum over all that counts in "
+            "the batch, and how much that is."
+        )
+
+
+def _odds(
+    totals: Float[np.ndarray, "3 params pair"],
+    counts: Float[np.ndarray, "3 params pair"],
+    precision: float,
+) -> tuple[Float[np.ndarray, "triple 3"], Float[np.ndarray, "triple 3"]]:
+    """The odds by which examples weigh in a mean of two, and those by which they are counted.
+
+    None, if they are not those of weights; only of triples in which all three have other means.
+    """
+    with np.errstate(all="ignore"):
+        first, second, together = totals / counts
+        told = np.abs(first - second) > max(100 * precision, 0.01) * np.maximum(
+            np.abs(first), np.abs(second)
+        )
+        odds = (together - second) / (first - together)
+        stated = counts[0] / counts[1]
+        logs = np.log(np.where(told, odds, np.nan)).reshape(len(odds), -1, 3)
+    known = (np.isfinite(logs) & np.isfinite(np.log(stated)).reshape(logs.shape)).all((0, 2))
+    logs, stated = logs[:, known], stated.reshape(logs.shape)[0, known]
+    same = np.ptp(logs, axis=0) < _OTHERWISE / 2
+    weights = np.abs(logs[..., 0] + logs[..., 1] - logs[..., 2]) < _OTHERWISE / 2
+    if not (known.any() and same.all() and weights.all()):
+        stated = stated[:0]
+        logs = logs[:, :0]
+    return np.exp(logs[0]), stated
 
 
 def _check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow: bool) -> None:

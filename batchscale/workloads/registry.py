@@ -48,7 +48,7 @@ def get(name: str) -> Workload:
     >>> get("mnist/fc_128_128_128").train_examples
     55000
     """
-    dataset, _, model = name.partition("/")
+    dataset, _, model = name.partition("/") if isinstance(name, str) else ("", "", "")
     if dataset not in _DATASETS or not model:
         raise ValueError(
             f"workload: got {name!r}, wanted 'data set/model' with a data set of "

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from batchscale import arrays, columns, datasets, keys, numeric
 from batchscale.datasets.splits import check_unmasked
 from batchscale.workloads import _fields, classifier
-from batchscale.workloads._sums import finalized, mean_or_each, sums
+from batchscale.workloads._sums import finalized, loss_sums, sums
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
 
@@ -163,8 +163,10 @@ class Workload:
 
         Args:
           init: `init(key) -> params`.
-          loss: `loss(params, batch)`, one loss an example, or their mean; any other shape is
-            refused before anything compiles.
+          loss: `loss(params, batch)`, one loss an example, or their mean, or `(sum, count)`, two
+            scalars over the batch; any other shape is refused before anything compiles. A mean over
+            tokens that are not padding is no mean over examples, and is refused, too: it is
+            `(sum over the tokens, how many)`.
           data: splits by name: mappings of arrays, or pairs `(inputs, labels)`, which become the
             fields `input` and `label`; or a function that returns them.
           metrics: functions of the same arguments, by name, that return one value an example, or
@@ -189,6 +191,19 @@ class Workload:
         ... )
         >>> workload.train_examples
         64
+
+        Of sequences that end early the loss is one of the tokens that there are.
+
+        >>> tokens = np.ones((8, 5), np.float32)
+        >>> weight = (np.arange(5) < np.arange(1, 9)[:, None]).astype(np.float32)
+        >>> def loss(params, batch):
+        ...     of_each = (params["mean"] - batch["input"]) ** 2
+        ...     return (of_each * batch["weight"]).sum(), batch["weight"].sum()
+        >>> workload = Workload.from_functions(
+        ...     init=lambda key: {"mean": jnp.zeros(())},
+        ...     loss=loss,
+        ...     data={"train": {"input": tokens, "weight": weight}},
+        ... )
 
         R^2 is no mean: of each batch it takes sums, and of their sums over a split the metric.
 
@@ -224,11 +239,11 @@ class Workload:
 
         def total_loss(params, model_state, batch, key, hyperparameters):
             del key, hyperparameters
-            return mean_or_each(loss(params, batch), batch), model_state
+            return loss_sums(loss(params, batch), batch), model_state
 
         def all_metrics(params, model_state, batch):
             del model_state
-            found = {"loss": mean_or_each(loss(params, batch), batch)}
+            found = {"loss": loss_sums(loss(params, batch), batch)}
             for name, metric in measured.items():
                 value = metric(params, batch)
                 found[name] = value if name in finalize else sums(value, batch, name)
