@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, Integer, Num, PyTree, UInt32
 
 from batchscale import arrays, keys, sampling
 from batchscale.optimizers import Hyperparameters, Optimizer, as_usual
@@ -368,10 +368,10 @@ def sound(recipe: Recipe, state: TrainState, hyperparameters: Hyperparameters) -
 
 
 def trial_key(
-    seed: Int[Array, ""] | int,
-    batch_size: Int[Array, ""] | int,
-    number: Int[Array, ""] | int,
-    replicate: Int[Array, ""] | int,
+    seed: Integer[Array, ""] | int,
+    batch_size: Integer[Array, ""] | int,
+    number: Integer[Array, ""] | int,
+    replicate: Integer[Array, ""] | int,
 ) -> UInt32[Array, " 2"]:
     """The key of a trial: of what it is called, never of its hyperparameters or its place."""
     key = keys.key(seed)
@@ -430,7 +430,7 @@ def _gradient(
 
     def loss(
         params: PyTree[Array], model_state: PyTree[Array], first: Int[Array, ""] | int, count: int
-    ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], PyTree[Array]]]:
+    ) -> tuple[Float[Array, ""], tuple[Num[Array, ""], PyTree[Array]]]:
         key = jax.random.fold_in(loss_key, first)
         prepare_key, key = jax.random.split(key)
         (total, weight), model_state = workload.loss(

@@ -86,7 +86,7 @@ def test_fifty_steps_are_those_of_a_plain_numpy_loop(optimizer, batch_size):
             sampling.indices(
                 jax.random.key_data(shuffle),
                 sampling.position(step, batch_size=batch_size, examples=EXAMPLES),
-                np.arange(batch_size),
+                jnp.arange(batch_size),
                 examples=EXAMPLES,
             )
         )

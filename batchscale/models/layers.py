@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Num
 
 _Pads = tuple[tuple[int, int], ...]
-_Images = Float[Array, "batch height width channels"]
-_Kernel = Float[Array, "kernel_height kernel_width in_channels out_channels"]
+# Batch, height, width and channels: other ones in and out, so that they have no names.
+_Images = Float[Array, "_ _ _ _"]
+_Kernel = Float[Array, "height width inputs outputs"]
 
 _FEWEST, _FEW = 3, 8  # examples of which a sum of outer products is the faster gradient
 
@@ -104,7 +105,9 @@ def fast_conv_general_dilated(
     )
 
 
-def _varying_alike(lhs: _Images, rhs: _Kernel) -> tuple[_Images, _Kernel]:
+def _varying_alike(
+    lhs: Float[Array, "..."], rhs: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     # Inside shard_map an operand may be the same on all devices while the other is not. JAX's own
     # operations mark both as varying, so that the gradient of the shared one is summed over the
     # devices; a custom_vjp has to do so itself.
@@ -294,11 +297,11 @@ _few_rows.defvjp(_few_rows_forward, _few_rows_backward)
 
 
 def max_pool(
-    x: Float[Array, "..."],
+    x: Num[Array, "..."],
     window_shape: Sequence[int],
     strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "VALID",
-) -> Float[Array, "..."]:
+) -> Num[Array, "..."]:
     """`flax.linen.max_pool`, with a fast gradient where windows do not overlap.
 
     Where floats are pooled with strides equal to the window, this is a chain of comparisons,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Integer, PyTree
 
 from batchscale import arrays, keys, numeric
 from batchscale.engine import devices
@@ -228,7 +228,9 @@ def microbatches(
 
 
 @jax.jit
-def _keys(seed: Int[Array, ""], draw: Int[Array, ""], examples: Int[Array, "..."]) -> Any:
+def _keys(
+    seed: Integer[Array, ""], draw: Integer[Array, ""], examples: Integer[Array, "..."]
+) -> Any:
     key = jax.random.fold_in(keys.key(seed), draw)
     fold = functools.partial(jax.random.fold_in, key)
     return fold(examples) if examples.ndim == 0 else jax.vmap(fold)(examples)
