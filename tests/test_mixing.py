@@ -273,3 +273,88 @@ def test_what_a_loss_counts_may_not_depend_on_the_parameters():
     with pytest.raises(ValueError, match="counts depends on the parameters"):
         mixes_examples(own(weighted(lambda count: count)), SPACE.typical())
     mixes_examples(own(weighted(jax.lax.stop_gradient)), SPACE.typical())
+
+
+def masked(of, *, even=False):
+    """The squares of words that count, in the short form."""
+
+    def parts(params, batch):
+        off = params["w"] * batch["input"] + params["b"] - batch["label"]
+        return (off**2 * batch["weight"]).sum(), batch["weight"].sum()
+
+    split = sequences()
+    if even:
+        split["weight"] = np.ones_like(split["weight"])
+    return bs.Workload.from_functions(
+        lambda key: {"w": jnp.zeros(()), "b": jnp.zeros(())},
+        lambda params, batch: of(*parts(params, batch)),
+        metrics={"off": parts},
+        data={"train": split, "validation": split},
+    )
+
+
+def of_the_batch(total, count):
+    return total / count
+
+
+def test_a_mean_in_which_examples_weigh_otherwise_than_they_are_counted_is_refused():
+    with pytest.raises(ValueError, match=r"loss: that of workload 'own' is a mean .* Return \(sum"):
+        mixes_examples(masked(of_the_batch), SPACE.typical())
+    # Of the full form, too, counted as one.
+    right = tokens(lambda total, count: {"off": (total, count)})
+
+    def counted_as_one(*given):
+        (total, count), state = right.loss(*given)
+        return (total / count, jnp.ones(())), state
+
+    wrong = dataclasses.replace(right, loss=counted_as_one)
+    with pytest.raises(ValueError, match="is a mean"):
+        mixes_examples(wrong, SPACE.typical())
+    # Of as many words in each the mean of means is the mean.
+    assert mixes_examples(masked(of_the_batch, even=True), SPACE.typical()) is False
+
+
+def test_the_sum_and_the_count_of_a_loss_are_taken_as_they_are():
+    workload = masked(lambda total, count: (total, count))
+    assert mixes_examples(workload, SPACE.typical()) is False
+    params, split = {"w": jnp.asarray(0.5), "b": jnp.asarray(0.25)}, workload.splits()["train"]
+    (total, count), _ = workload.loss(params, {}, split, None, {})
+    off = 0.5 * split["input"].astype(float) + 0.25 - split["label"]
+    np.testing.assert_allclose(total, (off**2 * split["weight"]).sum(), rtol=1e-5)
+    assert count == split["weight"].sum()
+    measured = workload.metrics(params, {}, split)
+    assert measured["loss"] == measured["off"]
+
+
+def test_what_is_measured_of_masked_words_is_their_mean_over_the_split(tmp_path):
+    study = bs.Study(
+        workload=masked(lambda total, count: (total, count)),
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=0.1),
+        batch_sizes=[8],
+        goal=bs.Goal("validation/loss", 0.5),
+        trials=1,
+        max_steps=20,
+        stop="budget",
+        curves="exact",
+    )
+    study.run(tmp_path / "study", progress=False)
+    run = study.run_trial(batch_size=8, trial=0, folder=tmp_path / "study")
+    split = {name: x.astype(float) for name, x in study.workload.splits()["validation"].items()}
+    off = float(run.params["w"]) * split["input"] + float(run.params["b"]) - split["label"]
+    right = (off**2 * split["weight"]).sum() / split["weight"].sum()
+    np.testing.assert_allclose(run.curve["validation/loss"].iloc[-1], right, rtol=1e-5)
+
+
+def test_a_contrastive_loss_is_no_weighted_mean():
+    x = RANDOM.normal(size=(64, 3)).astype(np.float32)
+
+    def loss(params, batch):
+        scores = (batch["input"] @ params["w"]) @ batch["label"].T
+        right = jnp.arange(len(scores))
+        return optax.softmax_cross_entropy_with_integer_labels(scores, right).mean()
+
+    workload = bs.Workload.from_functions(
+        lambda key: {"w": jnp.eye(3)}, loss, data={"train": (x, x + 0.1)}
+    )
+    assert mixes_examples(workload, SPACE.typical()) is True
