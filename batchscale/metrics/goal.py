@@ -60,7 +60,8 @@ class Goal:
     def reached(self, values: ArrayLike) -> Bool[np.ndarray, "..."]:
         """Which values are strictly past the goal, in float64; NaN never is."""
         values = np.asarray(values, np.float64)
-        return values < self.value if self.mode == "min" else values > self.value
+        past = values < self.value if self.mode == "min" else values > self.value
+        return np.asarray(past)  # of one number, too, where NumPy's own would be no array
 
     def limit(self, count: int) -> int:
         """The count nearest to the goal, of `count` examples, that is not past it.
