@@ -19,7 +19,11 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     if function.__name__ == "__init__":
         return function  # a record of arrays is one of their shapes, or of places, too
     annotations = function.__annotations__
-    kept = {name: of for name, of in annotations.items() if _ARRAYS.search(str(of))}
+    kept = {
+        name: of
+        for name, of in annotations.items()
+        if _ARRAYS.search(str(of)) and "Callable" not in str(of)  # no array, or one that gives it
+    }
     if not kept:
         return function
     function.__annotations__ = kept

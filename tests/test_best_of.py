@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchscale import metrics
-from batchscale.metrics._best_of import largest_drop, ranks_of
+from batchscale.metrics.ranks import largest_drop, ranks_of
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX
 
 ERROR = "validation/error"

@@ -25,10 +25,7 @@ from hypothesis.extra import numpy as npst
 
 import batchscale as bs
 from batchscale import datasets, files, workloads
-from batchscale.datasets import _prepared as prepared
-from batchscale.datasets import _published as published
-from batchscale.datasets import _titles as titles
-from batchscale.datasets import named
+from batchscale.datasets import named, prepared, published, titles
 
 PREPARED = Path(
     os.environ.get("TFDS_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data" / "tfds"

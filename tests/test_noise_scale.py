@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 import batchscale as bs
 from batchscale.models import layers
 from batchscale.theory import NoisyQuadratic, noise_scale, noise_scale_of_batches, noise_scales
-from batchscale.theory._ratio import Moments, fieller
+from batchscale.theory.ratio import Moments, fieller
 
 EXAMPLES, DIMENSION = 60, 4
 RANDOM = np.random.default_rng(0)

@@ -77,7 +77,8 @@ class Careful:
     def steps(self, batch_size: int, rates: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """When trials cross; inf for those that diverge."""
         away = np.log(rates / self.optimal_rate(batch_size))
-        mean = log_steps(math.log(batch_size), math.log(self.s_min), math.log(self.b_crit), 1.0)
+        log_b = np.log([batch_size])
+        mean = log_steps(log_b, math.log(self.s_min), math.log(self.b_crit), 1.0)
         mean = mean + self.shape.height(away, self.curvature)
         found = np.exp(np.minimum(mean + self.scatter * random.normal(size=len(away)), 100.0))
         return np.where(away < math.log(self.diverges), found, math.inf)

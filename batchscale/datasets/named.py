@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchscale.datasets import _prepared, _published, _titles
+from batchscale.datasets import prepared, published, titles
 from batchscale.datasets.splits import Splits, _hold_out, check_labels, from_npz
 from batchscale.files import cache_folder, local_path
 
@@ -90,7 +90,7 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     """
     _check_name(name)
     splits, where = _found(name, directory)
-    _titles.warn(name, splits, where, validation=SETS[name].validation)
+    titles.warn(name, splits, where, validation=SETS[name].validation)
     return splits
 
 
@@ -117,7 +117,7 @@ def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     'digits (other images)'
     """
     _check_name(name)
-    return _titles.title(name, splits, validation=SETS[name].validation)
+    return titles.title(name, splits, validation=SETS[name].validation)
 
 
 def _check_name(name: str) -> None:
@@ -162,16 +162,16 @@ def _digits() -> Splits:
 
 
 def _from_sources(name: str, root: Path, cache: Path) -> tuple[Splits, Path]:
-    folder = _prepared.find(root, name)
+    folder = prepared.find(root, name)
     if folder is not None:
         return _of_tfds(name, folder, cache), folder
     failures = [f"{root / name} holds no array_record files prepared by TFDS"]
     try:
-        return _standard(name, _published.read(name, cache / name), cache / name), cache / name
+        return _standard(name, published.read(name, cache / name), cache / name), cache / name
     except ConnectionError as error:
         failures.append(f"the published files could not be had ({error})")
     try:
-        folder = _prepared.prepare(root, name)
+        folder = prepared.prepare(root, name)
     # TFDS and TensorFlow fail in many ways, and each is one more reason for the user.
     except Exception as error:
         failures.append(f"TFDS cannot prepare it here ({type(error).__name__}: {error})")
@@ -179,7 +179,7 @@ def _from_sources(name: str, root: Path, cache: Path) -> tuple[Splits, Path]:
         return _of_tfds(name, folder, cache), folder
     raise FileNotFoundError(
         f"{name!r} was not found: {'; '.join(failures)}. Do one of these: "
-        f"put {_published.SETS[name].served()} into {cache / name}; set `directory` or "
+        f"put {published.SETS[name].served()} into {cache / name}; set `directory` or "
         "TFDS_DATA_DIR to where TFDS has prepared it with file_format='array_record' "
         "(`tfds convert_format` converts other formats); install TensorFlow, so that TFDS can "
         "download and prepare it."
@@ -187,10 +187,10 @@ def _from_sources(name: str, root: Path, cache: Path) -> tuple[Splits, Path]:
 
 
 def _of_tfds(name: str, folder: Path, cache: Path) -> Splits:
-    def published(examples: Splits) -> bool:
-        return not _published.fault(name, {split: [part] for split, part in examples.items()})
+    def as_published(examples: Splits) -> bool:
+        return not published.fault(name, {split: [part] for split, part in examples.items()})
 
-    return _standard(name, _prepared.read(folder, cache, published), folder)
+    return _standard(name, prepared.read(folder, cache, as_published), folder)
 
 
 def _standard(name: str, examples: Splits, where: Path) -> Splits:

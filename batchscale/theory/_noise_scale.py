@@ -27,8 +27,8 @@ from jaxtyping import Float, PyTree
 
 from batchscale import columns, numeric
 from batchscale.scaling import Interval
-from batchscale.theory._ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
 from batchscale.theory._training_loss import Sums, TrainingLoss, microbatches
+from batchscale.theory.ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
 from batchscale.workloads import Workload
 
 if TYPE_CHECKING:

@@ -144,7 +144,7 @@ def optima(
 def _edge(dimension: Dimension, value: float, edge: float) -> str:
     if not isinstance(dimension, Distribution) or isinstance(dimension, Choice):
         return ""
-    position = dimension.unit(np.asarray(value, np.float64))
+    (position,) = dimension.unit(np.array([value], np.float64))
     if position <= edge:
         return "low"
     return "high" if position >= 1 - edge else ""

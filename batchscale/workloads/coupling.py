@@ -78,7 +78,8 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         {name: np.asarray(x)[part] for name, x in train.items()}
         for part in (some[: len(some) // 4], some[len(some) // 4 :], some)
     ]
-    values = {name: np.asarray(of, arrays.float_type()) for name, of in hyperparameters.items()}
+    # Functions of others may take no arrays of NumPy.
+    values = {name: jnp.asarray(of, arrays.float_type()) for name, of in hyperparameters.items()}
     random = np.random.default_rng(0)
     key = keys.key(0)
     params, model_state = jax.eval_shape(workload.init, key)
@@ -99,11 +100,11 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         return count if jnp.issubdtype(count.dtype, jnp.inexact) else jnp.zeros(())
 
     @jax.jit
-    def sums(params: PyTree) -> tuple[PyTree, ...]:
+    def sums(params: PyTree, batches: PyTree, parts: list[PyTree]) -> tuple[PyTree, ...]:
         def of(batch: PyTree) -> Any:
             return jax.value_and_grad(total, has_aux=True)(params, batch)
 
-        twice = jax.tree.map(lambda x: np.concatenate([x[:4], x[:4]], 1), batches)
+        twice = jax.tree.map(lambda x: jnp.concatenate([x[:4], x[:4]], 1), batches)
         once, gradients = jax.lax.map(of, batches)
         aa, ab, ba, bb, *others = (
             jax.tree.map(lambda g, k=k: g[k], gradients) for k in range(4 + 2 * len(fields))
@@ -117,7 +118,7 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         twice = jax.lax.map(lambda batch: total(params, batch), twice)
         return norms, once, twice, counts, measured
 
-    norms, once, twice, counts, measured = jax.device_get(sums(params))
+    norms, once, twice, counts, measured = jax.device_get(sums(params, batches, parts))
     if counts > 0:
         raise ValueError(
             f"loss: what that of workload {workload.name!r} counts depends on the parameters, and "

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from batchscale.datasets import _cifar, idx
+from batchscale.datasets import cifar, idx
 from batchscale.datasets.splits import Splits
 from batchscale.files import replacing
 
@@ -117,8 +117,8 @@ SETS = {
             "data_batch_5.bin": _sha1(30_730_000, "26e2849e66a845b7f1e4614ae70f4889ae604628"),
             "test_batch.bin": _sha1(30_730_000, "67eb016db431130d61cd03c7ad570b013799c88c"),
         },
-        decode=_cifar.decode,
-        encode=_cifar.encode,
+        decode=cifar.decode,
+        encode=cifar.encode,
         archive="cifar-10-binary.tar.gz",
     ),
 }

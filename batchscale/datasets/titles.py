@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchscale.datasets import _published
+from batchscale.datasets import published
 from batchscale.datasets.splits import fingerprint
 
 DIGITS = "c2c141284ef4b7233894f869dd593a44"  # the fingerprint of what scikit-learn ships
@@ -59,7 +59,7 @@ def fault(name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *, validati
     if set(sizes) != {"train", "validation", "test"} or sizes["validation"] != validation:
         return f"splits {sizes}, wanted the last {validation:,} training images as 'validation'"
     parts = {"train": [splits["train"], splits["validation"]], "test": [splits["test"]]}
-    return _published.fault(name, parts)
+    return published.fault(name, parts)
 
 
 def _called(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
