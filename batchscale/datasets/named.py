@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchscale.datasets import prepared, published, titles
+from batchscale.datasets import prepared, published, text, titles
 from batchscale.datasets.splits import Splits, _hold_out, check_labels, from_npz
 from batchscale.files import cache_folder, local_path
 
@@ -24,11 +24,34 @@ class ImageSet:
     test: int
 
 
-SETS = {
+@dataclasses.dataclass(frozen=True)
+class TextSet:
+    """What a name promises: `length` is in bytes a sequence, the rest in sequences."""
+
+    length: int
+    train: int
+    validation: int
+    test: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """The first training examples of another set, with its validation and test splits."""
+
+    of: str
+    train: int
+
+
+SETS: dict[str, ImageSet | TextSet | Subset] = {
     "digits": ImageSet((8, 8, 1), train=1_100, validation=350, test=347),
     "mnist": ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
     "fashion_mnist": ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
     "cifar10": ImageSet((32, 32, 3), train=45_000, validation=5_000, test=10_000),
+    "tiny_shakespeare": TextSet(text.LENGTH, train=15_686, validation=872, test=872),
+    # Of Shallue et al. (2019, section 4.5); which examples they took is not known: a choice.
+    "mnist_27500": Subset("mnist", 27_500),
+    "mnist_13750": Subset("mnist", 13_750),
+    "mnist_6875": Subset("mnist", 6_875),
 }
 _CLASSES = 10
 
@@ -36,28 +59,37 @@ _CLASSES = 10
 def names() -> tuple[str, ...]:
     """The data sets that `load` knows.
 
-    >>> names()
+    >>> names()[:4]
     ('digits', 'mnist', 'fashion_mnist', 'cifar10')
+    >>> names()[4:]
+    ('tiny_shakespeare', 'mnist_27500', 'mnist_13750', 'mnist_6875')
     """
     return tuple(SETS)
 
 
 def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Splits:
-    """A data set by name, in its standard splits, as uint8 images and int32 labels.
+    """A data set by name, in its standard splits.
 
-    ===============  ===========  ======  ==========  ======
-    name             image        train   validation  test
-    ===============  ===========  ======  ==========  ======
-    `digits`         8 x 8 x 1     1,100         350     347
-    `mnist`          28 x 28 x 1  55,000       5,000  10,000
-    `fashion_mnist`  28 x 28 x 1  55,000       5,000  10,000
-    `cifar10`        32 x 32 x 3  45,000       5,000  10,000
-    ===============  ===========  ======  ==========  ======
+    ==================  ===========  ======  ==========  ======
+    name                an example   train   validation  test
+    ==================  ===========  ======  ==========  ======
+    `digits`            8 x 8 x 1     1,100         350     347
+    `mnist`             28 x 28 x 1  55,000       5,000  10,000
+    `mnist_27500`       28 x 28 x 1  27,500       5,000  10,000
+    `mnist_13750`       28 x 28 x 1  13,750       5,000  10,000
+    `mnist_6875`        28 x 28 x 1   6,875       5,000  10,000
+    `fashion_mnist`     28 x 28 x 1  55,000       5,000  10,000
+    `cifar10`           32 x 32 x 3  45,000       5,000  10,000
+    `tiny_shakespeare`  64 bytes     15,686         872     872
+    ==================  ===========  ======  ==========  ======
 
     `digits` comes with scikit-learn and is shuffled once, always in the same way; its pixels go
-    from 0 to 16. In the others, the last 5,000 training images in the order of the published files
-    are the validation split, whatever they are read from. The first of these that has the set is
-    used:
+    from 0 to 16. In the other sets of images the last 5,000 training images in the order of the
+    published files are the validation split, whatever they are read from; `mnist_27500` and the
+    like have the first of the others, and the same validation and test splits. `tiny_shakespeare`
+    is one text of 1,115,394 bytes, of which the first 90% are to train with and the next 5% to
+    validate; each part is cut into sequences, the last of them filled up with zeros, which are no
+    bytes of the text. The first of these that has the set is used:
 
     1. `<name>.npz` in `directory`, as `to_npz` writes it, with whatever splits it holds;
     2. a set that TFDS has prepared in array_record format, read without TensorFlow;
@@ -77,7 +109,7 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
 
     Returns:
       `train`, `validation` and `test`, each with `image` (uint8 [n, height, width, channels]) and
-      `label` (int32 [n], 0 to 9).
+      `label` (int32 [n], 0 to 9), or with `tokens` (uint8 [n, 64]).
 
     Raises:
       ValueError: the name is not known, or what was found is not that data set.
@@ -89,8 +121,11 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     {'train': (1100, 8, 8, 1), 'validation': (350, 8, 8, 1), 'test': (347, 8, 8, 1)}
     """
     _check_name(name)
+    kind = SETS[name]
+    if isinstance(kind, Subset):
+        return _first(load(kind.of, directory=directory), kind.train)
     splits, where = _found(name, directory)
-    titles.warn(name, splits, where, validation=SETS[name].validation)
+    titles.warn(name, splits, where, validation=kind.validation)
     return splits
 
 
@@ -117,7 +152,10 @@ def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     'digits (other images)'
     """
     _check_name(name)
-    return titles.title(name, splits, validation=SETS[name].validation)
+    kind = SETS[name]
+    if isinstance(kind, Subset):
+        return titles.of_subset(name, splits)
+    return titles.title(name, splits, validation=kind.validation)
 
 
 def _check_name(name: str) -> None:
@@ -152,7 +190,7 @@ def _digits() -> Splits:
         ) from error
     pixels, labels = map(np.asarray, load_digits(return_X_y=True))
     sizes = SETS["digits"]
-    images = pixels.reshape(-1, *sizes.shape).astype(np.uint8)
+    images = pixels.reshape(-1, 8, 8, 1).astype(np.uint8)
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(labels))
     parts = np.split(order, [sizes.train, sizes.train + sizes.validation])
     return {
@@ -186,7 +224,16 @@ def _from_sources(name: str, root: Path, cache: Path) -> tuple[Splits, Path]:
     )
 
 
+def _first(splits: Splits, examples: int) -> Splits:
+    """The splits with so many of the training examples alone."""
+    train = {field: array[:examples] for field, array in splits["train"].items()}
+    return {**splits, "train": train}
+
+
 def _of_tfds(name: str, folder: Path, cache: Path) -> Splits:
+    if isinstance(SETS[name], TextSet):
+        return _standard(name, text.of_texts(prepared.texts(folder)), folder)
+
     def as_published(examples: Splits) -> bool:
         return not published.fault(name, {split: [part] for split, part in examples.items()})
 
@@ -196,6 +243,9 @@ def _of_tfds(name: str, folder: Path, cache: Path) -> Splits:
 def _standard(name: str, examples: Splits, where: Path) -> Splits:
     """All training examples and the test split, checked, with the last ones held out."""
     sizes = SETS[name]
+    if isinstance(sizes, TextSet):
+        _check_text(name, sizes, examples, where)
+        return examples
     wanted = {"train": sizes.train + sizes.validation, "test": sizes.test}
     got = {split: len(fields["label"]) for split, fields in examples.items()}
     if got != wanted:
@@ -209,7 +259,11 @@ def _standard(name: str, examples: Splits, where: Path) -> Splits:
 
 
 def _check_images(name: str, splits: Splits, where: Path) -> None:
-    shape = SETS[name].shape
+    kind = SETS[name]
+    if isinstance(kind, TextSet):
+        _check_text(name, kind, splits, where)
+        return
+    shape = kind.shape
     for split, fields in splits.items():
         got = {field: (str(array.dtype), array.shape[1:]) for field, array in fields.items()}
         wanted = {"image": ("uint8", shape), "label": ("int32", ())}
@@ -219,3 +273,14 @@ def _check_images(name: str, splits: Splits, where: Path) -> None:
                 "Use from_npz or from_arrays for data of your own."
             )
     check_labels(splits, _CLASSES)
+
+
+def _check_text(name: str, kind: TextSet, splits: Splits, where: Path) -> None:
+    wanted = (("tokens", "uint8", (kind.length,)),)
+    for split, fields in splits.items():
+        got = tuple((field, str(array.dtype), array.shape[1:]) for field, array in fields.items())
+        if got != wanted:
+            raise ValueError(
+                f"{where}: an example of split {split!r} is {got}, wanted {wanted} for {name!r}. "
+                "Use from_npz or from_arrays for data of your own."
+            )

@@ -1,4 +1,4 @@
-"""Image sets that TensorFlow Datasets has prepared on this machine, read without TensorFlow."""
+"""Sets that TensorFlow Datasets has prepared on this machine, read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -77,6 +77,17 @@ def decoded(folder: Path) -> Splits:
     """The images and labels of a prepared set, in the order in which they are filed."""
     builder = _tfds().builder_from_directory(folder)
     return {split: _examples(builder.as_data_source(split)) for split in _SPLITS}
+
+
+def texts(folder: Path) -> dict[str, bytes]:
+    """The texts of a prepared set that holds one a split."""
+    builder = _tfds().builder_from_directory(folder)
+    found = {}
+    for split in ("train", "validation", "test"):
+        (example,) = builder.as_data_source(split)
+        text = example["text"]
+        found[split] = text if isinstance(text, bytes) else str(text).encode()
+    return found
 
 
 def _examples(source: Any) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and CIFAR-10 as their authors published them, downloaded once."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and tiny Shakespeare as they were published, downloaded once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from batchscale.datasets import cifar, idx
+from batchscale.datasets import cifar, idx, text
 from batchscale.datasets.splits import Splits
 from batchscale.files import replacing
 
@@ -56,7 +56,8 @@ class Published:
       files: contents by name. They define the set: its examples and their order.
       decode: `train` and `test` from these contents.
       encode: the contents from parts of `train` and `test`.
-      archive: the tar file that holds them; empty if each is served by itself, gzipped.
+      archive: the tar file that holds them; empty if each is served by itself.
+      suffix: of what is served by itself.
     """
 
     addresses: tuple[str, ...]
@@ -64,10 +65,11 @@ class Published:
     decode: Callable[..., Splits] = idx._decode
     encode: Callable[[idx.Parts], Mapping[str, Sequence[bytes | memoryview]]] = idx._encode
     archive: str = ""
+    suffix: str = ".gz"
 
     def served(self) -> str:
         """The names of what is served."""
-        return self.archive or ", ".join(f"{file}.gz" for file in self.files)
+        return self.archive or ", ".join(f"{file}{self.suffix}" for file in self.files)
 
 
 def _md5(size: int, digest: str) -> Content:
@@ -121,6 +123,19 @@ SETS = {
         encode=cifar.encode,
         archive="cifar-10-binary.tar.gz",
     ),
+    "tiny_shakespeare": Published(
+        ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",),
+        {
+            "input.txt": Content(
+                1_115_394,
+                "sha256",
+                "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+            )
+        },
+        decode=text.decode,
+        encode=text.encode,
+        suffix="",
+    ),
 }
 
 
@@ -135,7 +150,7 @@ def read(name: str, folder: Path) -> Splits:
     if published.archive:
         contents = _archived(published, folder)
     else:
-        contents = {file: _gzipped(published, file, folder) for file in published.files}
+        contents = {file: _served(published, file, folder) for file in published.files}
     return published.decode(contents, source=f"{folder}: ")
 
 
@@ -159,22 +174,22 @@ def fault(name: str, parts: idx.Parts) -> str:
     return ""
 
 
-def _gzipped(published: Published, file: str, folder: Path) -> bytes:
+def _served(published: Published, file: str, folder: Path) -> bytes:
     """A file's content: from the folder, with or without .gz, or from an address."""
     wanted = published.files[file]
     failures = []
-    for path in (folder / f"{file}.gz", folder / file):
+    for path in dict.fromkeys((folder / f"{file}{published.suffix}", folder / file)):
         if path.is_file():
             content, fault = _unzipped(path.read_bytes(), wanted)
             if not fault:
                 return content
             failures.append(f"{path}: {fault}")
-    for url, packed in _downloads(published, f"{file}.gz", wanted.size, failures):
+    for url, packed in _downloads(published, file + published.suffix, wanted.size, failures):
         content, fault = _unzipped(packed, wanted)
         if fault:
             failures.append(f"{url}: {fault}")
             continue
-        _keep(folder / f"{file}.gz", packed)
+        _keep(folder / f"{file}{published.suffix}", packed)
         return content
     raise ConnectionError("; ".join(failures))
 

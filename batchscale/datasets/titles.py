@@ -12,7 +12,13 @@ import numpy as np
 from batchscale.datasets import published
 from batchscale.datasets.splits import fingerprint
 
-DIGITS = "c2c141284ef4b7233894f869dd593a44"  # the fingerprint of what scikit-learn ships
+# The fingerprint of what scikit-learn ships, and those of the first published images.
+DIGITS = "c2c141284ef4b7233894f869dd593a44"
+SUBSETS = {
+    "mnist_27500": "b264709a46834b6195b75f3ec79e9a90",
+    "mnist_13750": "c2ea8888d7459542fda8ff199f7f739f",
+    "mnist_6875": "231e485d3a5761da1d5fe54482920459",
+}
 
 # The published examples in whatever order and splits: the BLAKE2b of their sorted BLAKE2bs. That of
 # CIFAR-10 is not known here.
@@ -25,6 +31,11 @@ EXAMPLES = {
 def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *, validation: int) -> str:
     """`name`, with what is other in these splits than in the standard ones, if anything is."""
     return _called(name, splits) if fault(name, splits, validation=validation) else name
+
+
+def of_subset(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """`name`, with "(other images or order)" if these are not the first of the published images."""
+    return name if fingerprint(splits) == SUBSETS[name] else f"{name} (other images or order)"
 
 
 def warn(
@@ -52,17 +63,21 @@ def fault(name: str, splits: Mapping[str, Mapping[str, np.ndarray]], *, validati
     if name == "digits":
         got = fingerprint(splits)
         return "" if got == DIGITS else f"fingerprint {got}, wanted {DIGITS}"
+    wanted = {"tokens"} if name == "tiny_shakespeare" else {"image", "label"}
     fields = {frozenset(part) for part in splits.values()}
-    if fields != {frozenset({"image", "label"})}:
-        return "fields that are not 'image' and 'label'"
-    sizes = {split: len(part["label"]) for split, part in splits.items()}
+    if fields != {frozenset(wanted)}:
+        return f"fields that are not {' and '.join(map(repr, sorted(wanted)))}"
+    sizes = {split: len(next(iter(part.values()))) for split, part in splits.items()}
     if set(sizes) != {"train", "validation", "test"} or sizes["validation"] != validation:
-        return f"splits {sizes}, wanted the last {validation:,} training images as 'validation'"
+        kind = "sequences" if wanted == {"tokens"} else "images"
+        return f"splits {sizes}, wanted the last {validation:,} training {kind} as 'validation'"
     parts = {"train": [splits["train"], splits["validation"]], "test": [splits["test"]]}
     return published.fault(name, parts)
 
 
 def _called(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    if name == "tiny_shakespeare":
+        return f"{name} (other text)"
     if name != "digits" and name not in EXAMPLES:
         return f"{name} (other images or order)"
     same = _examples(splits) == EXAMPLES.get(name)

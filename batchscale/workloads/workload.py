@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from batchscale import arrays, columns, datasets, keys, numeric
 from batchscale.datasets.splits import check_unmasked
-from batchscale.workloads import _fields, classifier
+from batchscale.workloads import _fields, classifier, operations
 from batchscale.workloads._sums import finalized, loss_sums, sums
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
@@ -356,15 +356,15 @@ class Workload:
             return total
 
         params, model_state = jax.eval_shape(self.init, key)
-        lowered = jax.jit(jax.grad(loss)).lower(params, model_state, key, batch, values)
-        return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+        return operations.flops(jax.grad(loss), params, model_state, key, batch, values)
 
     def evaluation_flops(self) -> float:
         """Floating-point operations of the metrics of one example; starts the JAX backend."""
         batch = arrays.like_examples(self.splits()["train"], 1)
-        lowered = jax.jit(lambda *state: self.metrics(*state[:2], self.prepare(state[2], None)))
-        cost = lowered.lower(*jax.eval_shape(self.init, keys.shape()), batch).cost_analysis()
-        return float((cost or {}).get("flops", float("nan")))
+        state = jax.eval_shape(self.init, keys.shape())
+        return operations.flops(
+            lambda *state: self.metrics(*state[:2], self.prepare(state[2], None)), *state, batch
+        )
 
     def finalized(self, name: str, sums: PyTree) -> float:
         """What `finalize` makes of the added sums of a metric.
