@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from batchscale.study import powers_of_two as powers_of_two
     from batchscale.tuner import Choice as Choice
     from batchscale.tuner import Integer as Integer
+    from batchscale.tuner import LogHalfLife as LogHalfLife
     from batchscale.tuner import LogUniform as LogUniform
     from batchscale.tuner import ReverseLogUniform as ReverseLogUniform
     from batchscale.tuner import SearchSpace as SearchSpace
+    from batchscale.tuner import ShareOfBudget as ShareOfBudget
     from batchscale.tuner import Uniform as Uniform
+    from batchscale.tuner import half_life as half_life
     from batchscale.workloads import Workload as Workload
 
 __version__ = _version("batchscale")
@@ -59,10 +62,13 @@ _NAMES = {
     "powers_of_two": "study",
     "Choice": "tuner",
     "Integer": "tuner",
+    "LogHalfLife": "tuner",
     "LogUniform": "tuner",
     "ReverseLogUniform": "tuner",
     "SearchSpace": "tuner",
+    "ShareOfBudget": "tuner",
     "Uniform": "tuner",
+    "half_life": "tuner",
     "Workload": "workloads",
 }
 

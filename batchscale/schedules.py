@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 
 Schedule = Callable[[Int[ArrayLike, ""], Mapping[str, Float[ArrayLike, ""]]], Float[ArrayLike, ""]]
 
@@ -45,17 +45,104 @@ def linear_decay(
         return start - drop * jnp.minimum(step / decay_steps, 1.0)
 
 
+def warmup_constant(
+    step: Int[ArrayLike, ""], hyperparameters: Mapping[str, Float[ArrayLike, ""]]
+) -> Float[ArrayLike, ""]:
+    """Linear warm-up over `warmup_steps` steps, then `learning_rate`.
+
+    eta(t) = eta0 min((t + 1) / W, 1): the first step has a rate above 0, and step W - 1 the whole.
+
+    >>> rates = {"learning_rate": 1.0, "warmup_steps": 4.0}
+    >>> [float(warmup_constant(step, rates)) for step in (0, 1, 3, 99)]
+    [0.25, 0.5, 1.0, 1.0]
+    """
+    start = hyperparameters["learning_rate"]
+    with jax.numpy_dtype_promotion("standard"):  # an integer over what gives way to other types
+        return start * jnp.minimum((step + 1) / hyperparameters["warmup_steps"], 1.0)
+
+
+def cosine(
+    step: Int[ArrayLike, ""], hyperparameters: Mapping[str, Float[ArrayLike, ""]]
+) -> Float[ArrayLike, ""]:
+    """Half a cosine down, then constant (Loshchilov and Hutter 2017, without restarts).
+
+    From `learning_rate` at step 0 to `end_learning_rate_factor` times that at step
+    `learning_rate_decay_steps`: eta(t) = eta0 (alpha + (1 - alpha) (1 + cos(pi min(t, T) / T)) / 2)
+
+    >>> rates = {"learning_rate": 1.0, "learning_rate_decay_steps": 10.0,
+    ...          "end_learning_rate_factor": 0.0}
+    >>> [round(float(cosine(step, rates)), 3) for step in (0, 5, 10, 99)]
+    [1.0, 0.5, 0.0, 0.0]
+    """
+    return _cosine(step, hyperparameters["learning_rate_decay_steps"], hyperparameters)
+
+
+def warmup_cosine(
+    step: Int[ArrayLike, ""], hyperparameters: Mapping[str, Float[ArrayLike, ""]]
+) -> Float[ArrayLike, ""]:
+    """Linear warm-up as in `warmup_constant`, then `cosine` in the steps that are left.
+
+    The whole takes `learning_rate_decay_steps`, of which `warmup_steps` are the warm-up.
+
+    >>> rates = {"learning_rate": 1.0, "warmup_steps": 4.0, "learning_rate_decay_steps": 14.0,
+    ...          "end_learning_rate_factor": 0.0}
+    >>> [round(float(warmup_cosine(step, rates)), 3) for step in (0, 3, 4, 9, 14)]
+    [0.25, 1.0, 1.0, 0.5, 0.0]
+    """
+    warmup = hyperparameters["warmup_steps"]
+    with jax.numpy_dtype_promotion("standard"):
+        left = hyperparameters["learning_rate_decay_steps"] - warmup
+        after = _cosine(jnp.maximum(step - warmup, 0.0), left, hyperparameters)
+        return jnp.where(step < warmup, warmup_constant(step, hyperparameters), after)
+
+
+def inverse_square_root(
+    step: Int[ArrayLike, ""], hyperparameters: Mapping[str, Float[ArrayLike, ""]]
+) -> Float[ArrayLike, ""]:
+    """Linear warm-up, then decay with the root of the step (Vaswani et al. 2017).
+
+    eta(t) = eta0 min((t + 1) / W, sqrt(W / (t + 1))), with W = `warmup_steps`: `learning_rate` is
+    the largest rate, that of step W - 1.
+
+    >>> rates = {"learning_rate": 1.0, "warmup_steps": 4.0}
+    >>> [float(inverse_square_root(step, rates)) for step in (0, 3, 15)]
+    [0.25, 1.0, 0.5]
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        turns = (step + 1) / hyperparameters["warmup_steps"]
+        return hyperparameters["learning_rate"] * jnp.minimum(turns, 1 / jnp.sqrt(turns))
+
+
+def _cosine(
+    step: Num[ArrayLike, ""],
+    steps: Float[ArrayLike, ""],
+    hyperparameters: Mapping[str, Float[ArrayLike, ""]],
+) -> Float[ArrayLike, ""]:
+    end = hyperparameters["end_learning_rate_factor"]
+    with jax.numpy_dtype_promotion("standard"):
+        turned = (1 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0))) / 2
+        return hyperparameters["learning_rate"] * (end + (1 - end) * turned)
+
+
+_DECAY = "learning_rate_decay_steps", "end_learning_rate_factor"
 _SCHEDULES: dict[str, tuple[Schedule, tuple[str, ...]]] = {
     "constant": (constant, ("learning_rate",)),
-    "linear_decay": (
-        linear_decay,
-        ("learning_rate", "learning_rate_decay_steps", "end_learning_rate_factor"),
-    ),
+    "linear_decay": (linear_decay, ("learning_rate", *_DECAY)),
+    "warmup_constant": (warmup_constant, ("learning_rate", "warmup_steps")),
+    "cosine": (cosine, ("learning_rate", *_DECAY)),
+    "warmup_cosine": (warmup_cosine, ("learning_rate", "warmup_steps", *_DECAY)),
+    "inverse_square_root": (inverse_square_root, ("learning_rate", "warmup_steps")),
 }
+
+NAMES = tuple(_SCHEDULES)
 
 
 def get(schedule: str | Schedule) -> tuple[Schedule, tuple[str, ...]]:
     """A schedule and the hyperparameters it must find.
+
+    The named ones: `constant`, `linear_decay`, `warmup_constant`, `cosine`, `warmup_cosine` and
+    `inverse_square_root`. Their lengths are hyperparameters, in steps; a `ShareOfBudget` in the
+    space makes them shares of the budget.
 
     Args:
       schedule: a name, or a function of (step, hyperparameters) that returns the learning rate;

@@ -81,7 +81,7 @@ class Study:
         goal, and is recorded as a bound; the steps to target are the same, at a fraction of the
         cost. Whole evaluations are made at each doubling of the steps. `"exact"`: all are whole,
         for easier goals, for curves and budgets.
-      schedule: `constant`, `linear_decay`, or a function of (step, hyperparameters).
+      schedule: one of `schedules.NAMES`, or a function of (step, hyperparameters).
       evaluation_spacing: evaluations are this share of the steps apart.
       evaluate: which splits are measured besides the goal's, on how many examples of them and how
         often; by default at most for a fifth of the operations of training. It changes no trial
@@ -559,23 +559,24 @@ class Study:
         """The study in plain values, checked against the size of the training set."""
         sizes = self.resolved_batch_sizes()
         infeasible = 10 * self.trials if self.max_infeasible is None else self.max_infeasible
+        max_steps = {
+            size: arguments.budget(
+                self.max_steps,
+                self.max_epochs,
+                batch_size=size,
+                train_examples=self._train_examples(),
+            )
+            for size in sizes
+        }
         return Definition(
             workload=self.workload.name,
             optimizer=optimizers.get(self.optimizer).name,
             schedule=schedules.name(self.schedule),
             goal=self.goal,
-            spaces={size: self.space.at(size) for size in sizes},
+            spaces={size: self.space.at(size, max_steps[size]) for size in sizes},
             trials=self.trials,
             max_infeasible=infeasible,
-            max_steps={
-                size: arguments.budget(
-                    self.max_steps,
-                    self.max_epochs,
-                    batch_size=size,
-                    train_examples=self._train_examples(),
-                )
-                for size in sizes
-            },
+            max_steps=max_steps,
             earlier_budgets={},
             stop=self.stop,
             curves=self.curves,

@@ -120,14 +120,14 @@ V = 32_000  # tokens
 def test_language_models_have_the_parameters_that_were_counted_by_hand(name, count):
     module = models.get(name, classes=V)
     tokens = jax.ShapeDtypeStruct((2, 5), jnp.int32)
-    shapes = jax.eval_shape(lambda key, x: module.init(key, x, train=False), jax.random.key(0), tokens)
+    shapes = jax.eval_shape(
+        lambda key, x: module.init(key, x, train=False), jax.random.key(0), tokens
+    )
     assert models.parameter_count(shapes["params"]) == count
 
 
 def made(tokens, vocabulary=11):
-    fields = language.fields(
-        SMALL["transformer"], length=tokens.shape[1], vocabulary=vocabulary
-    )
+    fields = language.fields(SMALL["transformer"], length=tokens.shape[1], vocabulary=vocabulary)
     return bs.Workload(name="made", data={"train": {"tokens": tokens}}, **fields)
 
 
@@ -138,7 +138,9 @@ def test_padding_counts_for_nothing_and_tokens_alike():
     workload = made(tokens)
     params, state = workload.init(jax.random.key(0))
     batch = workload.prepare({"tokens": jnp.asarray(tokens)}, None)
-    logits = np.asarray(SMALL["transformer"].apply({"params": params}, batch["tokens"], train=False))
+    logits = np.asarray(
+        SMALL["transformer"].apply({"params": params}, batch["tokens"], train=False)
+    )
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     real = tokens != 0
     expected = -np.take_along_axis(logs, tokens[..., None].astype(int), -1)[..., 0][real]
@@ -176,7 +178,9 @@ def test_dropout_and_label_smoothing_are_hyperparameters():
     np.testing.assert_allclose(smooth, 0.9 * plain + 0.1 * uniform, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tiny_shakespeare/transformer_tiny", "tiny_shakespeare/lstm_tiny"])
+@pytest.mark.parametrize(
+    "name", ["tiny_shakespeare/transformer_tiny", "tiny_shakespeare/lstm_tiny"]
+)
 def test_a_small_study_of_text_reaches_a_goal(name, tmp_path):
     words = np.frombuffer(b"the cat sat on the mat. " * 200, np.uint8).reshape(-1, 16)
     splits = {"train": {"tokens": words[:200]}, "validation": {"tokens": words[200:264]}}

@@ -123,4 +123,4 @@ def test_unknown_names_list_the_known_ones():
     with pytest.raises(ValueError, match=re.escape("wanted one of sgd, momentum, nesterov, adam")):
         optimizers.get("sdg")
     with pytest.raises(ValueError, match=re.escape("wanted one of constant, linear_decay")):
-        schedules.get("cosine")
+        schedules.get("cubic")

@@ -7,6 +7,7 @@ from batchscale.tuner.best import optima as optima
 from batchscale.tuner.distributions import Choice as Choice
 from batchscale.tuner.distributions import Distribution as Distribution
 from batchscale.tuner.distributions import Integer as Integer
+from batchscale.tuner.distributions import LogHalfLife as LogHalfLife
 from batchscale.tuner.distributions import LogUniform as LogUniform
 from batchscale.tuner.distributions import ReverseLogUniform as ReverseLogUniform
 from batchscale.tuner.distributions import Uniform as Uniform
@@ -17,3 +18,5 @@ from batchscale.tuner.refining import expand as expand
 from batchscale.tuner.refining import refine as refine
 from batchscale.tuner.refining import spread as spread
 from batchscale.tuner.search_space import SearchSpace as SearchSpace
+from batchscale.tuner.units import ShareOfBudget as ShareOfBudget
+from batchscale.tuner.units import half_life as half_life

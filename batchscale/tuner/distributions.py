@@ -206,6 +206,45 @@ class Integer(Distribution):
 
 
 @dataclasses.dataclass(frozen=True)
+class LogHalfLife(_Interval):
+    """The logarithm of a moving average's half-life is uniform; the value is what it keeps a step.
+
+    A moving average that keeps m a step has halved after log(1/2) / log(m) steps. The bounds are of
+    the value itself; `half_life` makes them of half-lives in examples.
+
+    Args:
+      low: the smallest value, above 0.
+      high: the largest value, below 1.
+
+    Raises:
+      ValueError: the bounds are equal, reversed, or not between 0 and 1.
+
+    >>> LogHalfLife(0.5, 0.5**0.01).value(np.array([0.0, 0.5])).round(4)  # 1, 10 of 100 steps
+    array([0.5  , 0.933])
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.low <= 0 or self.high >= 1:
+            raise ValueError(
+                f"LogHalfLife: the bounds are {self.low} and {self.high}, but what a moving "
+                "average keeps lies above 0 and below 1. Use Uniform where it may keep nothing."
+            )
+
+    def value(self, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """The values at positions in [0, 1)."""
+        start, end = (-float(_DIGITS.ln(Decimal(bound))) for bound in (self.low, self.high))
+        rates = _geometric(start, end, unit)
+        kept = np.vectorize(lambda rate: float(_DIGITS.exp(Decimal(-rate))), otypes=[np.float64])
+        return np.clip(kept(rates), self.low, self.high)
+
+    def unit(self, value: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """The positions in [0, 1] of values."""
+        rates = -np.log(np.clip(value, self.low, self.high))
+        return _log_position(-math.log(self.low), -math.log(self.high), rates)
+
+
+@dataclasses.dataclass(frozen=True)
 class Choice(Distribution):
     """One of a few numbers, equally likely; their order is kept and means nothing.
 
@@ -251,7 +290,8 @@ class Choice(Distribution):
 
 
 _BY_NAME: dict[str, type[Distribution]] = {
-    kind.__name__: kind for kind in (Uniform, LogUniform, ReverseLogUniform, Integer, Choice)
+    kind.__name__: kind
+    for kind in (Uniform, LogUniform, ReverseLogUniform, LogHalfLife, Integer, Choice)
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from batchscale.tuner.distributions import (
     Choice,
     Distribution,
     Integer,
+    LogHalfLife,
     LogUniform,
     ReverseLogUniform,
     Uniform,
@@ -24,6 +26,7 @@ _MARGIN = 0.25  # of the box's width, on each side
 _NARROWEST = 0.02  # of the range
 _FURTHER, _FURTHEST = 2.0, 0.5  # beyond an edge: spreads of the leading trials, shares of the range
 _OUTERMOST = 2  # trials: one of them leads where the optimum may be beyond the edge
+_CONTINUOUS = LogUniform, ReverseLogUniform, LogHalfLife, Uniform
 CROWDED = 0.05  # the chance, of all edges together, below which one is crowded
 
 
@@ -86,7 +89,7 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
     beyond = False
     edges = 2 * sum(isinstance(dimension, Distribution) for dimension in dict(space).values())
     for name, dimension in space.items():
-        if not isinstance(dimension, LogUniform | ReverseLogUniform | Uniform):
+        if not isinstance(dimension, _CONTINUOUS):
             continue
         low, high, width = _box(dimension, name, trials, leading)
         leads = trials.index.isin(_lead(trials, leading).index)
@@ -194,7 +197,7 @@ def united(space: SearchSpace, other: SearchSpace) -> SearchSpace:
     for name, dimension in space.items():
         beside = other[name]
         dimensions[name] = dimension
-        for kind in (LogUniform, ReverseLogUniform, Uniform):
+        for kind in _CONTINUOUS:
             if isinstance(dimension, kind) and isinstance(beside, kind):
                 low, high = min(dimension.low, beside.low), max(dimension.high, beside.high)
                 dimensions[name] = kind(low, high)
@@ -237,6 +240,10 @@ def _between(dimension: Distribution, low: float, high: float) -> Any:
     if isinstance(dimension, ReverseLogUniform):
         start, ratio = 1 - dimension.low, (1 - dimension.high) / (1 - dimension.low)
         return ReverseLogUniform(max(1 - start * ratio**low, 0.0), 1 - start * ratio**high)
+    if isinstance(dimension, LogHalfLife):
+        start, end = -math.log(dimension.low), -math.log(dimension.high)
+        rates = (start * (end / start) ** place for place in (low, high))
+        return LogHalfLife(*(math.exp(-rate) for rate in rates))
     assert isinstance(dimension, Integer | Uniform)
     span = dimension.high - dimension.low
     ends = dimension.low + low * span, dimension.low + high * span

@@ -9,12 +9,13 @@ import numpy as np
 
 from batchscale import columns
 from batchscale.tuner.distributions import Distribution, number
+from batchscale.tuner.units import ShareOfBudget
 
 Resolved = float | Distribution
 """A fixed value, or what to draw from."""
 
-Dimension = Resolved | Callable[[int], Resolved]
-"""A fixed value, a distribution, or a function of batch size that returns either."""
+Dimension = Resolved | ShareOfBudget | Callable[[int], Resolved | ShareOfBudget]
+"""A fixed value, a distribution, a share of the budget, or a function of batch size."""
 
 
 class SearchSpace(Mapping[str, Dimension]):
@@ -24,8 +25,9 @@ class SearchSpace(Mapping[str, Dimension]):
     columns and of the quasi-random dimensions, so spaces in another order are not equal.
 
     Args:
-      **dimensions: for each hyperparameter a distribution, a plain number (a fixed value), or a
-        function of batch size that returns either.
+      **dimensions: for each hyperparameter a distribution, a plain number (a fixed value), a
+        `ShareOfBudget` (for numbers of steps), or a function of batch size that returns any of
+        them, such as `half_life(100, 10_000)`.
 
     Raises:
       TypeError: a dimension is none of these.
@@ -50,7 +52,7 @@ class SearchSpace(Mapping[str, Dimension]):
             )
         columns.check_hyperparameters(dimensions)
         self._dimensions = {
-            name: dimension if callable(dimension) else _resolved(name, dimension)
+            name: dimension if callable(dimension) else _checked(name, dimension)
             for name, dimension in dimensions.items()
         }
 
@@ -73,32 +75,39 @@ class SearchSpace(Mapping[str, Dimension]):
         """
         return tuple(name for name, d in self._dimensions.items() if not isinstance(d, float))
 
-    def at(self, batch_size: int) -> SearchSpace:
-        """The space at one batch size, without functions.
+    def at(self, batch_size: int, budget: int | None = None) -> SearchSpace:
+        """The space at one batch size, without functions and shares of a budget.
 
         Args:
           batch_size: examples; what the functions are called with.
+          budget: steps; what shares are of. Needed if there are any.
 
         Raises:
-          TypeError: a function returned neither a number nor a distribution.
+          TypeError: a function returned none of what a dimension may be, or there is no budget.
 
         >>> SearchSpace(learning_rate=lambda batch_size: batch_size / 256).at(64)
         SearchSpace(learning_rate=0.25)
         """
-        return SearchSpace(
-            **{
-                name: _resolved(f"{name} at batch size {batch_size}", dimension(batch_size))
-                if callable(dimension)
-                else dimension
-                for name, dimension in self._dimensions.items()
-            }
-        )
+        dimensions: dict[str, Dimension] = {}
+        for name, dimension in self._dimensions.items():
+            found = dimension
+            if callable(found):
+                found = _checked(f"{name} at batch size {batch_size}", found(batch_size))
+            if isinstance(found, ShareOfBudget):
+                if budget is None:
+                    raise TypeError(
+                        f"SearchSpace: {name} is a share of the budget. Say how many steps that "
+                        "is: space.at(batch_size, budget)."
+                    )
+                found = found.steps(budget)
+            dimensions[name] = found
+        return SearchSpace(**dimensions)
 
     def typical(self) -> dict[str, float]:
         """The middle of every dimension.
 
         Raises:
-          TypeError: a dimension is a function of batch size; call `at` first.
+          TypeError: a dimension is a function of batch size or a share; call `at` first.
 
         >>> from batchscale.tuner import LogUniform
         >>> SearchSpace(learning_rate=LogUniform(0.1, 10), momentum=0.9).typical()
@@ -126,8 +135,9 @@ class SearchSpace(Mapping[str, Dimension]):
                 records.append({"name": name, "value": dimension})
             else:
                 raise ValueError(
-                    f"SearchSpace.to_json: {name} is a function of batch size, which JSON cannot "
-                    "hold. Write space.at(batch_size).to_json() for each batch size."
+                    f"SearchSpace.to_json: {name} is a function of batch size or a share of the "
+                    "budget, which JSON cannot hold. Write space.at(batch_size, budget).to_json() "
+                    "for each batch size."
                 )
         return records
 
@@ -172,8 +182,8 @@ class SearchSpace(Mapping[str, Dimension]):
         return f"SearchSpace({', '.join(dimensions)})"
 
 
-def _resolved(what: str, dimension: object) -> Resolved:
-    if isinstance(dimension, Distribution):
+def _checked(what: str, dimension: object) -> Resolved | ShareOfBudget:
+    if isinstance(dimension, Distribution | ShareOfBudget):
         return dimension
     try:
         return number(f"SearchSpace: {what}", dimension)
