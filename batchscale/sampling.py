@@ -124,7 +124,7 @@ def _uniform(
     return ((_mix(x * jnp.uint32(0x9E3779B1) ^ salt) >> 16) * jnp.uint32(n)) >> 16
 
 
-def _mix(x: UInt32[Array, ...]) -> UInt32[Array, ...]:
+def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """The 32-bit finaliser of MurmurHash3 (Appleby, public domain): every bit moves every bit."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)

@@ -1,4 +1,4 @@
-"""Two virtual CPU devices for every test, and a small workload that many share."""
+"""Two virtual CPU devices and checked shapes for every test; a small workload that many share."""
 
 import atexit
 import os
@@ -16,6 +16,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+import shapes
+
+shapes.check_imports("batchscale", but=["datasets"])
 
 import pytest
 from helpers import perceptron

@@ -4,10 +4,13 @@ Of a function's annotations those of arrays are kept. The others say what a call
 is refused with a message of its own, being otherwise, would be refused here before it.
 """
 
+import importlib.util
+import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
 
 _ARRAYS = re.compile(r"\b(Bool|Complex|Float|Inexact|Int|Key|Num|Shaped|UInt)\d*\[")
@@ -15,7 +18,7 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose arrays are checked, as `--jaxtyping-packages` takes it."""
+    """A function whose arrays are checked; what the import hook of jaxtyping decorates with."""
     if function.__name__ == "__init__":
         return function  # a record of arrays is one of their shapes, or of places, too
     annotations = function.__annotations__
@@ -28,3 +31,18 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
     function.__annotations__ = kept
     return _check(function)
+
+
+def check_imports(package: str, but: Collection[str]) -> None:
+    """Has the arrays of a package checked in all that is imported of it from here on.
+
+    Args:
+      package: its name; it has not been imported yet.
+      but: modules that are left out. Warnings that point at a caller's line count the frames in
+        between, and each function that is checked is one more.
+    """
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    modules = pkgutil.iter_modules(spec.submodule_search_locations)
+    names = [f"{package}.{module.name}" for module in modules if module.name not in but]
+    jaxtyping.install_import_hook(names, "shapes.checked")

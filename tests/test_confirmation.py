@@ -162,6 +162,7 @@ def study(**changes):
 OPTIONS = {"settings": 2, "selection_seeds": 3, "seeds": 5, "progress": False}
 
 
+@pytest.mark.slow
 def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
     result = study().run(tmp_path / "a", progress=False)
     found = study().confirm(result.folder, **OPTIONS)

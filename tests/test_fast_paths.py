@@ -135,6 +135,7 @@ def test_digits_stop_at_the_same_step_with_and_without_bounds_and_lanes(tmp_path
         )
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_bits_of_fewer(tmp_path):
     script = textwrap.dedent(
         """

@@ -257,7 +257,7 @@ def assert_same(some, other):
     pd.testing.assert_frame_equal(some.measurements, other.measurements, check_exact=True)
 
 
-@some("batch statistics", "counts, in bounds", "dropout")
+@some("batch statistics", "counts, in bounds")
 def test_devices_change_no_bit_or_those_of_divisions_alone(name, reference, tmp_path):
     assert jax.device_count() == 2
     alone = CASES[name].study().run(tmp_path, progress=False, devices=jax.devices()[:1])
@@ -269,7 +269,7 @@ def test_devices_change_no_bit_or_those_of_divisions_alone(name, reference, tmp_
         pd.testing.assert_frame_equal(alone.measurements, several, rtol=2e-2, atol=1e-4)
 
 
-@some("averaged parameters", "augmentation", "bfloat16", "counts, in bounds")
+@some("augmentation", "counts, in bounds")
 def test_a_kill_changes_no_bit(name, reference, tmp_path, monkeypatch):
     writing_after_every_evaluation(monkeypatch)
     told = []
@@ -286,7 +286,7 @@ def test_a_kill_changes_no_bit(name, reference, tmp_path, monkeypatch):
     assert_same(resumed, reference(name))
 
 
-@some("plain", "finalize", "batch statistics", "dropout")
+@some("finalize", "dropout")
 def test_lanes_and_microbatches_change_nothing_but_rounding(name, tmp_path):
     case = CASES[name]
     if case.params != "float32":

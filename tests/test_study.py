@@ -240,7 +240,9 @@ def test_a_run_of_which_only_the_plan_was_written_goes_on(square, first, tmp_pat
     assert_same_tables(study(square).run(tmp_path, progress=False), first)
 
 
-@pytest.mark.parametrize("evaluations", [3, pytest.param(40, marks=pytest.mark.slow), 100])
+@pytest.mark.parametrize(
+    "evaluations", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 100))]
+)
 def test_an_interrupted_run_goes_on_where_it_was(square, budget, tmp_path, evaluations):
     told = []
 
