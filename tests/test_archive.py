@@ -220,6 +220,44 @@ def test_trials_that_ran_longer_than_asked_count_as_far_as_they_ran(tmp_path):
         bs.metrics.step_budget(result.measurements, 120, trials=result.trials)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_steps_are_those_of_the_papers_definition(tmp_path, seed):
+    """All rows of complete trials pooled, by step and then by trial: the first below the goal."""
+    random = np.random.default_rng(seed)
+    wanted = {}
+    for size in (1, 16, 256):
+        trials, rows = [], []
+        for number in random.permutation(np.arange(1, 30))[:12].tolist():
+            status = random.choice(["COMPLETE", "COMPLETE", "INCOMPLETE", "INFEASIBLE"])
+            some = np.unique(random.integers(0, 60, random.integers(1, 20))).tolist()
+            errors = {step: random.choice([0.02, 0.03, 0.5, 0.9, "nan"]) for step in some}
+            trials.append(trial(number, errors, str(status)))
+            if status == "COMPLETE":
+                rows += [(step, number, float(error)) for step, error in errors.items()]
+        trials.append(trial(30, {0: 0.9}))
+        write(tmp_path, size, trials)
+        past = [(step, number) for step, number, error in sorted(rows) if error < 0.03]
+        wanted[size] = past[0] if past else (math.inf, None)
+    result = bs.load_archive(tmp_path)
+    found = {size: (s, None if n is pd.NA else n) for size, (s, n) in steps(result).items()}
+    assert found == wanted
+
+
+def test_analyses_take_trials_with_budgets_of_their_own(tmp_path):
+    """Of a trial that ended without a crossing none is expected: no answer is refused for it."""
+    trials = [
+        trial(n, {0: 0.9, 10 * n: 0.02 if n > 3 else 0.5}, learning_rate=0.01 * n)
+        for n in range(1, 13)
+    ]
+    result = bs.load_archive(write(tmp_path, 64, trials, about={"train_steps": 0}))
+    assert steps(result) == {64: (40, 4)}
+    assert result.sensitivity(within=2.0)["near"].tolist() == [5 / 12]  # 40 to 80 steps
+    curve = result.tuning_curve().set_index("n")
+    assert curve.loc[1, "share_reaching"] == pytest.approx(9 / 12)
+    assert result.learning_rates()["steps"].tolist() == [40]
+    assert result.variants().set_index("variant").loc["validation/error < 0.03", "steps"] == 40
+
+
 def test_all_kinds_and_scales_of_hyperparameters(tmp_path):
     given = {
         "learning_rate": RATE,

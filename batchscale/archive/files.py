@@ -157,7 +157,7 @@ def measurements(path: Path) -> tuple[pd.DataFrame, int]:
     for line, row in rows:
         if len(row) != len(head):
             raise damaged(path, f"line {line}: got {len(row)} cells, wanted {len(head)}.")
-    table = np.array([[_number(path, line, cell) for cell in row] for line, row in rows], float)
+    table = np.array([_numbers(path, line, row) for line, row in rows], float)
     table = table.reshape(len(rows), len(head))
     steps = table[:, head.index("step")]
     wrong = np.flatnonzero(~(np.isfinite(steps) & (steps >= 0) & (steps == np.floor(steps))))
@@ -177,13 +177,20 @@ def measurements(path: Path) -> tuple[pd.DataFrame, int]:
     return kept, len(frame) - len(kept)
 
 
-def _number(path: Path, line: int, cell: str) -> float:
-    """A cell as Python reads it, to the nearest float: 0.01 is not past a goal of 0.01."""
-    if not cell:
-        return math.nan
+def _numbers(path: Path, line: int, row: list[str]) -> list[float]:
+    """Cells as Python reads them, to the nearest float: 0.01 is not past a goal of 0.01."""
+    if not any("_" in cell for cell in row):  # which Python allows between digits
+        try:
+            return [float(cell) if cell else math.nan for cell in row]
+        except ValueError:
+            pass
+    wrong = next(cell for cell in row if not _is_number(cell))
+    raise damaged(path, f"line {line}: got {wrong!r}, wanted a number.")
+
+
+def _is_number(cell: str) -> bool:
     try:
-        if "_" not in cell:  # which Python allows between digits
-            return float(cell)
+        float(cell or "nan")
     except ValueError:
-        pass
-    raise damaged(path, f"line {line}: got {cell!r}, wanted a number.")
+        return False
+    return "_" not in cell
