@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from batchscale import theory as theory
     from batchscale import tuner as tuner
     from batchscale import workloads as workloads
+    from batchscale.archived import ArchivedResult as ArchivedResult
+    from batchscale.archived import load_archive as load_archive
     from batchscale.evaluate import Evaluate as Evaluate
     from batchscale.metrics import Goal as Goal
     from batchscale.records import DamagedError as DamagedError
@@ -49,6 +51,8 @@ _PACKAGES = (
     *("scaling", "theory", "tuner", "workloads"),
 )
 _NAMES = {
+    "ArchivedResult": "archived",
+    "load_archive": "archived",
     "Evaluate": "evaluate",
     "Goal": "metrics",
     "DamagedError": "records",

@@ -328,7 +328,7 @@ class Plan:
             rows,
             plan["mixes_examples"],
             {str(split): _whole(size) for split, size in plan["examples"].items()},
-            None if plan["paces"] is None else _by_size(plan["paces"], _pace),
+            None if plan["paces"] is None else _by_size(plan["paces"], pace_from_json),
             {str(split): _whole(size) for split, size in plan["measured"].items()},
             None if plan["counted"] is None else _whole(plan["counted"]),
             _by_size(
@@ -341,7 +341,15 @@ class Plan:
         )
 
 
-def _pace(fields: Mapping[str, Any]) -> Pace:
+def pace_from_json(fields: Mapping[str, Any]) -> Pace:
+    """A pace from its fields as plain values.
+
+    Raises:
+      KeyError, TypeError, ValueError: they are none.
+
+    >>> pace_from_json({"rises_until": 0, "falls": [250, 1000], "known_until": None})
+    Pace(rises_until=0, falls=(250, 1000), known_until=None)
+    """
     falls = fields["falls"]
     known = fields["known_until"]
     return Pace(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from batchscale import audit, metrics, records, scaling, tuner
+from batchscale import archive, audit, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.files import local_path
 from batchscale.metrics import Goal
@@ -191,6 +191,21 @@ class Result:
         plan = self._plan()
         with self._opened() as stored:
             confirmed = opening.confirmed(stored, plan) is not None
+        return self._audit(
+            batch_dependent=plan.batch_dependent,
+            confirmation=self.confirmation() if confirmed else None,
+            evaluation_examples=plan.measured.get(self.goal.split),
+            counted=plan.counted,
+        )
+
+    def _audit(
+        self,
+        *,
+        batch_dependent: bool | None = None,
+        confirmation: Confirmation | None = None,
+        evaluation_examples: int | None = None,
+        counted: int | None = None,
+    ) -> audit.Audit:
         return audit.audit(
             self.measurements,
             self.trials,
@@ -198,10 +213,10 @@ class Result:
             self.goal,
             spaces=self.definition.spaces,
             max_steps=self.definition.max_steps,
-            batch_dependent=plan.batch_dependent,
-            confirmation=self.confirmation() if confirmed else None,
-            evaluation_examples=plan.measured.get(self.goal.split),
-            counted=plan.counted,
+            batch_dependent=batch_dependent,
+            confirmation=confirmation,
+            evaluation_examples=evaluation_examples,
+            counted=counted,
             refined=self.refined(),
             paces=self.paces,
         )
@@ -358,6 +373,30 @@ class Result:
                 table.to_csv(file, index=False)
             files.append(path)
         return files
+
+    def to_archive(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes the trials in the layout in which Shallue et al. (2019) published theirs.
+
+        `batchscale.load_archive(folder)` gives the same hyperparameters, curves, bounds and steps
+        to target again, to the bit; the official loader reads it too. It does not hold reruns
+        (replicates above 0), what `Study.refine` and `Study.confirm` found, layouts, provenance,
+        batch sizes that are not finished, and how evaluations were placed; and it cannot be gone on
+        with, so keep the study's folder.
+
+        Args:
+          folder: of this workload and optimizer; in an archive of several, name it
+            `dataset/model/optimizer`. It is written beside its place, and appears whole.
+
+        Returns:
+          The folder, absolute.
+
+        Raises:
+          FileExistsError: there is something in it that this workload and optimizer did not write.
+          ValueError: no batch size is finished; or the archive has no place for a metric's name.
+        """
+        return archive.write(
+            folder, self.definition, self._finished(), self.measurements, paces=self.paces
+        )
 
 
 def load(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> Result:

@@ -668,7 +668,8 @@ def test_the_words_of_a_trial_are_those_a_user_reads():
     assert [*Status, *Origin, *StopReason] == [
         *("complete", "incomplete", "infeasible"),
         *("plan", "topup", "refine", "expand", "confirm"),
-        *("first crossing", "own crossing", "factor", "budget", "diverged", "interrupted"),
+        *("first crossing", "own crossing", "factor", "budget", "own budget"),
+        *("diverged", "interrupted"),
     ]
     tried = trial_table(trials([(8, 0, 0)]))
     assert (tried["status"] == Status.COMPLETE).tolist() == [True]

@@ -288,6 +288,7 @@ def _cut(plain: pd.DataFrame) -> Bool[np.ndarray, " trials"]:
     whole &= plain["status"] != Status.INCOMPLETE
     budget = plain["steps_trained"].where(whole).groupby(plain["batch_size"]).transform("max")
     whole &= plain["steps_trained"] >= budget
+    whole |= plain["stop_reason"] == StopReason.OWN_BUDGET
     return np.isinf(plain["first_crossing"].to_numpy()) & ~whole.to_numpy()
 
 

@@ -179,13 +179,16 @@ def check_long_enough(question: str, counting: pd.DataFrame, train_on: str) -> N
         return
     unfinished = (short["status"] == Status.INCOMPLETE).to_numpy()
     whole = (short["stop_reason"] == StopReason.BUDGET).to_numpy() & ~unfinished
+    own = (short["stop_reason"] == StopReason.OWN_BUDGET).to_numpy() & ~unfinished
     remedies = []
     if unfinished.any():
         remedies.append("finish the interrupted trials with study.run(folder)")
-    if (~unfinished & ~whole).any():
+    if (~unfinished & ~whole & ~own).any():
         remedies.append(f"train on with {train_on}")
     if whole.any():
         remedies.append("raise the budget with study.extend(folder, max_steps=...)")
+    if own.any():
+        remedies.append("ask for no more than trials with budgets of their own were trained")
     shortest = short.sort_values(["batch_size", "steps_trained", "trial"])
     shortest = shortest.drop_duplicates("batch_size")
     cases = [

@@ -107,7 +107,8 @@ def steps_to_target(
     - With `trials`, those that are not infeasible. This is the paper's rule, by which a
       trial that diverges never counts, even if it reached the goal long before. Which
       those are is only known after `stop="budget"`; of trials that were stopped earlier,
-      the ones that would have diverged later still count.
+      the ones that would have diverged later still count. Trials whose stop reason is "own
+      budget" count as far as they were trained.
     - With `feasible_trials` too, at each step the first N trials that have not diverged by
       that step (`members`). This is the rule by which a study stops at its first crossing:
       no divergence after that can change the answer.
@@ -281,9 +282,11 @@ def _check_certain(goal: Goal, counting: pd.DataFrame) -> None:
     whole = counting["stop_reason"] == StopReason.BUDGET
     budget = counting["steps_trained"].where(whole).groupby(counting["batch_size"]).transform("max")
     needed = counting["steps"].where(np.isfinite(counting["steps"]), budget.fillna(np.inf))
-    # A trial that diverged has no longer curve, and one that never counts needs none.
+    # A trial that diverged, or ended by a budget of its own, has no longer curve, and one that
+    # never counts needs none.
     matters = (
         (counting["end_step"] == np.inf)
+        & (counting["stop_reason"] != StopReason.OWN_BUDGET)
         & (counting["first_step"] <= needed)
         & (counting["first_step"] < np.inf)
     )

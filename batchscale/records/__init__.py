@@ -15,6 +15,7 @@ from batchscale.records.folder import load_tables as load_tables
 from batchscale.records.tables import MEASUREMENT_INDEX as MEASUREMENT_INDEX
 from batchscale.records.tables import TRIAL_COLUMNS as TRIAL_COLUMNS
 from batchscale.records.tables import TRIAL_INDEX as TRIAL_INDEX
+from batchscale.records.tables import WHOLE_BUDGETS as WHOLE_BUDGETS
 from batchscale.records.tables import Origin as Origin
 from batchscale.records.tables import Status as Status
 from batchscale.records.tables import StopReason as StopReason

@@ -51,9 +51,13 @@ class StopReason(enum.StrEnum):
     OWN_CROSSING = "own crossing"  # the trial itself did
     FACTOR = "factor"  # it was trained the asked multiple of the first crossing
     BUDGET = "budget"  # it was trained the whole budget
+    OWN_BUDGET = "own budget"  # a whole budget that others need not share: one of time, say
     DIVERGED = "diverged"
     INTERRUPTED = "interrupted"
 
+
+WHOLE_BUDGETS = (StopReason.BUDGET, StopReason.OWN_BUDGET)
+"""The stop reasons of trials of which there is no more to be had: they count as they are."""
 
 TRIAL_COLUMNS: Mapping[str, type] = {
     "origin": Origin,

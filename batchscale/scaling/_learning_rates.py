@@ -14,7 +14,7 @@ import scipy
 from batchscale import columns, numeric
 from batchscale.metrics import Goal, _tables
 from batchscale.metrics._crossings import check_trained, search_crossings
-from batchscale.records import Status, StopReason
+from batchscale.records import WHOLE_BUDGETS, Status
 from batchscale.scaling.curve import Interval
 from batchscale.scaling.fitting import fit
 from batchscale.scaling.pace import Pace
@@ -109,7 +109,7 @@ def learning_rates(
     criteria.check()
     plain, steps = search_crossings(measurements, goal, trials, feasible_trials)
     # A budget is all that there is, and where no trial reaches the goal nothing is looked for.
-    ended = (plain["stop_reason"] == StopReason.BUDGET) & (plain["status"] != Status.INCOMPLETE)
+    ended = plain["stop_reason"].isin(WHOLE_BUDGETS) & (plain["status"] != Status.INCOMPLETE)
     check_trained(
         f"learning_rates: trials within {within:g} times the fewest steps to {goal}",
         plain,

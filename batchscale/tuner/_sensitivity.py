@@ -17,6 +17,7 @@ from batchscale.metrics._crossings import check_trained, search_crossings
 from batchscale.records import (
     MEASUREMENT_INDEX,
     TRIAL_INDEX,
+    WHOLE_BUDGETS,
     Status,
     StopReason,
     check_index,
@@ -112,7 +113,7 @@ def sensitivity(
     plain, _ = search_crossings(measurements, goal, trials, feasible_trials)
     last = plain["batch_size"].map(budget).astype(float)
     limit = np.minimum(within * plain["fewest"].to_numpy(float), last.to_numpy(float))
-    ended = (plain["stop_reason"] == StopReason.BUDGET) & (plain["status"] != Status.INCOMPLETE)
+    ended = plain["stop_reason"].isin(WHOLE_BUDGETS) & (plain["status"] != Status.INCOMPLETE)
     ended &= np.isinf(last) | (plain["steps_trained"] >= last)
     check_trained(
         f"sensitivity: trials within {within:g} times the fewest steps to {goal}",
