@@ -214,6 +214,7 @@ def test_a_rerun_has_another_seed_and_the_setting_of_its_trial(tmp_path):
     assert len(set(found.runs.loc[found.runs["batch_size"] == 8, "steps"])) > 1
 
 
+@pytest.mark.slow
 def test_what_leads_may_change_and_what_was_run_before_stays(tmp_path):
     study().run(tmp_path, progress=False)
     study().confirm(tmp_path, **OPTIONS | {"settings": 4})

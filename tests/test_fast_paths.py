@@ -182,6 +182,7 @@ def test_eight_devices_give_the_bits_of_fewer(tmp_path):
     assert "8 devices agree" in found.stdout, found.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_batches_larger_than_what_is_drawn_at_once_have_a_program_of_their_own(
     network, tmp_path, monkeypatch
 ):

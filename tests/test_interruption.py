@@ -132,7 +132,9 @@ def play(call: str, finished, tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize("every", [80, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "call", [pytest.param(n, marks=[pytest.mark.slow] * (n == "confirm")) for n in CALLS]
+)
 def test_a_kill_before_or_after_any_write_changes_no_table(
     call, every, finished, tmp_path_factory, monkeypatch
 ):

@@ -166,7 +166,11 @@ def test_models_are_checked():
 
 @pytest.mark.parametrize(
     ("batch_size", "microbatch", "optimizer"),
-    [(1, 1, "sgd"), (64, 16, "sgd"), (2**12, 2**10, "momentum")],
+    [
+        pytest.param(1, 1, "sgd", marks=pytest.mark.slow),
+        pytest.param(64, 16, "sgd", marks=pytest.mark.slow),
+        (2**12, 2**10, "momentum"),
+    ],
 )
 def test_the_engine_measures_the_expected_risk(batch_size, microbatch, optimizer, tmp_path):
     options = {"learning_rate": 0.2} | ({"momentum": 0.8} if optimizer == "momentum" else {})

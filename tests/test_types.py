@@ -206,6 +206,7 @@ def test_the_users_settings_of_jax_change_nothing(setting, usual, tmp_path):
     assert result.measurements.equals(usual)
 
 
+@pytest.mark.slow
 def test_keys_in_states_are_stored_and_the_noise_of_trials_differs(tmp_path, monkeypatch):
     """Nothing but noise moves the parameters, and the trials have the same hyperparameters."""
     writing_after_every_evaluation(monkeypatch)

@@ -46,7 +46,9 @@ def fields(module: nn.Module, *, length: int, vocabulary: int) -> dict[str, Any]
         hyperparameters: Hyperparameters,
     ) -> tuple[tuple[Array, Array], PyTree]:
         tokens = batch["tokens"]
-        rates = {k: v for k, v in hyperparameters.items() if k == "dropout_rate"}
+        rates: dict[str, Any] = {}
+        if "dropout_rate" in hyperparameters:
+            rates["dropout_rate"] = hyperparameters["dropout_rate"]
         logits: Any = module.apply(
             {"params": params}, tokens, train=True, rngs={"dropout": key}, **rates
         )
