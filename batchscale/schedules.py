@@ -91,9 +91,10 @@ def warmup_cosine(
     """
     warmup = hyperparameters["warmup_steps"]
     with jax.numpy_dtype_promotion("standard"):
-        left = hyperparameters["learning_rate_decay_steps"] - warmup
-        after = _cosine(jnp.maximum(step - warmup, 0.0), left, hyperparameters)
-        return jnp.where(step < warmup, warmup_constant(step, hyperparameters), after)
+        left = jnp.subtract(hyperparameters["learning_rate_decay_steps"], warmup)
+        past = jnp.subtract(step, warmup)
+        after = _cosine(jnp.maximum(past, 0.0), left, hyperparameters)
+        return jnp.where(past < 0, warmup_constant(step, hyperparameters), after)
 
 
 def inverse_square_root(

@@ -167,7 +167,7 @@ def test_a_distribution_survives_json(distribution):
         (
             lambda: Distribution.from_json({"distribution": "Normal"}),
             "Distribution.from_json: 'Normal' is not a distribution; expected one of Uniform, "
-            "LogUniform, ReverseLogUniform, Integer, Choice.",
+            "LogUniform, ReverseLogUniform, LogHalfLife, Integer, Choice.",
         ),
     ],
 )
@@ -227,8 +227,9 @@ def test_what_is_not_a_number_is_refused(make, message):
         ),
         (
             lambda: SearchSpace(momentum=lambda batch_size: 0.9).to_json(),
-            "SearchSpace.to_json: momentum is a function of batch size, which JSON cannot hold. "
-            "Write space.at(batch_size).to_json() for each batch size.",
+            "SearchSpace.to_json: momentum is a function of batch size or a share of the budget, "
+            "which JSON cannot hold. Write space.at(batch_size, budget).to_json() for each batch "
+            "size.",
         ),
     ],
 )

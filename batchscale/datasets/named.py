@@ -23,6 +23,11 @@ class ImageSet:
     validation: int
     test: int
 
+    @property
+    def example(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """The type and the shape of every field of one."""
+        return {"image": ("uint8", self.shape), "label": ("int32", ())}
+
 
 @dataclasses.dataclass(frozen=True)
 class TextSet:
@@ -33,6 +38,11 @@ class TextSet:
     validation: int
     test: int
 
+    @property
+    def example(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """The type and the shape of every field of one."""
+        return {"tokens": ("uint8", (self.length,))}
+
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
@@ -42,13 +52,15 @@ class Subset:
     train: int
 
 
-SETS: dict[str, ImageSet | TextSet | Subset] = {
+SETS: dict[str, ImageSet | TextSet] = {
     "digits": ImageSet((8, 8, 1), train=1_100, validation=350, test=347),
     "mnist": ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
     "fashion_mnist": ImageSet((28, 28, 1), train=55_000, validation=5_000, test=10_000),
     "cifar10": ImageSet((32, 32, 3), train=45_000, validation=5_000, test=10_000),
     "tiny_shakespeare": TextSet(text.LENGTH, train=15_686, validation=872, test=872),
-    # Of Shallue et al. (2019, section 4.5); which examples they took is not known: a choice.
+}
+# Of Shallue et al. (2019, section 4.5); which examples they took is not known: a choice.
+SUBSETS = {
     "mnist_27500": Subset("mnist", 27_500),
     "mnist_13750": Subset("mnist", 13_750),
     "mnist_6875": Subset("mnist", 6_875),
@@ -64,7 +76,7 @@ def names() -> tuple[str, ...]:
     >>> names()[4:]
     ('tiny_shakespeare', 'mnist_27500', 'mnist_13750', 'mnist_6875')
     """
-    return tuple(SETS)
+    return (*SETS, *SUBSETS)
 
 
 def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Splits:
@@ -121,11 +133,11 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     {'train': (1100, 8, 8, 1), 'validation': (350, 8, 8, 1), 'test': (347, 8, 8, 1)}
     """
     _check_name(name)
-    kind = SETS[name]
-    if isinstance(kind, Subset):
-        return _first(load(kind.of, directory=directory), kind.train)
+    if name in SUBSETS:
+        of = SUBSETS[name]
+        return _first(load(of.of, directory=directory), of.train)
     splits, where = _found(name, directory)
-    titles.warn(name, splits, where, validation=kind.validation)
+    titles.warn(name, splits, where, validation=SETS[name].validation)
     return splits
 
 
@@ -152,16 +164,15 @@ def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     'digits (other images)'
     """
     _check_name(name)
-    kind = SETS[name]
-    if isinstance(kind, Subset):
+    if name in SUBSETS:
         return titles.of_subset(name, splits)
-    return titles.title(name, splits, validation=kind.validation)
+    return titles.title(name, splits, validation=SETS[name].validation)
 
 
 def _check_name(name: str) -> None:
-    if name not in SETS:
+    if name not in names():
         raise ValueError(
-            f"name: got {name!r}, wanted one of {', '.join(SETS)}. "
+            f"name: got {name!r}, wanted one of {', '.join(names())}. "
             "Data of your own comes from from_arrays, from_npz or from_idx."
         )
 
@@ -172,7 +183,7 @@ def _found(name: str, directory: str | os.PathLike[str] | None) -> tuple[Splits,
         stored = local_path(directory, "directory") / f"{name}.npz"
         if stored.is_file():
             splits = from_npz(stored)
-            _check_images(name, splits, stored)
+            _check(name, splits, stored)
             return splits, stored
     if name == "digits":
         return _digits(), Path("scikit-learn")
@@ -241,46 +252,35 @@ def _of_tfds(name: str, folder: Path, cache: Path) -> Splits:
 
 
 def _standard(name: str, examples: Splits, where: Path) -> Splits:
-    """All training examples and the test split, checked, with the last ones held out."""
+    """All training examples and the test split, checked, with the last ones held out.
+
+    Of a text also the validation split is given: it is cut before it is made into sequences.
+    """
     sizes = SETS[name]
     if isinstance(sizes, TextSet):
-        _check_text(name, sizes, examples, where)
-        return examples
-    wanted = {"train": sizes.train + sizes.validation, "test": sizes.test}
-    got = {split: len(fields["label"]) for split, fields in examples.items()}
+        wanted = {"train": sizes.train, "validation": sizes.validation, "test": sizes.test}
+    else:
+        wanted = {"train": sizes.train + sizes.validation, "test": sizes.test}
+    got = {split: len(next(iter(fields.values()))) for split, fields in examples.items()}
     if got != wanted:
+        kind = "sequences" if isinstance(sizes, TextSet) else "images"
         raise ValueError(
-            f"{where}: it holds {got['train']:,} training and {got['test']:,} test images, wanted "
+            f"{where}: it holds {got['train']:,} training and {got['test']:,} test {kind}, wanted "
             f"{wanted['train']:,} and {wanted['test']:,} for {name!r}. Prepare or fetch the set "
             "again; a part of it is data of your own, for from_arrays or from_npz."
         )
-    _check_images(name, examples, where)
-    return _hold_out(examples, sizes.validation)
+    _check(name, examples, where)
+    return examples if isinstance(sizes, TextSet) else _hold_out(examples, sizes.validation)
 
 
-def _check_images(name: str, splits: Splits, where: Path) -> None:
-    kind = SETS[name]
-    if isinstance(kind, TextSet):
-        _check_text(name, kind, splits, where)
-        return
-    shape = kind.shape
+def _check(name: str, splits: Splits, where: Path) -> None:
+    wanted = SETS[name].example
     for split, fields in splits.items():
         got = {field: (str(array.dtype), array.shape[1:]) for field, array in fields.items()}
-        wanted = {"image": ("uint8", shape), "label": ("int32", ())}
         if got != wanted:
             raise ValueError(
                 f"{where}: an example of split {split!r} is {got}, wanted {wanted} for {name!r}. "
                 "Use from_npz or from_arrays for data of your own."
             )
-    check_labels(splits, _CLASSES)
-
-
-def _check_text(name: str, kind: TextSet, splits: Splits, where: Path) -> None:
-    wanted = (("tokens", "uint8", (kind.length,)),)
-    for split, fields in splits.items():
-        got = tuple((field, str(array.dtype), array.shape[1:]) for field, array in fields.items())
-        if got != wanted:
-            raise ValueError(
-                f"{where}: an example of split {split!r} is {got}, wanted {wanted} for {name!r}. "
-                "Use from_npz or from_arrays for data of your own."
-            )
+    if "label" in wanted:
+        check_labels(splits, _CLASSES)

@@ -69,7 +69,7 @@ class LSTM(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (gates,), dtype)
         out = self.param("out", lecun, (self.units, self.projection), dtype)
         # What does not hang on the step before is one product for all steps.
-        inputs = dropped(embedding[shifted(tokens)]) @ into + bias
+        inputs = dropped(embedding[shifted(tokens)]) @ into + bias[None, None]
         start = jnp.zeros((len(tokens), self.units), dtype)
 
         def step(

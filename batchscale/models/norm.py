@@ -51,7 +51,8 @@ class GhostBatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, dtype)
         variance = self.variable("batch_stats", "var", jnp.ones, channels, dtype)
         if not train:
-            return self._scaled(x, mean.value, variance.value) * scale + bias
+            running = _wide(mean.value, x), _wide(variance.value, x)
+            return self._out(self._scaled(x, *running), scale, bias)
         whole = len(x) // self.ghost_batch_size * self.ghost_batch_size
         groups = [x[:whole].reshape(-1, self.ghost_batch_size, *x.shape[1:]), x[None, whole:]]
         normal = []
@@ -64,7 +65,10 @@ class GhostBatchNorm(nn.Module):
             if not self.is_initializing():
                 mean.value = self._moved(mean.value, means.reshape(-1, *channels))
                 variance.value = self._moved(variance.value, variances.reshape(-1, *channels))
-        return jnp.concatenate(normal) * scale + bias
+        return self._out(jnp.concatenate(normal), scale, bias)
+
+    def _out(self, x: Array, scale: Array, bias: Array) -> Array:
+        return x * _wide(scale, x) + _wide(bias, x)
 
     def _scaled(self, x: Array, mean: Array, variance: Array) -> Array:
         return (x - mean) / jnp.sqrt(variance + self.epsilon)
@@ -76,3 +80,8 @@ class GhostBatchNorm(nn.Module):
         after = jnp.arange(len(found) - 1, -1, -1)
         weights = (1 - self.momentum) * jnp.power(jnp.asarray(self.momentum, found.dtype), after)
         return self.momentum ** len(found) * running + weights @ found
+
+
+def _wide(of_channels: Float[Array, " channels"], like: Array) -> Array:
+    """Numbers of channels with as many axes as an array, for whoever forbids to promote ranks."""
+    return of_channels.reshape((1,) * (like.ndim - 1) + (-1,))

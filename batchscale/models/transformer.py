@@ -79,7 +79,7 @@ class Transformer(nn.Module):
         normal = nn.initializers.normal(self.width**-0.5)
         embedding = self.param("embedding", normal, (self.vocabulary, self.width), dtype)
         x = embedding[shifted(tokens)] * jnp.asarray(math.sqrt(self.width), dtype)
-        x = dropped(x + jnp.asarray(_positions(tokens.shape[1], self.width), dtype))
+        x = dropped(x + jnp.asarray(_positions(tokens.shape[1], self.width), dtype)[None])
         for layer in range(self.layers):
             block = _Attention(self.heads, name=f"attention_{layer}")
             x = x + dropped(block(_norm(f"attention_norm_{layer}")(x)))
@@ -107,7 +107,7 @@ class _Attention(nn.Module):
         query, key, value = (wide[:, :, part] for part in range(3))
         scores = jnp.einsum("bqhs,bkhs->bhqk", query, key) / math.sqrt(size)
         causal = jnp.tril(jnp.ones((length, length), bool))
-        weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf))
+        weights = jax.nn.softmax(jnp.where(causal[None, None], scores, -jnp.inf))
         mixed = jnp.einsum("bhqk,bkhs->bqhs", weights, value).reshape(-1, length, width)
         return nn.Dense(width, use_bias=False, param_dtype=dtype, name="out")(mixed)
 

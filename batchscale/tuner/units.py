@@ -36,9 +36,9 @@ def half_life(low: float, high: float | None = None) -> Callable[[int], Distribu
       ValueError: the bounds are not above 0, finite and in order.
 
     >>> half_life(640)(64)
-    0.933032991536807
+    0.9330329915368074
     >>> half_life(64, 640)(64)
-    LogHalfLife(low=0.5, high=0.933032991536807)
+    LogHalfLife(low=0.5, high=0.9330329915368074)
     """
     bounds = [number("half_life: low", low)]
     if high is not None:
