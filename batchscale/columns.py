@@ -25,13 +25,28 @@ def declare(table: str, *names: str) -> tuple[str, ...]:
     return names
 
 
+# Of packages that are imported when they are first used: their names are taken before that, too.
+GENERALISATION = declare(
+    "generalisation",
+    *("batch_size", "trial", "step", "train_loss", "test_loss", "gap"),
+    *("train_error", "test_error", "error_gap", "sharpness", "sharpness_error"),
+)
+NOISE_SCALES = declare(
+    "noise scales",
+    *("step", "loss", "b_simple", "low", "high", "b_noise", "b_noise_low", "b_noise_high"),
+)
+declare("trials, shown", "refined")
+_FIRST = (*_TABLES,)
+
+
 def taken() -> dict[str, str]:
     """The names of all columns, each with a table that has it.
 
     >>> taken()["first_crossing"]
     'trials'
     """
-    return {name: table for table in reversed(_TABLES) for name in _TABLES[table]}
+    tables = [*(table for table in _TABLES if table not in _FIRST), *_FIRST]
+    return {name: table for table in reversed(tables) for name in _TABLES[table]}
 
 
 def check_hyperparameters(names: Iterable[str]) -> None:

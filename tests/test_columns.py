@@ -1,6 +1,8 @@
 """That no table has a column of which a hyperparameter could have the name."""
 
 import inspect
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -100,3 +102,20 @@ def test_a_column_is_declared_with_the_table_that_has_it():
     assert found["crossing"] == "crossings of a search"
     assert found["train_loss"] == "generalisation"
     assert found["b_simple"] == "noise scales"
+
+
+def test_names_are_taken_whatever_has_been_imported():
+    """Figures and theory are imported when they are first used."""
+    script = """
+        import importlib, pkgutil
+        import batchscale as bs
+        from batchscale import columns
+        bs.Study, bs.SearchSpace, bs.Result
+        before = set(columns.taken())
+        for module in pkgutil.walk_packages(bs.__path__, "batchscale."):
+            importlib.import_module(module.name)
+        later = set(columns.taken()) - before
+        assert not later, later
+    """
+    code = "\n".join(line.removeprefix(" " * 8) for line in script.splitlines())
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -663,9 +663,11 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    assert datasets.names() == ("digits", "mnist", "fashion_mnist", "cifar10")
+    subsets = "mnist_27500", "mnist_13750", "mnist_6875"
+    names = "digits", "mnist", "fashion_mnist", "cifar10", "tiny_shakespeare", *subsets
+    assert datasets.names() == names
     wanted = (
-        "name: got 'mnits', wanted one of digits, mnist, fashion_mnist, cifar10. "
+        f"name: got 'mnits', wanted one of {', '.join(names)}. "
         "Data of your own comes from from_arrays, from_npz or from_idx."
     )
     assert message(ValueError, datasets.load, "mnits") == wanted
@@ -1096,10 +1098,15 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, variables, expecte
 @pytest.mark.parametrize("dataset", published.SETS)
 def test_the_first_address_is_that_of_tfds(dataset):
     tfds = pytest.importorskip("tensorflow_datasets")
-    table = Path(tfds.__file__).parent / "url_checksums" / f"{dataset}.txt"
-    theirs = {line.split("\t")[0] for line in table.read_text().splitlines()}
-    ours = published.SETS[dataset]
-    assert theirs == {ours.addresses[0] + file for file in ours.served().split(", ")}
+    root, ours = Path(tfds.__file__).parent, published.SETS[dataset]
+    tables = root / f"url_checksums/{dataset}.txt", root / f"datasets/{dataset}/checksums.tsv"
+    (table,) = (path for path in tables if path.exists())
+    theirs = [line.split("\t") for line in table.read_text().splitlines()]
+    assert {url for url, *_ in theirs} == {ours.addresses[0] + f for f in ours.served().split(", ")}
+    if ours.served() in ours.files:  # the file itself, neither packed nor in an archive
+        ((_, size, digest, _),) = theirs
+        content = ours.files[ours.served()]
+        assert (int(size), digest) == (content.size, content.digest)
 
 
 def test_a_workload_is_called_by_what_is_found(small_mnist):

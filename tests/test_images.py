@@ -144,7 +144,7 @@ def test_resnet_50_takes_two_steps_and_moves_its_statistics():
             (total, count), after = workload.loss(
                 params, state, batch, jax.random.key(0), {"label_smoothing": jnp.float32(0.1)}
             )
-            return total / count, after
+            return total / count.astype(total.dtype), after
 
         (loss, after), gradient = jax.value_and_grad(mean, has_aux=True)(params)
         return jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient), after, loss

@@ -8,7 +8,11 @@ from flax import linen as nn
 
 from batchscale import models
 
-FORMS = "fc_<width>[_<width>...], simple_cnn_base, simple_cnn_narrow, simple_cnn_wide"
+FORMS = (
+    "fc_<width>[_<width>...], simple_cnn_base, simple_cnn_narrow, simple_cnn_wide, resnet_8, "
+    "resnet_50, vgg_11, lstm, lstm_tiny, transformer_base, transformer_shallow, "
+    "transformer_narrow_and_shallow, transformer_wide, transformer_tiny"
+)
 
 
 class OwnCNN(nn.Module):
@@ -102,8 +106,11 @@ def test_fewer_than_two_classes_are_refused():
 
 def test_every_name_without_a_placeholder_is_a_model():
     names = [name for name in models.names() if "<" not in name]
-    assert len(names) == 3
-    assert {type(models.get(name, 10)) for name in names} == {models.SimpleCNN}
+    assert len(names) == 13
+    assert {type(models.get(name, 10)) for name in names} == {
+        *(models.SimpleCNN, models.ResNet8, models.ResNet50, models.VGG11),
+        *(models.LSTM, models.Transformer),
+    }
 
 
 @pytest.mark.parametrize("name", ["fc_1024", "simple_cnn_narrow"])

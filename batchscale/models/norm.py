@@ -77,7 +77,7 @@ class GhostBatchNorm(nn.Module):
         self, running: Float[Array, " channels"], found: Float[Array, "groups channels"]
     ) -> Float[Array, " channels"]:
         """The moving average after all groups, one by one."""
-        after = jnp.arange(len(found) - 1, -1, -1)
+        after = jnp.arange(len(found) - 1, -1, -1, dtype=found.dtype)
         weights = (1 - self.momentum) * jnp.power(jnp.asarray(self.momentum, found.dtype), after)
         return self.momentum ** len(found) * running + weights @ found
 

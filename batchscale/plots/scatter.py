@@ -12,7 +12,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from batchscale import columns
 from batchscale.plots.common import (
     BLUE,
     FIGURE_SIZE,
@@ -35,8 +34,6 @@ from batchscale.plots.common import (
     winners,
 )
 from batchscale.tuner import LogUniform, SearchSpace, derived
-
-columns.declare("trials, shown", "refined")
 
 _POINTS: dict[str, dict[str, Any]] = {
     "diverged": {"color": VERMILION, "marker": "x", "markersize": 5},

@@ -35,10 +35,7 @@ if TYPE_CHECKING:
     from batchscale.study import Study
 
 _NOTHING = Interval(math.nan, math.nan)
-_COLUMNS = columns.declare(
-    "noise scales",
-    *("step", "loss", "b_simple", "low", "high", "b_noise", "b_noise_low", "b_noise_high"),
-)
+_COLUMNS = columns.NOISE_SCALES
 _AT_ONCE = 64  # a choice: directions in which the curvature is taken together
 
 

@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 
 _ENDED = 1e-6  # of the largest: what is left of a Krylov space beyond is float32's rounding
 
-_COLUMNS = columns.declare(
-    "generalisation",
-    *("batch_size", "trial", "step", "train_loss", "test_loss", "gap"),
-    *("train_error", "test_error", "error_gap", "sharpness", "sharpness_error"),
-)
+_COLUMNS = columns.GENERALISATION
 
 _Vector = Float[np.ndarray, " parameters"]
 
