@@ -97,6 +97,12 @@ def test_the_lstm_is_that_of_plain_numpy():
     np.testing.assert_allclose(found, np.stack(expected, 1), atol=1e-5)
 
 
+def test_heads_that_do_not_divide_the_width_are_refused():
+    module = models.Transformer(vocabulary=11, layers=1, width=10, heads=4, hidden=8)
+    with pytest.raises(ValueError, match="heads: got 4, which do not divide the width of 10"):
+        module.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32), train=False)
+
+
 V = 32_000  # tokens
 
 

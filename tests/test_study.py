@@ -133,6 +133,8 @@ def test_extending_gives_the_tables_of_a_run_that_asked_for_it_at_once(square, t
 
 def test_a_single_trial_runs_again_bit_for_bit(square, budget):
     run = study(square).run_trial(batch_size=32, trial=4, steps=300)
+    assert "Array" not in repr(run)
+    assert "array(" not in repr(run)
     expected = budget.measurements.loc[[32]].query("trial == 4")["validation/loss"]
     pd.testing.assert_series_equal(run.curve["validation/loss"], expected)
     assert run.params["w1"].shape == (2, 16)

@@ -70,6 +70,10 @@ class Transformer(nn.Module):
           dropout_rate: the probability of dropping a unit, in [0, 1).
         """
         dtype = jnp.result_type(float)
+        if self.width % self.heads:
+            raise ValueError(
+                f"heads: got {self.heads}, which do not divide the width of {self.width}."
+            )
 
         def dropped(x: _Hidden) -> _Hidden:
             if not train or (isinstance(dropout_rate, float) and dropout_rate == 0):

@@ -34,8 +34,8 @@ class Checkpoint:
     """
 
     step: int
-    params: PyTree
-    model_state: PyTree
+    params: PyTree = dataclasses.field(repr=False)  # which may be millions of numbers
+    model_state: PyTree = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,8 @@ class TrialRun:
     """
 
     curve: pd.DataFrame
-    params: PyTree
-    model_state: PyTree
+    params: PyTree = dataclasses.field(repr=False)
+    model_state: PyTree = dataclasses.field(repr=False)
     hyperparameters: Mapping[str, float]
     diverged: bool
     checkpoints: Sequence[Checkpoint] = ()
