@@ -185,7 +185,11 @@ def test_dropout_and_label_smoothing_are_hyperparameters():
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_shakespeare/transformer_tiny", "tiny_shakespeare/lstm_tiny"]
+    "name",
+    [
+        "tiny_shakespeare/transformer_tiny",
+        pytest.param("tiny_shakespeare/lstm_tiny", marks=pytest.mark.slow),
+    ],
 )
 def test_a_small_study_of_text_reaches_a_goal(name, tmp_path):
     words = np.frombuffer(b"the cat sat on the mat. " * 200, np.uint8).reshape(-1, 16)

@@ -187,6 +187,7 @@ def swept(square, tmp_path_factory):
     return study, study.run(tmp_path_factory.mktemp("swept"), progress=False)
 
 
+@pytest.mark.slow
 def test_batch_sizes_are_compared_at_the_same_training_loss(swept, square):
     study, result = swept
     table = generalisation(study, result, train_loss=0.5, trials=2, tolerance=1e-4)

@@ -115,6 +115,7 @@ def test_the_optimum_beats_every_learning_rate_of_a_fine_grid():
         MODEL.optimum(100.0, batch_size=8)
 
 
+@pytest.mark.slow
 def test_batch_sizes_follow_the_papers_findings():
     """Perfect scaling, then a plateau; the best rate grows with B; momentum carries further."""
     sizes = [2**k for k in (0, 2, 6, 10, 14, 16)]
