@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from batchscale.models import layers
-from batchscale.models.transformer import shifted
+from batchscale.models.transformer import dropout, shifted
 
 
 class LSTM(nn.Module):
@@ -56,11 +55,6 @@ class LSTM(nn.Module):
         """
         dtype, lecun = jnp.result_type(float), nn.initializers.lecun_normal()
 
-        def dropped(x: Float[Array, "batch length width"]) -> Float[Array, "batch length width"]:
-            if not train or (isinstance(dropout_rate, float) and dropout_rate == 0):
-                return x
-            return layers.dropout(x, dropout_rate, self.make_rng("dropout"))
-
         normal = nn.initializers.normal(self.embedding**-0.5)
         embedding = self.param("embedding", normal, (self.vocabulary, self.embedding), dtype)
         gates = 4 * self.units
@@ -69,7 +63,9 @@ class LSTM(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (gates,), dtype)
         out = self.param("out", lecun, (self.units, self.projection), dtype)
         # What does not hang on the step before is one product for all steps.
-        inputs = dropped(embedding[shifted(tokens)]) @ into + bias[None, None]
+        inputs = (
+            dropout(self, embedding[shifted(tokens)], dropout_rate, train) @ into + bias[None, None]
+        )
         start = jnp.zeros((len(tokens), self.units), dtype)
 
         def step(
@@ -84,4 +80,4 @@ class LSTM(nn.Module):
         first = start, jnp.zeros((len(tokens), self.projection), dtype)
         _, outputs = jax.lax.scan(step, first, inputs.swapaxes(0, 1))
         logits = nn.Dense(self.vocabulary, use_bias=False, param_dtype=dtype, name="logits")
-        return logits(dropped(outputs.swapaxes(0, 1)))
+        return logits(dropout(self, outputs.swapaxes(0, 1), dropout_rate, train))

@@ -24,6 +24,13 @@ def shifted(tokens: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
     return jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
 
 
+def dropout(module: nn.Module, x: _Hidden, rate: float | Float[Array, ""], train: bool) -> _Hidden:
+    """Dropout by the randomness of a module; none in evaluation, nor where the rate is 0.0."""
+    if not train or (isinstance(rate, float) and rate == 0):
+        return x
+    return layers.dropout(x, rate, module.make_rng("dropout"))
+
+
 class Transformer(nn.Module):
     """The decoder of Vaswani et al. (2017) without an encoder, as a language model.
 
@@ -72,13 +79,12 @@ class Transformer(nn.Module):
         dtype = jnp.result_type(float)
         if self.width % self.heads:
             raise ValueError(
-                f"heads: got {self.heads}, which do not divide the width of {self.width}."
+                f"heads: got {self.heads}, which do not divide the width of {self.width}. "
+                "Take a number of heads that does, or another width."
             )
 
         def dropped(x: _Hidden) -> _Hidden:
-            if not train or (isinstance(dropout_rate, float) and dropout_rate == 0):
-                return x
-            return layers.dropout(x, dropout_rate, self.make_rng("dropout"))
+            return dropout(self, x, dropout_rate, train)
 
         normal = nn.initializers.normal(self.width**-0.5)
         embedding = self.param("embedding", normal, (self.vocabulary, self.width), dtype)
