@@ -192,6 +192,10 @@ def test_what_else_is_a_source(tmp_path):
         "arrays by field, a memory map": datasets.Stream(
             {"input": np.load(tmp_path / "x.npy", mmap_mode="r"), "label": y}
         ),
+        "lists by field": datasets.Stream({"input": x.tolist(), "label": list(y)}),
+        "a table's columns": datasets.Stream(
+            {"input": x, "label": pd.Series(y, index=range(100, 150))}
+        ),
         "several at once, as Hugging Face's": datasets.Stream(InParts(wanted)),
         "a MapDataset of grain": datasets.Stream(grain.MapDataset.source(pairs)),
         "bytes, as of array_record": datasets.Stream(

@@ -78,8 +78,8 @@ class Stream:
         self._arrays: Mapping[str, Any] | None = None
         self._source: Any = source
         if isinstance(source, Mapping):
-            self._arrays = source
-            self._source = _Rows(name, source)
+            self._arrays = {field: _indexed(name, field, x) for field, x in source.items()}
+            self._source = _Rows(name, self._arrays)
         elif not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
             raise TypeError(
                 f"{name}: got a {type(source).__name__}, wanted a source with len(source) and "
@@ -291,6 +291,14 @@ def take(split: Mapping[str, Any], indices: Sequence[int] | np.ndarray) -> dict[
         return {field: np.asarray(x)[np.asarray(indices)] for field, x in split.items()}
     read = {stream: stream.read(indices) for stream in streams}
     return {field: read[x.stream][x.field] for field, x in split.items()}
+
+
+def _indexed(name: str, field: str, values: Any) -> Any:
+    """Values that an array of indices reads a part of."""
+    narrow.check_unmasked(name, field, values)
+    # Tables of pandas take indices for labels.
+    lazy = hasattr(values, "shape") and hasattr(values, "dtype") and not hasattr(values, "iloc")
+    return values if lazy else np.asarray(values)
 
 
 class _Rows:
