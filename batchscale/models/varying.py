@@ -1,0 +1,20 @@
+"""Operands of a custom gradient inside `shard_map`."""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def alike(
+    lhs: Float[Array, "..."], rhs: Float[Array, "..."]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    # Inside shard_map an operand may be the same on all devices while the other is not. JAX's own
+    # operations mark both as varying, so that the gradient of the shared one is summed over the
+    # devices; a custom_vjp has to do so itself.
+    of_lhs, of_rhs = (jax.typeof(x).manual_axis_type.varying for x in (lhs, rhs))
+    return (
+        lax.pcast(lhs, tuple(of_rhs - of_lhs), to="varying"),
+        lax.pcast(rhs, tuple(of_lhs - of_rhs), to="varying"),
+    )
