@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from batchscale import arrays
 from batchscale.models import varying
 
 _Pads = tuple[tuple[int, int], ...]
@@ -160,7 +161,7 @@ def _kernel_gradient(lhs: _Images, cotangent: _Images, pads: _Pads, precision: A
     parts = [x[rest:].reshape(chunks, _AT_ONCE, *x.shape[1:]) for x in (lhs, cotangent)]
     shape = jax.eval_shape(of, *(x[0] for x in parts)).shape
     # Sums of 16-bit numbers are kept in 32 bits, as a single product keeps them.
-    wide = jnp.promote_types(lhs.dtype, jnp.float32)
+    wide = arrays.wide_type(lhs.dtype)
     total = of(lhs[:rest], cotangent[:rest]).astype(wide) if rest else jnp.zeros(shape, wide)
     total = lax.fori_loop(
         0, chunks, lambda i, total: total + of(parts[0][i], parts[1][i]).astype(wide), total
