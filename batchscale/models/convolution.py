@@ -1,8 +1,9 @@
 """Convolutions that stay fast inside training loops and under `vmap`."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,22 @@ _Pads = tuple[tuple[int, int], ...]
 _Images = Float[Array, "_ _ _ _"]
 _Kernel = Float[Array, "height width inputs outputs"]
 
+Way = Literal["examples", "mapped", "grouped", "patches"]
+"""How a convolution is computed.
+
+`examples`: gradients that are plain convolutions, kernels' a few examples at a time, lanes one by
+one. `mapped`: JAX's own gradients, lanes one by one. `grouped`: all of it JAX's own, which makes
+one convolution in groups of a `vmap` over kernels. `patches`: a matrix product.
+"""
+
+# The one place where the choice is made; a platform that is not named gets JAX's own.
+_WAYS: dict[str, Way] = {"cpu": "examples"}
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
-_AT_ONCE = 8  # examples of a kernel's gradient: more fall out of a core's cache, 2 to 7 times slower
+_AT_ONCE = (
+    8  # examples of a kernel's gradient: more fall out of a core's cache, 2 to 7 times slower
+)
 
 
 def fast_conv_general_dilated(
@@ -99,11 +113,71 @@ def fast_conv_general_dilated(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
     pads = tuple((low, high) for low, high in padding)
-    return lax.platform_dependent(
-        *varying.alike(lhs, rhs),
-        cpu=lambda lhs, rhs: _convolution(lhs, rhs, strides, pads, precision),
-        default=native,
+    ways: dict[Way, Callable[..., Array]] = {
+        "examples": lambda lhs, rhs: _convolution(lhs, rhs, strides, pads, precision),
+        "mapped": _one_by_one(native),
+        "grouped": native,
+        "patches": lambda lhs, rhs: _of_patches(lhs, rhs, strides, pads, precision),
+    }
+    chosen = {platform: ways[way] for platform, way in _WAYS.items()}
+    return lax.platform_dependent(*varying.alike(lhs, rhs), **chosen, default=native)
+
+
+@contextlib.contextmanager
+def ways(**by_platform: Way) -> Iterator[None]:
+    """Other ways to convolve than the usual ones, for what is traced meanwhile; to measure them.
+
+    Args:
+      **by_platform: the way on a platform, `cpu`, `cuda`, `rocm` or `tpu`.
+
+    >>> with ways(cuda="patches"):
+    ...     jaxpr = jax.make_jaxpr(fast_conv_general_dilated, static_argnums=(2, 3))
+    """
+    before = dict(_WAYS)
+    _WAYS.update(by_platform)
+    try:
+        yield
+    finally:
+        _WAYS.clear()
+        _WAYS.update(before)
+
+
+def _one_by_one(native: Callable[..., Array]) -> Callable[..., Array]:
+    """JAX's own convolution and gradients, its lanes one after another under `vmap`."""
+
+    @jax.custom_vjp
+    def convolve(lhs: _Images, rhs: _Kernel) -> _Images:
+        return jax.custom_batching.sequential_vmap(native)(lhs, rhs)
+
+    @jax.custom_batching.sequential_vmap
+    def gradients(lhs: _Images, rhs: _Kernel, cotangent: _Images) -> tuple[_Images, _Kernel]:
+        return jax.vjp(native, lhs, rhs)[1](cotangent)
+
+    convolve.defvjp(
+        lambda lhs, rhs: (convolve(lhs, rhs), (lhs, rhs)),
+        lambda operands, cotangent: gradients(*operands, cotangent),
     )
+    return convolve
+
+
+def _of_patches(
+    lhs: _Images, rhs: _Kernel, strides: tuple[int, ...], pads: _Pads, precision: Any
+) -> _Images:
+    """Every patch of the images laid out, times the kernel: one matrix product."""
+    zero = jnp.zeros((), lhs.dtype)
+    padded = lax.pad(lhs, zero, [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)])
+    height, width = rhs.shape[:2]
+    rows, columns = (
+        (size - kernel) // stride + 1
+        for size, kernel, stride in zip(padded.shape[1:3], (height, width), strides, strict=True)
+    )
+    patches = [
+        padded[:, i :: strides[0], j :: strides[1]][:, :rows, :columns]
+        for i in range(height)
+        for j in range(width)
+    ]
+    kernel = rhs.reshape(-1, rhs.shape[-1])
+    return jnp.dot(jnp.concatenate(patches, -1), kernel, precision=precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
