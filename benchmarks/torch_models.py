@@ -8,6 +8,7 @@ checks that each has as many parameters as ours, and the same logits with the sa
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -40,7 +41,7 @@ def get(workload: str) -> Any:
     Raises:
       ValueError: there is no such model here.
     """
-    dataset, _, model = workload.partition("/")
+    model = workload.partition("/")[2]
     if model.startswith("fc_"):
         return _Perceptron([int(width) for width in model.split("_")[1:]])
     made = {
@@ -78,9 +79,7 @@ class _Perceptron(_Module):
         super().__init__()
         sizes = [784, *widths]
         hidden = [
-            layer
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-            for layer in (nn.Linear(a, b), nn.ReLU())
+            layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())
         ]
         self.all = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], 10))
 

@@ -13,6 +13,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from batchscale.models import dense, layers
+from batchscale.models.convolution import ways as convolution_ways
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -381,18 +382,40 @@ def test_max_pool_leaves_reduce_window(strides):
     assert "stablehlo.reduce_window" not in lowered
 
 
-def test_second_derivatives_of_max_pool_equal_flax_own():
+@pytest.mark.parametrize("strides", [(2, 2), (1, 2)])
+def test_second_derivatives_of_max_pool_equal_flax_own(strides):
+    def product(pool, kind, images, direction):
+        return HESSIAN_VECTOR_PRODUCTS[kind](
+            energy(lambda x: pool(x, (2, 2), strides)), images, direction
+        )
+
     with jax.enable_x64(True):
-        images, direction = operands((2, 6, 5, 3), (2, 6, 5, 3), jnp.float64)
-        for strides in ((2, 2), (1, 2)):
-            got, wanted = (
-                product(energy(lambda x, f=f: f(x, (2, 2), strides)), images, direction)
-                for f, product in (
-                    (layers.max_pool, HESSIAN_VECTOR_PRODUCTS["forward over reverse"]),
-                    (nn.max_pool, HESSIAN_VECTOR_PRODUCTS["reverse over reverse"]),
-                )
-            )
-            assert_close(got, wanted)
+        some = operands((2, 6, 5, 3), (2, 6, 5, 3), jnp.float64)
+        wanted = product(nn.max_pool, "reverse over reverse", *some)
+        for kind in HESSIAN_VECTOR_PRODUCTS:
+            assert_close(product(layers.max_pool, kind, *some), wanted)
+
+
+@pytest.mark.parametrize("way", ["examples", "mapped", "grouped", "patches"])
+def test_every_way_to_convolve_gives_jax_own_gradients(way):
+    fast, own = fast_and_own(strides=(2, 1), padding=((2, 1), (0, 1)))
+    with jax.enable_x64(True):
+        lanes = operands((3, 9, 6, 5, 2), (3, 3, 3, 2, 3), jnp.float64)
+        with convolution_ways(cpu=way):
+            got = jax.vmap(value_and_gradients(fast))(*lanes)
+        assert_close(got, jax.vmap(value_and_gradients(own))(*lanes))
+
+
+def test_the_way_to_convolve_is_what_it_was_afterwards():
+    def traced():
+        fast, _ = fast_and_own()
+        return str(jax.make_jaxpr(fast)(*operands((2, 5, 5, 1), (3, 3, 1, 2))))
+
+    before = traced()
+    with convolution_ways(cpu="patches"):
+        assert "concatenate" in traced()
+    assert "concatenate" not in before
+    assert "concatenate" not in traced()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.4, 0.9])

@@ -31,9 +31,7 @@ _WAYS: dict[str, Way] = {"cpu": "examples"}
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
-_AT_ONCE = (
-    8  # examples of a kernel's gradient: more fall out of a core's cache, 2 to 7 times slower
-)
+_AT_ONCE = 8  # examples of a kernel's gradient: more do not fit a core's cache
 
 
 def fast_conv_general_dilated(
