@@ -5,8 +5,8 @@
 
 The second way keeps what is recorded and measures what is missing, so that a record can be made in
 parts. Needs the extra `benchmarks` (PyTorch). The peers take turns, round after round, each in a
-process of its own, so that a busy machine slows all of them; before its turn is timed, a peer trains a
-quarter as long untimed, for its data has left the caches, and the threads of the peer before have
+process of its own, so that a busy machine slows all of them; before its turn is timed, a peer
+trains a quarter as long untimed, for its data has left the caches, and the threads of the peer before have
 to have stopped spinning. A cell is the median of the rounds. The ratio
 is the peer's time over ours. Operations are those of one example's gradient as XLA counts them, the
 machine's rate is that of a large matrix product on all cores, and the roofline is the longer of two

@@ -1,6 +1,7 @@
 """Dense layers' products that stay fast with few examples."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -31,13 +32,14 @@ def fast_dot_general(
     weights; spelled out as a sum, it is computed inside the update. Where weights do not fit the
     cache, that takes up to 30% off the training step. And XLA lays weights out anew for each
     product: with 9 to 48 examples and weights of more than 8 MB, they are multiplied in 16 blocks
-    that stay in the cache, in half the time. All other products, and all platforms but the CPU, get
+    that stay in the cache, in half the time. Sequences of inputs are laid out as rows of one
+    matrix, without which XLA copies them for the gradient of the weights. All other products, and all platforms but the CPU, get
     JAX's own. Values and gradients are the same up to rounding.
 
     The gradients are a `jax.custom_vjp`: see `fast_conv_general_dilated`.
 
     Args:
-      lhs: the inputs, "examples in" on the fast path.
+      lhs: the inputs, "examples in" or "examples length in" on the fast path.
       rhs: the weights, "in out" on the fast path.
       dimension_numbers: those of a matrix product on the fast path.
       precision: of the product and of its gradients, as JAX takes it.
@@ -60,16 +62,21 @@ def fast_dot_general(
         **options,
     )
     contracted, batched = dimension_numbers
+    plain = preferred_element_type is None and all(x is None for x in options.values())
+    last_with_first = [tuple(axes) for axes in contracted] == [(lhs.ndim - 1,), (0,)]
+    if lhs.ndim > 2 and rhs.ndim == 2 and last_with_first and not any(map(len, batched)) and plain:
+        rows = lhs.reshape(math.prod(lhs.shape[:-1]), lhs.shape[-1])
+        flat = fast_dot_general(rows, rhs, (((1,), (0,)), ((), ())), precision)
+        return flat.reshape(*lhs.shape[:-1], rhs.shape[1])
     if (
         (lhs.ndim, rhs.ndim) != (2, 2)
-        or [tuple(axes) for axes in contracted] != [(1,), (0,)]
+        or not last_with_first
         or any(map(len, batched))
         or lhs.dtype != rhs.dtype
-        or preferred_element_type is not None
-        or any(option is not None for option in options.values())
+        or not plain
     ):
         return native(lhs, rhs)
-    examples, (inputs, _) = len(lhs), rhs.shape
+    examples, inputs = lhs.shape
     if _FEWEST <= examples <= _FEW:
         fast = _few_rows
     elif (
