@@ -6,13 +6,13 @@
 The second way keeps what is recorded and measures what is missing, so that a record can be made in
 parts. Needs the extra `benchmarks` (PyTorch). The peers take turns, round after round, each in a
 process of its own, so that a busy machine slows all of them; before its turn is timed, a peer
-trains a quarter as long untimed, for its data has left the caches, and the threads of the peer before have
-to have stopped spinning. A cell is the median of the rounds. The ratio
-is the peer's time over ours. Operations are those of one example's gradient as XLA counts them, the
-machine's rate is that of a large matrix product on all cores, and the roofline is the longer of two
-times: operations at that rate, and five passes over the weights, the fewest there can be (read by
-the forward pass; weights and momentum read and written by the update), at the rate at which arrays
-of a lane's size are copied. A share above 1 says that this copying is not the limit: caches are.
+trains a quarter as long untimed, for its data has left the caches, and the threads of the peer
+before have to have stopped spinning. A cell is the median of the rounds. The ratio is the peer's
+time over ours. Operations are those of one example's gradient as XLA counts them, the machine's
+rate is that of a large matrix product on all cores, and the roofline is the longer of two times:
+operations at that rate, and five passes over the weights, the fewest there can be (read by the
+forward pass; weights and momentum read and written by the update), at the rate at which arrays of a
+lane's size are copied. A share above 1 says that this copying is not the limit: caches are.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from flax.typing import Initializer
 from jaxtyping import Array, Float
 
@@ -44,7 +45,7 @@ class PooledConvolution(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.filters)
         kernel = self.param("kernel", self.kernel_init, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.filters,), dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
+        x, kernel, bias = promote_dtype(x, kernel, bias)
         x = layers.fast_conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )

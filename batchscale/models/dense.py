@@ -33,8 +33,8 @@ def fast_dot_general(
     cache, that takes up to 30% off the training step. And XLA lays weights out anew for each
     product: with 9 to 48 examples and weights of more than 8 MB, they are multiplied in 16 blocks
     that stay in the cache, in half the time. Sequences of inputs are laid out as rows of one
-    matrix, without which XLA copies them for the gradient of the weights. All other products, and all platforms but the CPU, get
-    JAX's own. Values and gradients are the same up to rounding.
+    matrix, without which XLA copies them for the gradient of the weights. All other products, and
+    all platforms but the CPU, get JAX's own. Values and gradients are the same up to rounding.
 
     The gradients are a `jax.custom_vjp`: see `fast_conv_general_dilated`.
 

@@ -53,7 +53,7 @@ def max_pool(
         padding = lax.padtype_to_pads(sizes, window, steps, padding)
     pads = tuple((low, high) for low, high in padding)
     if any(low + n + high < w for n, w, (low, high) in zip(sizes, window, pads, strict=True)):
-        return nn.max_pool(x, window, steps, pads)  # no window fits
+        return nn.max_pool(x, window, steps, list(pads))  # pyright: ignore[reportArgumentType]
     return _max_pool(x, window, steps, pads)
 
 
