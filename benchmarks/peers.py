@@ -18,12 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import torch_models
+
 RATE, MOMENTUM = 0.01, 0.9
 
 
 def stacked(batch_size: int) -> int:
     """How many models torch.func.vmap stacks: fewer where a step of 32 would take minutes."""
     return 32 if batch_size <= 16 else 8 if batch_size <= 64 else 2
+
+
+def trains(peer: str, workload: str) -> bool:
+    """Whether a peer can train a workload: torch.func.vmap stacks no attention and no LSTM."""
+    return peer != "torch, vmap" or workload.startswith("mnist/")
 
 
 Advance = Callable[[int], Any]
@@ -138,7 +145,7 @@ def _jax_step(workload: str) -> tuple[Callable[..., Any], Any, Any]:
 
         def loss(params: Any) -> Any:
             (total, count), _ = chosen.loss(params, model_state, batch, dropout, {})
-            return total / count
+            return total / count.astype(total.dtype)
 
         gradient = jax.grad(loss)(params)
         updates, opt_state = optimizer.update(gradient, opt_state)
@@ -185,52 +192,20 @@ def jax_loop(workload: str, batch_size: int) -> tuple[Advance, int]:
     return advance, 1
 
 
-def _torch_model(workload: str) -> Any:
-    """The same model; a layer for each of those of the workload."""
-    from torch import nn
-
-    model = workload.partition("/")[2]
-    if model.startswith("fc_"):
-        layers: list[Any] = [nn.Flatten()]
-        size = 784
-        for width in map(int, model.split("_")[1:]):
-            layers += [nn.Linear(size, width), nn.ReLU()]
-            size = width
-        return nn.Sequential(*layers, nn.Linear(size, 10))
-    if model != "simple_cnn_base":
-        raise ValueError(f"workload: got {workload!r}, wanted mnist/fc_... or simple_cnn_base.")
-    return nn.Sequential(
-        *(nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(64 * 49, 1024), nn.ReLU(), nn.Dropout(0.4), nn.Linear(1024, 10)),
-    )
-
-
-def _torch_data(workload: str) -> tuple[Any, Any]:
-    import torch
-
-    from batchscale import workloads
-
-    train = workloads.get(workload).splits()["train"]
-    images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(train["image"], -1, 1)))
-    return images, torch.from_numpy(train["label"].astype(np.int64))
-
-
 def torch_eager(workload: str, batch_size: int) -> tuple[Advance, int]:
     """PyTorch, one trial, eager."""
     import torch
 
     torch.set_num_threads(_cores())
-    model, (images, labels) = _torch_model(workload), _torch_data(workload)
+    model, (inputs, labels) = torch_models.get(workload), torch_models.data(workload)
     optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=MOMENTUM)
-    criterion = torch.nn.CrossEntropyLoss()
     batches = _batches(len(labels), batch_size)
 
     def advance(steps: int) -> None:
         for _ in range(steps):
             indices = torch.from_numpy(next(batches))
             optimizer.zero_grad(set_to_none=True)
-            criterion(model(images[indices].float() / 255), labels[indices]).backward()
+            torch_models.loss(model(inputs[indices]), labels[indices]).backward()
             optimizer.step()
 
     return advance, 1
@@ -242,9 +217,9 @@ def torch_vmap(workload: str, batch_size: int) -> tuple[Advance, int]:
     from torch.func import functional_call, grad, stack_module_state, vmap
 
     torch.set_num_threads(_cores())
-    images, labels = _torch_data(workload)
+    inputs, labels = torch_models.data(workload)
     count = stacked(batch_size)
-    models = [_torch_model(workload) for _ in range(count)]
+    models = [torch_models.get(workload) for _ in range(count)]
     parameters, _ = stack_module_state(models)
     parameters = {name: value.detach() for name, value in parameters.items()}
     moments = {name: torch.zeros_like(value) for name, value in parameters.items()}
@@ -252,14 +227,14 @@ def torch_vmap(workload: str, batch_size: int) -> tuple[Advance, int]:
     batches = [_batches(len(labels), batch_size, seed) for seed in range(count)]
 
     def loss(parameters: Any, x: Any, y: Any) -> Any:
-        return torch.nn.functional.cross_entropy(functional_call(model, parameters, (x,)), y)
+        return torch_models.loss(functional_call(model, parameters, (x,)), y)
 
     gradient = vmap(grad(loss), randomness="different")
 
     def advance(steps: int) -> None:
         for _ in range(steps):
             indices = torch.from_numpy(np.stack([next(batch) for batch in batches]))
-            found = gradient(parameters, images[indices].float() / 255, labels[indices])
+            found = gradient(parameters, inputs[indices], labels[indices])
             for name, value in found.items():
                 moments[name].mul_(MOMENTUM).add_(value)
                 parameters[name].sub_(moments[name], alpha=RATE)

@@ -43,7 +43,8 @@ def _made(machine: dict[str, Any]) -> str:
 def throughput() -> str:
     """Microseconds a step of one trial, and how many times longer each peer takes."""
     found = _read("throughput")
-    peers = [peer for peer in found["rows"][0]["microseconds"] if peer != "batchscale"]
+    timed = dict.fromkeys(peer for row in found["rows"] for peer in row["microseconds"])
+    peers = [peer for peer in timed if peer != "batchscale"]
     rows = [
         (
             row["workload"],

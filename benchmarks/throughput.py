@@ -1,16 +1,18 @@
 """Microseconds a step of one trial: training alone, against what a user would write instead.
 
     python -m benchmarks.throughput
+    python -m benchmarks.throughput --resume --workloads cifar10/resnet_8
 
-Needs the extra `benchmarks` (PyTorch). The peers take turns, round after round, each in a process
-of its own, so that a busy machine slows all of them; before its turn is timed, a peer trains a
-quarter as long untimed, for its data has left the caches, and the threads of the peer before have
-to have stopped spinning. A cell is the median of the rounds. The ratio
-is the peer's time over ours. Operations are those of one example's gradient as XLA counts them, the
-machine's rate is that of a large matrix product on all cores, and the roofline is the longer of two
-times: operations at that rate, and five passes over the weights, the fewest there can be (read by
-the forward pass; weights and momentum read and written by the update), at the rate at which arrays
-of a lane's size are copied. A share above 1 says that this copying is not the limit: caches are.
+The second way keeps what is recorded and measures what is missing, so that a record can be made in
+parts. Needs the extra `benchmarks` (PyTorch). The peers take turns, round after round, each in a
+process of its own, so that a busy machine slows all of them; before its turn is timed, a peer
+trains a quarter as long untimed, for its data has left the caches, and the threads of the peer
+before have to have stopped spinning. A cell is the median of the rounds. The ratio is the peer's
+time over ours. Operations are those of one example's gradient as XLA counts them, the machine's
+rate is that of a large matrix product on all cores, and the roofline is the longer of two times:
+operations at that rate, and five passes over the weights, the fewest there can be (read by the
+forward pass; weights and momentum read and written by the update), at the rate at which arrays of a
+lane's size are copied. A share above 1 says that this copying is not the limit: caches are.
 """
 
 from __future__ import annotations
@@ -22,10 +24,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import PEERS, Process, stacked
+from benchmarks.peers import PEERS, Process, stacked, trains
 
-WORKLOADS = ("mnist/fc_128", "mnist/fc_1024_1024_1024", "mnist/simple_cnn_base")
-BATCH_SIZES = (1, 16, 64, 512, 4096)
+WORKLOADS = (
+    "mnist/fc_128",
+    "mnist/fc_1024_1024_1024",
+    "mnist/simple_cnn_base",
+    "cifar10/resnet_8",
+    "tiny_shakespeare/transformer_tiny",
+    "tiny_shakespeare/lstm_tiny",
+)
+BATCH_SIZES = (1, 16, 64, 256, 1024)
 _PASSES = 5
 _PAUSE = 0.3  # seconds: threads that wait spin for 0.2
 
@@ -129,20 +138,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of a peer in a round")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/throughput.json"))
-    parser.add_argument("--append", action="store_true", help="keep the rows of the output")
+    parser.add_argument("--resume", action="store_true", help="measure only what is not recorded")
     arguments = parser.parse_args()
     from batchscale.records import provenance
 
     rates = machine()
-    rows = json.loads(arguments.output.read_text())["rows"] if arguments.append else []
+    rows = []
+    if arguments.resume and arguments.output.exists():
+        rows = json.loads(arguments.output.read_text())["rows"]
+    known = {(row["workload"], row["batch_size"]) for row in rows}
     print({name: f"{rate:.3g} /s" for name, rate in rates.items()})
     for workload in arguments.workloads:
         flops, weights = work(workload)
         for batch_size in arguments.batch_sizes:
+            if (workload, batch_size) in known:
+                continue
             times = measure(
                 workload,
                 batch_size,
-                arguments.peers,
+                [peer for peer in arguments.peers if trains(peer, workload)],
                 rounds=arguments.rounds,
                 seconds=arguments.seconds,
             )

@@ -12,7 +12,8 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from batchscale.models import layers
+from batchscale.models import dense, layers
+from batchscale.models.convolution import ways as convolution_ways
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -86,6 +87,23 @@ def test_convolution_and_its_gradients_equal_jax_own(options):
     with jax.enable_x64(True):
         arrays = operands((3, 8, 9, 2), (4, 3, 2, 5), jnp.float64)
         assert_close(value_and_gradients(fast)(*arrays), value_and_gradients(own)(*arrays))
+
+
+@pytest.mark.parametrize("examples", [7, 8, 9, 16, 21])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_kernel_gradients_of_many_examples_equal_jax_own(examples, dtype):
+    fast, own = fast_and_own(strides=(2, 1))
+    with jax.enable_x64(True):
+        arrays = operands((examples, 5, 6, 2), (3, 3, 2, 3), dtype)
+        got = value_and_gradients(fast)(*arrays)
+        wanted = value_and_gradients(own)(*arrays)
+        if dtype == "float64":
+            assert_close(got, wanted)
+        else:
+            assert got[1][1].dtype == dtype
+            truth = value_and_gradients(own)(*(x.astype("float64") for x in arrays))[1][1]
+            error = np.abs(np.asarray(got[1][1], np.float64) - np.asarray(truth)).max()
+            assert error < 0.04 * np.abs(truth).max()
 
 
 @pytest.mark.parametrize(
@@ -289,6 +307,9 @@ POOLS = {
     "no batch": ((4, 6, 3), (2, 2), (2, 2), "VALID"),
     "two batch dimensions": ((2, 3, 4, 6, 3), (2, 2), (2, 2), "VALID"),
     "overlapping": ((2, 6, 5, 3), (3, 3), (2, 2), "SAME"),
+    "gaps": ((2, 8, 7, 3), (2, 1), (3, 3), "VALID"),
+    "overlapping in one direction": ((2, 6, 5, 3), (2, 2), (1, 2), ((0, 1), (1, 0))),
+    "many places": ((1, 17, 16, 1), (16, 16), (16, 16), "SAME"),
     "default strides": ((2, 6, 5, 3), (2, 2), None, "VALID"),
 }
 
@@ -353,14 +374,48 @@ def test_max_pool_of_lanes_in_a_loop_equals_flax_own():
     assert_close(got, wanted, 1e-6)
 
 
-def test_max_pool_without_overlap_leaves_reduce_window():
-    def lowered(strides):
-        pool = energy(lambda x: layers.max_pool(x, (2, 2), strides))
-        return jax.jit(jax.grad(pool)).lower(jnp.zeros((2, 6, 6, 3))).as_text()
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (3, 2)])
+def test_max_pool_leaves_reduce_window(strides):
+    pool = energy(lambda x: layers.max_pool(x, (2, 2), strides))
+    lowered = jax.jit(jax.grad(pool)).lower(jnp.zeros((2, 6, 6, 3))).as_text()
+    assert "stablehlo.select_and_scatter" not in lowered
+    assert "stablehlo.reduce_window" not in lowered
 
-    assert "stablehlo.select_and_scatter" in lowered((1, 1))
-    assert "stablehlo.select_and_scatter" not in lowered((2, 2))
-    assert "stablehlo.reduce_window" not in lowered((2, 2))
+
+@pytest.mark.parametrize("strides", [(2, 2), (1, 2)])
+def test_second_derivatives_of_max_pool_equal_flax_own(strides):
+    def product(pool, kind, images, direction):
+        return HESSIAN_VECTOR_PRODUCTS[kind](
+            energy(lambda x: pool(x, (2, 2), strides)), images, direction
+        )
+
+    with jax.enable_x64(True):
+        some = operands((2, 6, 5, 3), (2, 6, 5, 3), jnp.float64)
+        wanted = product(nn.max_pool, "reverse over reverse", *some)
+        for kind in HESSIAN_VECTOR_PRODUCTS:
+            assert_close(product(layers.max_pool, kind, *some), wanted)
+
+
+@pytest.mark.parametrize("way", ["examples", "mapped", "grouped", "patches"])
+def test_every_way_to_convolve_gives_jax_own_gradients(way):
+    fast, own = fast_and_own(strides=(2, 1), padding=((2, 1), (0, 1)))
+    with jax.enable_x64(True):
+        lanes = operands((3, 9, 6, 5, 2), (3, 3, 3, 2, 3), jnp.float64)
+        with convolution_ways(cpu=way):
+            got = jax.vmap(value_and_gradients(fast))(*lanes)
+        assert_close(got, jax.vmap(value_and_gradients(own))(*lanes))
+
+
+def test_the_way_to_convolve_is_what_it_was_afterwards():
+    def traced():
+        fast, _ = fast_and_own()
+        return str(jax.make_jaxpr(fast)(*operands((2, 5, 5, 1), (3, 3, 1, 2))))
+
+    before = traced()
+    with convolution_ways(cpu="patches"):
+        assert "concatenate" in traced()
+    assert "concatenate" not in before
+    assert "concatenate" not in traced()
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.4, 0.9])
@@ -400,6 +455,19 @@ def product(multiply):
 def test_products_of_few_examples_and_their_gradients_equal_jax_own(examples, lanes):
     with jax.enable_x64(True):
         shapes = (examples, 5), (5, 4)
+        some = operands(*((lanes, *shape) if lanes else shape for shape in shapes))
+        got, wanted = (
+            value_and_gradients(jax.vmap(product(multiply)) if lanes else product(multiply))(*some)
+            for multiply in (layers.fast_dot_general, lax.dot_general)
+        )
+        assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_products_of_large_weights_and_their_gradients_equal_jax_own(lanes, monkeypatch):
+    monkeypatch.setattr(dense, "_LARGE", 1000)
+    with jax.enable_x64(True):
+        shapes = (9, 32), (32, 5)
         some = operands(*((lanes, *shape) if lanes else shape for shape in shapes))
         got, wanted = (
             value_and_gradients(jax.vmap(product(multiply)) if lanes else product(multiply))(*some)

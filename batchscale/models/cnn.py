@@ -5,6 +5,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from batchscale.models import layers
+from batchscale.models.blocks import PooledConvolution
 
 
 class SimpleCNN(nn.Module):
@@ -51,14 +52,8 @@ class SimpleCNN(nn.Module):
           The logits.
         """
         dtype = jnp.result_type(float)
-        for filters in self.filters:
-            convolution = nn.Conv(
-                filters,
-                kernel_size=(5, 5),
-                param_dtype=dtype,
-                conv_general_dilated=layers.fast_conv_general_dilated,
-            )
-            x = layers.max_pool(nn.relu(convolution(x)), (2, 2), (2, 2))
+        for number, filters in enumerate(self.filters):
+            x = PooledConvolution(filters, 5, name=f"Conv_{number}")(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(self.units, param_dtype=dtype, dot_general=layers.fast_dot_general)(x))
         if train:

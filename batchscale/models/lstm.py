@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from batchscale.models import layers
 from batchscale.models.transformer import dropout, shifted
 
 
@@ -63,9 +64,9 @@ class LSTM(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (gates,), dtype)
         out = self.param("out", lecun, (self.units, self.projection), dtype)
         # What does not hang on the step before is one product for all steps.
-        inputs = (
-            dropout(self, embedding[shifted(tokens)], dropout_rate, train) @ into + bias[None, None]
-        )
+        embedded = dropout(self, embedding[shifted(tokens)], dropout_rate, train)
+        product = layers.fast_dot_general(embedded, into, (((2,), (0,)), ((), ())))
+        inputs = product + bias[None, None]
         start = jnp.zeros((len(tokens), self.units), dtype)
 
         def step(
@@ -79,5 +80,11 @@ class LSTM(nn.Module):
 
         first = start, jnp.zeros((len(tokens), self.projection), dtype)
         _, outputs = jax.lax.scan(step, first, inputs.swapaxes(0, 1))
-        logits = nn.Dense(self.vocabulary, use_bias=False, param_dtype=dtype, name="logits")
+        logits = nn.Dense(
+            self.vocabulary,
+            use_bias=False,
+            param_dtype=dtype,
+            dot_general=layers.fast_dot_general,
+            name="logits",
+        )
         return logits(dropout(self, outputs.swapaxes(0, 1), dropout_rate, train))

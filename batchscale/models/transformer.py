@@ -94,9 +94,19 @@ class Transformer(nn.Module):
             block = _Attention(self.heads, name=f"attention_{layer}")
             x = x + dropped(block(_norm(f"attention_norm_{layer}")(x)))
             y = _norm(f"feed_forward_norm_{layer}")(x)
-            y = nn.relu(nn.Dense(self.hidden, param_dtype=dtype, name=f"hidden_{layer}")(y))
-            x = x + dropped(nn.Dense(self.width, param_dtype=dtype, name=f"out_{layer}")(y))
-        return _norm("norm")(x) @ embedding.T
+            y = nn.relu(_dense(self.hidden, name=f"hidden_{layer}")(y))
+            x = x + dropped(_dense(self.width, name=f"out_{layer}")(y))
+        return layers.fast_dot_general(_norm("norm")(x), embedding.T, (((2,), (0,)), ((), ())))
+
+
+def _dense(features: int, *, name: str, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        param_dtype=jnp.result_type(float),
+        dot_general=layers.fast_dot_general,
+        name=name,
+    )
 
 
 def _norm(name: str) -> nn.LayerNorm:
@@ -111,15 +121,15 @@ class _Attention(nn.Module):
     @nn.compact
     def __call__(self, x: _Hidden) -> _Hidden:
         length, width = x.shape[1:]
-        dtype, size = jnp.result_type(float), width // self.heads
-        wide = nn.Dense(3 * width, use_bias=False, param_dtype=dtype, name="query_key_value")(x)
+        size = width // self.heads
+        wide = _dense(3 * width, use_bias=False, name="query_key_value")(x)
         wide = wide.reshape(-1, length, 3, self.heads, size)
         query, key, value = (wide[:, :, part] for part in range(3))
         scores = jnp.einsum("bqhs,bkhs->bhqk", query, key) / math.sqrt(size)
         causal = jnp.tril(jnp.ones((length, length), bool))
         weights = jax.nn.softmax(jnp.where(causal[None, None], scores, -jnp.inf))
         mixed = jnp.einsum("bhqk,bkhs->bqhs", weights, value).reshape(-1, length, width)
-        return nn.Dense(width, use_bias=False, param_dtype=dtype, name="out")(mixed)
+        return _dense(width, use_bias=False, name="out")(mixed)
 
 
 def _positions(length: int, width: int) -> Float[np.ndarray, "length width"]:

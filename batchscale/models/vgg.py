@@ -7,6 +7,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from batchscale.models import layers
+from batchscale.models.blocks import PooledConvolution
 
 
 class VGG11(nn.Module):
@@ -48,7 +49,8 @@ class VGG11(nn.Module):
           dropout_rate: the probability of dropping a unit of the dense layers, in [0, 1).
         """
         dtype, he = jnp.result_type(float), nn.initializers.he_normal()
-        for stage in self.filters:
+        number = 0
+        for *stage, last in self.filters:
             for filters in stage:
                 convolution = nn.Conv(
                     filters,
@@ -56,9 +58,12 @@ class VGG11(nn.Module):
                     kernel_init=he,
                     param_dtype=dtype,
                     conv_general_dilated=layers.fast_conv_general_dilated,
+                    name=f"Conv_{number}",
                 )
                 x = nn.relu(convolution(x))
-            x = layers.max_pool(x, (2, 2), (2, 2))
+                number += 1
+            x = PooledConvolution(last, 3, he, name=f"Conv_{number}")(x)
+            number += 1
         x = x.reshape(x.shape[0], -1)
         for _ in range(2):
             x = nn.relu(nn.Dense(self.units, kernel_init=he, param_dtype=dtype)(x))
