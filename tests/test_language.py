@@ -182,6 +182,25 @@ def test_dropout_and_label_smoothing_are_hyperparameters():
     uniform = -jax.nn.log_softmax(logits).mean(-1).sum()
     smooth = loss({"label_smoothing": jnp.float32(0.1)})
     np.testing.assert_allclose(smooth, 0.9 * plain + 0.1 * uniform, rtol=1e-5)
+    squares = sum((np.asarray(x, np.float64) ** 2).sum() for x in jax.tree.leaves(params))
+    penalty = (np.asarray(batch["tokens"]) != 0).sum() * 0.3 / 2 * squares
+    np.testing.assert_allclose(loss({"l2": jnp.float32(0.3)}), plain + penalty, rtol=1e-5)
+
+
+def test_dropout_of_the_lstm_is_a_hyperparameter():
+    module, tokens = SMALL["lstm"], jnp.asarray(sequences(6)).astype(jnp.int32)
+    params = module.init(jax.random.key(0), tokens, train=False)
+
+    @jax.jit
+    def logits(rate, key):
+        return module.apply(params, tokens, train=True, dropout_rate=rate, rngs={"dropout": key})
+
+    plain = module.apply(params, tokens, train=False)
+    np.testing.assert_allclose(logits(jnp.float32(0), jax.random.key(1)), plain, atol=1e-6)
+    # Nothing is left of the inputs and of the outputs, and the projection has no bias.
+    np.testing.assert_array_equal(logits(jnp.float32(0.999999), jax.random.key(1)), 0)
+    some = [logits(jnp.float32(0.5), jax.random.key(k)) for k in (1, 2)]
+    assert np.abs(some[0] - some[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(

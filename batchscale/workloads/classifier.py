@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from batchscale import keys
 from batchscale.optimizers import Hyperparameters
-from batchscale.workloads import modes
+from batchscale.workloads import _regularised, modes
 from batchscale.workloads._sums import total
 
 
@@ -78,11 +78,12 @@ def fields(
         )
         targets = batch[labels]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        if "label_smoothing" in hyperparameters:
-            uniform = -jax.nn.log_softmax(logits).mean(-1)
-            amount: Any = hyperparameters["label_smoothing"]
-            losses = (1 - amount) * losses + amount * uniform
-        return (total(losses), jnp.asarray(targets.size)), model_state
+        summed = total(_regularised.smoothed(losses, logits, hyperparameters))
+        count = jnp.asarray(targets.size)
+        return (
+            _regularised.with_l2(summed, count, params, hyperparameters),
+            count,
+        ), model_state
 
     def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
         logits: Any = module.apply(
@@ -112,7 +113,7 @@ def fields(
     *of_labels, classes = logits_shape()[1:] or (None,)
     if tuple(of_labels) != tuple(label_shape) or classes is None:
         _refuse_labels(labels, label_shape, tuple(of_labels), classes)
-    known = ["label_smoothing"] + ["dropout_rate"] * ("dropout_rate" in takes)
+    known = ["label_smoothing", "l2"] + ["dropout_rate"] * ("dropout_rate" in takes)
     return {
         "init": init,
         "loss": loss,

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from batchscale.optimizers import Hyperparameters
+from batchscale.workloads import _regularised
 from batchscale.workloads._sums import total
 
 PADDING = 0  # no token; models take it for the beginning
@@ -53,12 +53,10 @@ def fields(module: nn.Module, *, length: int, vocabulary: int) -> dict[str, Any]
             {"params": params}, tokens, train=True, rngs={"dropout": key}, **rates
         )
         losses = _cross_entropy(logits, tokens)
-        if "label_smoothing" in hyperparameters:
-            amount: Any = hyperparameters["label_smoothing"]
-            uniform = -jax.nn.log_softmax(logits).mean(-1)
-            losses = (1 - amount) * losses + amount * uniform
+        losses = _regularised.smoothed(losses, logits, hyperparameters)
         real = tokens != PADDING
-        return (total(jnp.where(real, losses, 0)), real.sum()), model_state
+        summed, count = total(jnp.where(real, losses, 0)), real.sum()
+        return (_regularised.with_l2(summed, count, params, hyperparameters), count), model_state
 
     def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
         del model_state
@@ -74,7 +72,7 @@ def fields(module: nn.Module, *, length: int, vocabulary: int) -> dict[str, Any]
         "loss": loss,
         "metrics": metrics,
         "preprocess": preprocess,
-        "hyperparameters": ("dropout_rate", "label_smoothing"),
+        "hyperparameters": ("dropout_rate", "label_smoothing", "l2"),
         "classes": vocabulary,
         "labels": "tokens",
     }

@@ -280,7 +280,8 @@ class Workload:
         """A classifier from a Flax (Linen) module that maps inputs to logits.
 
         The loss is the softmax cross-entropy, with `label_smoothing` where that is a
-        hyperparameter; the metrics are `error`, the share of wrong examples, and `loss`. A module
+        hyperparameter, and `l2` / 2 times the sum of squared parameters, where that is one; the
+        metrics are `error`, the share of wrong examples, and `loss`. A module
         whose call takes `train`, `deterministic` or `use_running_average` is told whether it is
         trained, and by `mode` whatever its switch is called. `dropout_rate` reaches a module whose
         call takes it, for `models.layers.dropout`, whose rate can be tuned (that of `nn.Dropout` is
