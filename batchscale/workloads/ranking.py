@@ -146,12 +146,12 @@ def mean_average_precision(sums: Mapping[str, np.ndarray], *, classes: int) -> f
     """
     label = np.asarray(sums["label"]).astype(np.int64)
     there = np.flatnonzero(label)
-    # A label that was added twice is twice as large: it may pass for another one, but not in number.
+    # What was added twice may pass for another label, but the numbers tell.
     if len(there) != int(sums["count"]) or (label[there] > 2 * classes).any():
         raise ValueError(
             f"average precision: {int(sums['count']):,} labels have come to {len(there):,} places; "
-            "wanted one place each. Give every example of a split as its place the number of labels "
-            "of those before it, and evaluate each once."
+            "wanted one place each. Give every example of a split as its place the number of "
+            "labels of those before it, and evaluate each once."
         )
     bits = np.asarray(sums["score"])[there].astype(np.int32)
     scores = bits.view(np.float32).astype(np.float64)
