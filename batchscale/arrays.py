@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -59,3 +60,12 @@ def like_examples(split: PyTree, count: int) -> PyTree:
     ShapeDtypeStruct(shape=(3, 2), dtype=uint8)
     """
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), split)
+
+
+def nbytes(tree: PyTree) -> int:
+    """The bytes of all arrays of a tree, from their shapes.
+
+    >>> nbytes({"input": np.zeros((5, 2), np.uint8), "label": jax.ShapeDtypeStruct((5,), np.int32)})
+    30
+    """
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

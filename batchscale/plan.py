@@ -7,7 +7,8 @@ reads its hyperparameters and layouts from there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import scipy
@@ -157,6 +158,7 @@ class Plan:
         it does; None if it is not known.
       mixes_examples: whether the loss of an example depends on the others of its batch; None if it
         is not known.
+      ghost_batch_size: where it depends on those of its group alone, the examples of a group.
       measured: how many examples are measured of every split that is.
       counted: of how many the goal's metric counts some where it is measured: examples, or words
         or pixels of them; None if it is no count.
@@ -181,17 +183,15 @@ class Plan:
     conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     drawn_with: str = DRAWN_WITH
     findings: dict[int, str] = dataclasses.field(default_factory=dict)
+    ghost_batch_size: int | None = None
 
     @property
     def batch_dependent(self) -> bool | None:
         """Whether batch sizes have other objectives: examples seen with more or fewer others."""
         if not self.mixes_examples:
             return self.mixes_examples
-        # A last, smaller microbatch sees fewer, and weighs as it does at no other batch size.
         seen = {
-            (layout.microbatch, size if size % layout.microbatch else 0)
-            if layout.microbatch < size
-            else (size, 0)
+            tuple(_seen_with(size, (layout.microbatch, self.ghost_batch_size or size)).items())
             for size, layout in self.layouts.items()
         }
         return len(seen) > 1
@@ -248,6 +248,7 @@ class Plan:
             },
             "fingerprint": dict(self.fingerprint),
             "mixes_examples": self.mixes_examples,
+            "ghost_batch_size": self.ghost_batch_size,
             "examples": self.examples,
             "paces": None
             if self.paces is None
@@ -338,7 +339,32 @@ class Plan:
             records.conditions_from_json(plan["conditions"]),
             str(plan["drawn_with"]),
             _by_size(plan["findings"], str),
+            # A choice of the same format: older plans have none.
+            None if plan.get("ghost_batch_size") is None else _whole(plan["ghost_batch_size"]),
         )
+
+
+def _seen_with(batch_size: int, parts: Sequence[int]) -> dict[int, Fraction]:
+    """The share of the examples of a batch that are seen with how many, themselves among them.
+
+    Args:
+      batch_size: examples a step.
+      parts: the batch is cut into parts of the first size, these into parts of the next, and so on;
+        what remains is a smaller part.
+
+    >>> _seen_with(100, (64, 32))
+    {4: Fraction(1, 25), 32: Fraction(24, 25)}
+    """
+    if not parts:
+        return {batch_size: Fraction(1)}
+    shares: dict[int, Fraction] = {}
+    part = min(parts[0], batch_size)
+    for size, times in ((part, batch_size // part), (batch_size % part, 1)):
+        if size:
+            for seen, share in _seen_with(size, parts[1:]).items():
+                of_all = share * size * times / batch_size
+                shares[seen] = shares.get(seen, Fraction(0)) + of_all
+    return dict(sorted(shares.items()))
 
 
 def pace_from_json(fields: Mapping[str, Any]) -> Pace:

@@ -52,7 +52,7 @@ class Batch:
     """The examples of a step.
 
     Attributes:
-      drawn: examples in the order in which they are seen, from `draw`.
+      drawn: places in the data of examples in the order in which they are seen, from `draw`.
       first: the place of the step's first example in `drawn`.
       size: examples a step; traced, so that one executable serves several batch sizes.
     """
@@ -74,6 +74,7 @@ class Recipe:
       rest: examples of the last, smaller microbatch; 0 where microbatches divide the batch.
       whole: whether the batch is one microbatch; if not, their number is traced, so one
         executable serves every batch size with the same microbatch and rest.
+      full: whether that is the whole training set, whose order does not matter.
     """
 
     workload: Workload
@@ -82,6 +83,7 @@ class Recipe:
     microbatch: int
     rest: int = 0
     whole: bool = True
+    full: bool = False
 
     @classmethod
     def of(
@@ -95,7 +97,8 @@ class Recipe:
     ) -> Recipe:
         """The recipe for a batch size."""
         if microbatch >= batch_size:
-            return cls(workload, optimizer, schedule, batch_size)
+            full = batch_size == arrays.examples(workload.splits()["train"])
+            return cls(workload, optimizer, schedule, batch_size, full=full)
         return cls(workload, optimizer, schedule, microbatch, batch_size % microbatch, False)
 
 
@@ -191,7 +194,7 @@ def step(
       recipe: how to train; static.
       state: the trial's state.
       hyperparameters: the trial's, traced scalars by name.
-      data: the training split, examples along axis 0.
+      data: the training split, or a part of it that has what is drawn, examples along axis 0.
       batch: which of them the step sees.
       number: of the step, from 0.
 
@@ -422,8 +425,8 @@ def _gradient(
     loss_key = jax.random.fold_in(_key(state.key, _LOSS), number)
 
     def gather(first: Int[Array, ""] | int, count: int) -> PyTree[Array]:
-        if recipe.whole and count == arrays.examples(data):
-            return data  # the full batch: its order does not matter
+        if recipe.full:
+            return data
         indices = jax.lax.dynamic_slice_in_dim(batch.drawn, batch.first + first, count)
         # They lie within the split, and clipping would cost a pass.
         return jax.tree.map(lambda x: x.at[indices].get(mode="promise_in_bounds"), data)

@@ -12,7 +12,7 @@ import pytest
 from helpers import points
 
 import batchscale as bs
-from batchscale.engine import engine, layout
+from batchscale.engine import feed, layout
 
 TRIALS = 5
 
@@ -188,9 +188,7 @@ def test_batches_larger_than_what_is_drawn_at_once_have_a_program_of_their_own(
 ):
     some = study(network, batch_sizes=[8, 32], microbatch=4, lanes=2, stop="first")
     whole = some.run(tmp_path / "whole", progress=False)
-    monkeypatch.setattr(
-        engine, "DRAWN_AT_ONCE", 16
-    )  # so that 8 draws for two steps, and 32 for one
+    monkeypatch.setattr(feed, "DRAWN_AT_ONCE", 16)  # so that 8 draws for two steps, and 32 for one
     parts = some.run(tmp_path / "parts", progress=False)
     pd.testing.assert_frame_equal(parts.trials, whole.trials, check_exact=True)
     pd.testing.assert_frame_equal(parts.measurements, whole.measurements, check_exact=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from flax import linen as nn
 
 import batchscale as bs
-from batchscale.models import layers
-from batchscale.workloads.coupling import mixes_examples
+from batchscale import optimizers, schedules, train
+from batchscale.engine import layout
+from batchscale.models import GhostBatchNorm, layers
+from batchscale.workloads.coupling import mixes_examples, mixes_groups
 
 SPACE = bs.SearchSpace(learning_rate=bs.LogUniform(0.01, 1.0))
 RANDOM = np.random.default_rng(0)
@@ -23,6 +26,7 @@ class Net(nn.Module):
     """A perceptron with some norm."""
 
     norm: str = ""
+    ghost_batch_size: int | None = None
 
     @nn.compact
     def __call__(self, x, train=False, dropout_rate=0.0):
@@ -31,6 +35,8 @@ class Net(nn.Module):
             x = nn.BatchNorm(use_running_average=not train)(x)
         if self.norm == "batch, nothing kept":
             x = (x - x.mean(0, keepdims=True)) / (x.std(0, keepdims=True) + 1e-3)
+        if self.norm == "ghost":
+            x = GhostBatchNorm(4)(x, train=train)
         if self.norm == "layer":
             x = nn.LayerNorm()(x)
         if train:
@@ -196,12 +202,13 @@ def test_a_metric_that_is_never_a_number_is_told(tmp_path):
 
 
 def test_the_audit_of_a_study_says_so_and_the_run_whatever_its_progress(tmp_path):
-    def audited(norm, folder, microbatch="auto"):
+    def audited(norm, folder, microbatch="auto", batch_sizes=(4, 16), ghosts=None):
+        data = {"train": IMAGES, "validation": IMAGES}
         study = bs.Study(
-            workload=bs.Workload.from_flax(Net(norm), {"train": IMAGES, "validation": IMAGES}),
+            workload=bs.Workload.from_flax(Net(norm, ghosts), data),
             optimizer="sgd",
             space=SPACE,
-            batch_sizes=[4, 16],
+            batch_sizes=batch_sizes,
             goal=bs.Goal("validation/error", 2.0),
             trials=2,
             max_steps=3,
@@ -217,6 +224,50 @@ def test_the_audit_of_a_study_says_so_and_the_run_whatever_its_progress(tmp_path
     assert audited("", "plain") == ("pass", False)
     assert audited("batch", "norm") == ("warn", True)
     assert audited("batch", "ghost", microbatch=4) == ("pass", False)
+    assert audited("ghost", "groups", ghosts=4) == ("pass", False)
+    assert audited("ghost", "groups and microbatches", microbatch=8, ghosts=4) == ("pass", False)
+    assert audited("ghost", "a rest", ghosts=4, batch_sizes=[4, 6]) == ("warn", True)
+    assert audited("ghost", "cut groups", microbatch=6, ghosts=4) == ("warn", True)
+
+
+def test_groups_are_found_to_be_as_large_as_a_model_says():
+    def mixed(norm, size):
+        workload = bs.Workload.from_flax(Net(norm, size), {"train": IMAGES})
+        return mixes_groups(workload, SPACE.typical())
+
+    assert mixed("ghost", 4) is False
+    assert mixed("ghost", None) is True
+    assert mixed("ghost", 8) is True  # fewer than two of them, and two examples more
+    for norm, size in (("ghost", 2), ("ghost", 3), ("batch", 4)):
+        with pytest.raises(ValueError, match="other groups of"):
+            mixed(norm, size)
+
+
+@pytest.mark.parametrize("microbatch", [4, 8, 12, 16])
+def test_the_gradient_of_ghost_batches_is_the_same_in_every_microbatch(microbatch):
+    workload = bs.Workload.from_flax(Net("ghost", 4), {"train": IMAGES})
+    found = []
+    for size in (16, microbatch):
+        recipe = train.Recipe.of(
+            workload, optimizers.get("sgd"), schedules.constant, batch_size=16, microbatch=size
+        )
+        # In one order: the whole batch is taken as it lies in the data.
+        values = {"learning_rate": jnp.asarray(1.0)}
+        state = train.init(recipe, train.trial_key(0, 16, 0, 0), values)
+        data = jax.tree.map(jnp.asarray, dict(workload.splits()["train"]))
+        batch = train.Batch(jnp.arange(16), 0, 16)
+        after = train.step(recipe, state, values, data, batch, 0)
+        found.append((after.params, after.model_state))
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_microbatches_are_cut_between_groups():
+    images = np.zeros((4096, 6, 6, 1), np.uint8), np.arange(4096) % 4
+    workload = bs.Workload.from_flax(Net("ghost", 12), {"train": images})
+    for batch_size in (12, 48, 240, 256, 1000, 4096):
+        for cpu in (True, False):
+            chosen = layout.choose(workload, cpu=cpu, batch_size=batch_size, trials=4)
+            assert chosen.microbatch == batch_size or chosen.microbatch % 12 == 0
 
 
 def sequences():

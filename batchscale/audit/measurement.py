@@ -238,8 +238,8 @@ def batch_dependent(evidence: Evidence) -> Check:
             "a mean over words or weights, or a loss of pairs), so that another batch size is "
             "another objective",
             "Of words, pixels or weights that are masked return (sum, count), with the full "
-            "Workload; use ghost batch norm of one size at every batch size (a fixed microbatch "
-            "that divides them), or a norm that does not see the batch.",
+            "Workload; use ghost batch norm (models.GhostBatchNorm) and batch sizes that its "
+            "groups divide, or a norm that does not see the batch.",
         )
     return Check(
         name,

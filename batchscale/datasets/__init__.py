@@ -1,4 +1,4 @@
-"""Small data sets as NumPy arrays on the host, in named splits; nothing here needs JAX.
+"""Data sets in named splits, as NumPy arrays on the host or streamed; nothing here needs JAX.
 
 Splits are a dictionary of dictionaries of arrays with the examples along axis 0:
 `{"train": {"image": ..., "label": ...}, "validation": {...}, "test": {...}}`.
@@ -17,3 +17,6 @@ from batchscale.datasets.splits import from_arrays as from_arrays
 from batchscale.datasets.splits import from_npz as from_npz
 from batchscale.datasets.splits import not_finite as not_finite
 from batchscale.datasets.splits import to_npz as to_npz
+from batchscale.datasets.stream import Stream as Stream
+from batchscale.datasets.stream import is_streamed as is_streamed
+from batchscale.datasets.stream import take as take

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from batchscale.datasets import imagenet, open_images, prepared, sentences, tokens
-from batchscale.datasets.splits import Splits
+from batchscale.datasets.stream import Stream
 from batchscale.files import cache_folder, local_path
 
 
@@ -135,22 +135,12 @@ def sources(name: str, *, directory: str | os.PathLike[str] | None = None) -> Ma
     return tokens.load(folder)
 
 
-def splits(name: str, *, directory: str | os.PathLike[str] | None = None) -> Splits:
-    """The splits of `sources` as arrays: memory maps as they are, other sources read whole."""
+def streams(name: str, *, directory: str | os.PathLike[str] | None = None) -> dict[str, Stream]:
+    """The splits of `sources`, each a `Stream`."""
     return {
-        split: dict(of) if isinstance(of, Mapping) else whole(of)
+        split: Stream(of, name=f"{name}: {split}")
         for split, of in sources(name, directory=directory).items()
     }
-
-
-def whole(source: Any) -> dict[str, np.ndarray]:
-    """All examples of a source, as arrays by field.
-
-    >>> whole([{"label": 3}, {"label": 4}])
-    {'label': array([3, 4])}
-    """
-    examples = [source[i] for i in range(len(source))]
-    return {field: np.stack([x[field] for x in examples]) for field in examples[0]}
 
 
 def prepare(

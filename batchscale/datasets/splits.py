@@ -8,15 +8,18 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from batchscale.datasets.narrow import array as _array
+from batchscale.datasets.narrow import narrow_float
+from batchscale.datasets.stream import Stream, StreamedField
 from batchscale.files import local_path, replacing
 
 Splits: TypeAlias = dict[str, dict[str, np.ndarray]]
-Examples: TypeAlias = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike]
+Examples: TypeAlias = Mapping[str, ArrayLike] | tuple[ArrayLike, ArrayLike] | Stream
 
 
 def from_arrays(
@@ -119,7 +122,7 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
         if not split or "/" in split:
             raise ValueError(f"split {split!r}: its name must not be empty or hold '/'. Rename it.")
         for field, array in fields.items():
-            if _narrow_float(array.dtype):
+            if narrow_float(array.dtype):
                 raise ValueError(
                     f"split {split!r}: field {field!r} is {array.dtype}, which an .npz file cannot "
                     "hold. Convert it with .astype(np.float32)."
@@ -130,7 +133,7 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
 
 
 def not_finite(splits: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
-    """Which fields hold NaN or infinity, in words.
+    """Which fields hold NaN or infinity, in words; those of streams are not looked through.
 
     >>> not_finite({"train": {"input": np.array([[0.0], [np.nan]]), "label": np.array([0, 1])}})
     ["field 'input' of split 'train', in 1 of 2 examples (the first is example 1)"]
@@ -138,7 +141,9 @@ def not_finite(splits: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
     found = []
     for split, fields in splits.items():
         for field, array in fields.items():
-            if np.issubdtype(array.dtype, np.floating) or _narrow_float(array.dtype):
+            if isinstance(array, StreamedField):
+                continue
+            if np.issubdtype(array.dtype, np.floating) or narrow_float(array.dtype):
                 bad = np.asarray(~np.isfinite(array).reshape(len(array), -1).all(1))
                 if bad.any():
                     found.append(
@@ -153,7 +158,8 @@ def check_labels(
 ) -> None:
     """Refuses labels that are not the integers 0 to `classes` - 1.
 
-    JAX clips an index that is out of range, so that training would go on with wrong labels.
+    JAX clips an index that is out of range, so that training would go on with wrong labels. Of a
+    stream a sample is checked here, and everything that is read from it as it is read.
 
     Args:
       splits: what to check, every split of it.
@@ -176,7 +182,7 @@ def check_labels(
                 f"labels: split {split!r} has no field {field!r}, only {_listed(fields)}. "
                 "Name the field that holds the labels."
             )
-        labels = np.asarray(fields[field])
+        labels = _some(fields[field])
         _check_integers(f"labels: split {split!r}", field, labels)
         bad = int(np.count_nonzero((labels < 0) | (labels >= classes)))
         if bad:
@@ -192,7 +198,8 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     """A digest that changes with any name, type, shape or number in the splits.
 
     The order of the dictionaries, the layout of the arrays in memory and the machine's byte order
-    do not matter; the order of the examples does.
+    do not matter; the order of the examples does. Of a stream it is of how many examples there
+    are, and of a sample of them: one that differs in others alone is taken for the same.
 
     Args:
       splits: arrays of numbers by split and field.
@@ -206,10 +213,12 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for split in sorted(splits):
         for field in sorted(splits[split]):
-            array = np.asarray(splits[split][field])
+            given = splits[split][field]
+            array = _some(given)
             little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-            kind = little.dtype.name if _narrow_float(array.dtype) else little.dtype.str
-            digest.update(json.dumps([split, field, kind, little.shape]).encode())
+            kind = little.dtype.name if narrow_float(array.dtype) else little.dtype.str
+            of = given.shape if isinstance(given, StreamedField) else little.shape
+            digest.update(json.dumps([split, field, kind, of]).encode())
             digest.update(little.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
@@ -219,7 +228,7 @@ def _checked(splits: Mapping[str, Mapping[str, ArrayLike]], *, source: str = "")
     result: Splits = {}
     for split, fields in splits.items():
         where = f"{source}split {split!r}"
-        result[split] = {field: _array(where, field, fields[field]) for field in fields}
+        result[split] = {field: _field(where, field, fields[field]) for field in fields}
         _check_lengths(where, result[split])
     if not result:
         raise ValueError(f"{source}there are no splits. Give at least 'train'.")
@@ -241,7 +250,20 @@ def _hold_out(splits: Splits, examples: int) -> Splits:
     }
 
 
+def _some(array: Any) -> np.ndarray:
+    """An array; of a field of a stream, a sample."""
+    if isinstance(array, StreamedField):
+        return array.stream.sample()[array.field]
+    return np.asarray(array)
+
+
+def _field(where: str, field: str, value: Any) -> Any:
+    return value if isinstance(value, StreamedField) else _array(where, field, value)
+
+
 def _fields(split: str, part: Examples) -> Mapping[str, ArrayLike]:
+    if isinstance(part, Stream):
+        return part.fields()
     if isinstance(part, Mapping):
         return part
     if isinstance(part, tuple) and len(part) == 2:
@@ -251,27 +273,6 @@ def _fields(split: str, part: Examples) -> Mapping[str, ArrayLike]:
         f"{split}: got {got}, wanted a dictionary of arrays by field name or a pair "
         "(inputs, labels)."
     )
-
-
-def _array(where: str, field: str, value: ArrayLike) -> np.ndarray:
-    check_unmasked(where, field, value)
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf" and not _narrow_float(array.dtype):
-        raise ValueError(
-            f"{where}: field {field!r} has the dtype {array.dtype}, wanted real numbers. "
-            "Encode it as integers or floats, one array a field."
-        )
-    if array.ndim == 0:
-        raise ValueError(
-            f"{where}: field {field!r} is a single number, wanted an array with the examples "
-            "along axis 0."
-        )
-    if not array.size:
-        raise ValueError(
-            f"{where}: field {field!r} is empty (shape {array.shape}). "
-            "Give it examples, or leave the split out."
-        )
-    return _narrow(where, field, array)
 
 
 def _of_padding(labels: np.ndarray) -> str:
@@ -285,58 +286,12 @@ def _of_padding(labels: np.ndarray) -> str:
     )
 
 
-def check_unmasked(where: str, field: str, value: object) -> None:
-    """Refuses masked arrays of NumPy, whose masks would be dropped.
-
-    >>> check_unmasked("split 'train'", "input", np.ma.masked_less([1.0, -9.0, -9.0], 0))
-    Traceback (most recent call last):
-    ValueError: split 'train': field 'input' is a masked array with 2 of 3 entries masked, whose
-    mask would be lost. Fill them, with .filled(0) for example, and give the mask as a field of its
-    own if a loss is to read it; or leave out the examples that have any.
-    """
-    if isinstance(value, np.ma.MaskedArray):
-        masked = int(np.ma.getmaskarray(value).sum())
-        raise ValueError(
-            f"{where}: field {field!r} is a masked array with {masked:,} of {value.size:,} entries "
-            "masked, whose mask would be lost. Fill them, with .filled(0) for example, and give "
-            "the mask as a field of its own if a loss is to read it; or leave out the examples "
-            "that have any."
-        )
-
-
-def _narrow_float(dtype: np.dtype) -> bool:
-    """Whether a type is a float that NumPy has not of its own: bfloat16 and narrower ones."""
-    return dtype.kind == "V" and dtype.names is None and "float" in dtype.name
-
-
 def _check_integers(where: str, field: str, labels: np.ndarray) -> None:
     if labels.dtype.kind not in "iu":
         raise ValueError(
             f"{where}: field {field!r} has the dtype {labels.dtype}, wanted integers, one a class. "
             "Convert it with .astype(np.int32), or call it 'target' if it is no class."
         )
-
-
-def _narrow(where: str, field: str, array: np.ndarray) -> np.ndarray:
-    # JAX would narrow 64-bit numbers by itself, and let integers that are too large wrap around.
-    if _narrow_float(array.dtype):
-        return array
-    dtype = array.dtype.newbyteorder("=")
-    if dtype.kind == "f" and dtype.itemsize > 4:
-        dtype = np.dtype(np.float32)
-    elif dtype.kind in "iu" and (dtype.itemsize > 4 or field == "label"):
-        dtype = np.dtype(np.int32)
-    if dtype == array.dtype:
-        return array
-    with np.errstate(over="ignore"):
-        narrow = array.astype(dtype)
-    lost = np.isinf(narrow) != np.isinf(array) if dtype.kind == "f" else narrow != array
-    if np.any(lost):
-        raise ValueError(
-            f"{where}: field {field!r} reaches from {np.nanmin(array)} to {np.nanmax(array)}, "
-            f"which {dtype} cannot hold. Scale or renumber it."
-        )
-    return narrow
 
 
 def _check_lengths(where: str, fields: Mapping[str, np.ndarray]) -> None:

@@ -33,12 +33,14 @@ class Rehearsal:
       batch_size: examples a step.
       values: the hyperparameters of trials.
       trials: how many there are.
+      group: examples that microbatches do not cut apart.
     """
 
     engine: Engine
     batch_size: int
     values: ValuesOf
     trials: int
+    group: int = 1
 
     def full_pack(self, layout: Layout) -> list[Pack]:
         """A full pack before its first step; where there are fewer trials, some stand twice."""
@@ -159,7 +161,7 @@ def _fitting(rehearsal: Rehearsal, layout: Layout) -> tuple[Layout, str]:
     """Smaller microbatches, then fewer lanes, until the trials fit into memory; and why."""
     wanted, why, batch_size = layout, "", rehearsal.batch_size
     while problem := _problem(rehearsal, layout):
-        smaller = layout.smaller()
+        smaller = layout.smaller(rehearsal.group)
         if smaller is None:
             raise MemoryError(
                 f"batch size {batch_size}: {problem}, with one trial at a time and microbatches of "

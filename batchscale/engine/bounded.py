@@ -60,42 +60,61 @@ class Verdict(NamedTuple):
     batches: Any
 
 
+class Bound:
+    """Where an evaluation on the goal's split is decided, and what is written down then.
+
+    Args:
+      goal: what is looked for.
+      count: of how many its metric counts some.
+
+    Attributes:
+      count: the same.
+      enough: so much evidence says that a trial is certainly not past the goal.
+      row: what is written down of a trial that is rejected.
+    """
+
+    def __init__(self, goal: Goal, count: int) -> None:
+        self._goal, self.count = goal, count
+        limit = goal.limit(count)
+        self.enough: int = limit if goal.mode == "min" else count - limit
+        self.row: Mapping[str, float] = {goal.bound: limit / count}
+
+    def evidence(self, sums: Mapping[str, PyTree]) -> Any:
+        """What counts against a trial: what brings it nearer to a value that is not the goal's."""
+        total, count = (x.sum() for x in sums[self._goal.name])
+        return total if self._goal.mode == "min" else count - total
+
+
 class Bounded:
     """Bounded evaluations of packs on the goal's split.
 
     Args:
       workload: whose metric counts examples there.
-      goal: what is looked for.
       split: of the goal, on the devices.
-      count: of how many the metric counts some.
+      bound: where they are decided.
       evaluated: what is seen of packs.
       mesh: the devices.
 
     Attributes:
       seconds: spent here, without compilation.
-      row: what is written down of a trial that is rejected.
     """
 
     def __init__(
         self,
         workload: Workload,
-        goal: Goal,
         split: PyTree[Array],
-        count: int,
+        bound: Bound,
         evaluated: Evaluated,
         mesh: Mesh,
     ) -> None:
         self.seconds = 0.0
-        self._workload, self._goal, self._split = workload, goal, split
+        self._workload, self._bound, self._split = workload, bound, split
         self._evaluated, self._mesh = evaluated, mesh
-        limit = goal.limit(count)
-        self.row: Mapping[str, float] = {goal.bound: limit / count}
-        enough = limit if goal.mode == "min" else count - limit
-        self._enough: Int[Array, ""] = parallel.replicate(np.int32(enough), mesh)
+        self._enough: Int[Array, ""] = parallel.replicate(np.int32(bound.enough), mesh)
         self._ranked = split
         size = arrays.examples(split)
         # Of words or pixels an example may have many.
-        self._batch = evaluation_batch(size, enough=math.ceil(enough * size / count))
+        self._batch = evaluation_batch(size, enough=math.ceil(bound.enough * size / bound.count))
         self._mistakes: Float[np.ndarray, " examples"] = np.zeros(size)
         self._in_vain = 0.0
         self._rank_by = jax.jit(
@@ -148,11 +167,6 @@ class Bounded:
         self._in_vain = 0.0
         self.seconds += time.monotonic() - began
 
-    def _evidence(self, sums: Mapping[str, PyTree[Array]]) -> Int[Array, ""]:
-        """What counts against a trial: what brings it nearer to a value that is not the goal's."""
-        total, count = sums[self._goal.name]
-        return total if self._goal.mode == "min" else count - total
-
     def _reject(self, layout: Layout) -> Future[Any]:
         together = {} if layout.evaluation_lanes == 1 else {"any_lane": _any_lane}
 
@@ -166,7 +180,7 @@ class Bounded:
                 self._workload,
                 *self._evaluated.parameters(state),
                 data,
-                self._evidence,
+                self._bound.evidence,
                 batch=self._batch,
                 enough=jnp.where(active, enough, 0),
                 **together,
@@ -193,7 +207,9 @@ class Bounded:
         ) -> Int[Array, " examples"]:
             del active  # of whom it is counts for nothing: idle lanes repeat a trial of the pack
             parameters = self._evaluated.parameters(state)
-            return busy * train.each(self._workload, *parameters, data, self._evidence, batch=batch)
+            return busy * train.each(
+                self._workload, *parameters, data, self._bound.evidence, batch=batch
+            )
 
         return self._evaluated.begin(
             "each",

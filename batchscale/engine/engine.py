@@ -17,22 +17,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
-from batchscale import arrays, keys, sampling, train
-from batchscale.engine import devices, parallel
+from batchscale import arrays, keys, train
+from batchscale.engine import devices, feed, parallel
 from batchscale.engine import packs as packing
-from batchscale.engine.evaluation import Evaluations, Measured
+from batchscale.engine.evaluation import Evaluations
 from batchscale.engine.layout import Layout
-from batchscale.engine.packs import Drawn, HostStates, Pack, TrialId, Values
+from batchscale.engine.packs import HostStates, Pack, TrialId, Values
 from batchscale.engine.programs import Argument, Programs
+from batchscale.engine.whole import Measured
 from batchscale.metrics import Goal
 from batchscale.optimizers import Optimizer
 from batchscale.sampling import Position
 from batchscale.schedules import Schedule
 from batchscale.train import Recipe, TrainState
 from batchscale.workloads import Workload
-
-DRAWN_AT_ONCE = 2**15
-"""A choice: so many examples of every trial are drawn at once, ahead of the steps that see them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +86,8 @@ class Engine:
     ) -> None:
         self.mesh = mesh
         self._training = training
-        data = training.workload.splits()["train"]
-        self._examples = arrays.examples(data)
-        self._train_data = parallel.replicate(data, mesh)
+        self._examples = arrays.examples(training.workload.splits()["train"])
+        self._feed = feed.of(training.workload, mesh)
         self._programs = Programs(mesh)
         # Like Python's numbers they give way to the types of what they are multiplied with: a
         # learning rate must not widen a state of bfloat16.
@@ -124,7 +121,13 @@ class Engine:
             "training": self._seconds,
             "evaluation": self._evaluations.seconds,
             "compilation": self._programs.seconds,
+            "waiting for data": self._feed.waited + self._evaluations.waited,
         }
+
+    @property
+    def ghost_batch_size(self) -> int:
+        """The examples that are normalised together, and not cut apart; 1 where none are."""
+        return self._training.workload.ghost_batch_size or 1
 
     @property
     def memory_limit(self) -> int | None:
@@ -136,8 +139,8 @@ class Engine:
         width = self.mesh.size * layout.lanes
         leaves = jax.tree.leaves(self._state.shapes)
         state = layout.lanes * sum(x.size * x.dtype.itemsize for x in leaves)
-        data = sum(x.nbytes for x in jax.tree.leaves(self._train_data))
         packs = -(-trials // width)
+        data = self._feed.nbytes(batch_size, layout.lanes, packs)
         return data + self._evaluations.nbytes + packs * state + self.scratch(batch_size, layout)
 
     def scratch(self, batch_size: int, layout: Layout) -> int:
@@ -149,8 +152,10 @@ class Engine:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stops compiling ahead."""
+        """Stops compiling and reading ahead."""
         self._programs.close()
+        self._feed.close()
+        self._evaluations.close()
 
     def compile_ahead(self, batch_size: int, layout: Layout) -> None:
         """Begins to compile a batch size's programs in the background."""
@@ -202,29 +207,29 @@ class Engine:
     ) -> None:
         """Trains packs from one step to another; a device with idle lanes alone does nothing."""
         program = self._programs.wait(self._segment(batch_size, layout))
-        draw = self._programs.wait(self._draw(batch_size, layout))
-        block = self._drawn(batch_size).shapes.size // batch_size
-        began = time.monotonic()
-        for pack in packs:
+        drawing = self._programs.wait(self._draw(batch_size, layout))
+
+        def draw(pack: Pack, position: Position) -> Int[Array, "lane place"]:
+            return drawing(pack.state.key, self._numbers(position))
+
+        began, waited = time.monotonic(), self._feed.waited
+        for place, pack in enumerate(packs):
             at = step
             while at < to:
-                if pack.drawn is None or not pack.drawn.since <= at < pack.drawn.since + block:
-                    place = sampling.position(at, batch_size=batch_size, examples=self._examples)
-                    pack.drawn = Drawn(draw(pack.state.key, self._numbers(place)), at)
-                drawn, since = pack.drawn
-                steps = min(to, since + block) - at
-                span = Span(at, batch_size, (at - since) * batch_size, steps)
+                drawn = self._feed.drawn(packs, place, at, to, batch_size=batch_size, draw=draw)
+                steps = min(to, drawn.until) - at
+                span = Span(at, batch_size, (at - drawn.since) * batch_size, steps)
                 pack.state, pack.sound = program(
                     pack.state,
                     pack.hyperparameters,
-                    drawn,
-                    self._train_data,
+                    drawn.examples,
+                    drawn.data,
                     self._numbers(span),
                     pack.busy,
                 )
                 at += steps
         jax.block_until_ready([pack.state.key for pack in packs])
-        self._seconds += time.monotonic() - began
+        self._seconds += time.monotonic() - began - (self._feed.waited - waited)
 
     def measure(
         self,
@@ -315,7 +320,8 @@ class Engine:
         )
 
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
-        recipe, drawn = self._recipe(batch_size, layout.microbatch), self._drawn(batch_size)
+        recipe = self._recipe(batch_size, layout.microbatch)
+        drawn, data = self._drawn(batch_size, layout), self._feed.data(batch_size, layout.lanes)
 
         def segment(
             state: TrainState,
@@ -332,12 +338,16 @@ class Engine:
             return keys.raw(state), train.sound(recipe, state, values)
 
         return self._programs.begin(
-            ("segment", recipe.microbatch, recipe.rest, recipe.whole, drawn.shapes.size),
+            (
+                "segment",
+                *(recipe.microbatch, recipe.rest, recipe.whole, recipe.full),
+                *(drawn.shapes.size, arrays.examples(data.shapes)),
+            ),
             segment,
             self._state,
             self._values,
             drawn,
-            Argument("all", self._train_data),
+            data,
             Argument("all", jax.ShapeDtypeStruct((len(Span._fields),), np.int32)),
             Argument("device", jax.ShapeDtypeStruct((), np.int32)),
             lanes=layout.lanes,
@@ -345,7 +355,7 @@ class Engine:
         )
 
     def _draw(self, batch_size: int, layout: Layout) -> Future[Any]:
-        size, examples = self._drawn(batch_size).shapes.size, self._examples
+        size, examples = self._drawn(batch_size, layout).shapes.size, self._examples
 
         def draw(key: UInt32[Array, " 2"], position: Int[Array, " 2"]) -> Int[Array, " places"]:
             return train.draw(key, Position(*position), size=size, examples=examples)
@@ -358,6 +368,7 @@ class Engine:
             lanes=layout.lanes,
         )
 
-    def _drawn(self, batch_size: int) -> Argument:
+    def _drawn(self, batch_size: int, layout: Layout) -> Argument:
         """What is drawn at once of the examples that a trial sees."""
-        return Argument("trial", jax.ShapeDtypeStruct((max(DRAWN_AT_ONCE, batch_size),), np.int32))
+        places = self._feed.places(batch_size, layout.lanes)
+        return Argument("trial", jax.ShapeDtypeStruct((places,), np.int32))

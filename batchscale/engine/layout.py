@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -48,8 +49,11 @@ class Layout(NamedTuple):
         together = 1 if self.evaluation_lanes == 1 else lanes
         return self._replace(lanes=lanes, evaluation_lanes=together)
 
-    def smaller(self) -> Layout | None:
+    def smaller(self, group: int = 1) -> Layout | None:
         """A layout that needs less memory; None if there is none.
+
+        Args:
+          group: examples that are not cut apart, such as a ghost batch.
 
         >>> Layout(2, 32).smaller()
         Layout(lanes=2, microbatch=16, evaluation_lanes=1)
@@ -57,9 +61,16 @@ class Layout(NamedTuple):
         Layout(lanes=1, microbatch=16, evaluation_lanes=1)
         >>> Layout(1, 1).smaller() is None
         True
+        >>> Layout(1, 96).smaller(group=32)
+        Layout(lanes=1, microbatch=32, evaluation_lanes=1)
+        >>> Layout(1, 32).smaller(group=32) is None
+        True
         """
-        if self.microbatch > _SMALL_MICROBATCH or (self.lanes == 1 and self.microbatch > 1):
-            return self._replace(microbatch=self.microbatch // 2)
+        group = 1 if self.microbatch % group else group  # one that is cut already
+        least = 1 if self.lanes == 1 else _SMALL_MICROBATCH
+        if self.microbatch > max(least, group):
+            half = self.microbatch // 2
+            return self._replace(microbatch=max(half // group * group, min(half, group)))
         return self.with_lanes(self.lanes // 2) if self.lanes > 1 else None
 
 
@@ -98,11 +109,13 @@ def choose(
         if cpu:
             most = _CONVOLUTION_MICROBATCH if _convolves(workload) else _CPU_MICROBATCH
         else:
-            one = sum(x[0].size for x in jax.tree.leaves(workload.splits()["train"])) * 4
+            train = workload.splits()["train"]
+            one = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(train)) * 4
             most = max(1, _BATCH_BYTES // (lanes * one))
         if any(x.dtype.itemsize < 4 for x in jax.tree.leaves(_parameters(workload))):
             most = min(most, _NARROW_MICROBATCH)
-        microbatch = _even(batch_size, most)
+        group = workload.ghost_batch_size or 1
+        microbatch = group * _even(-(-batch_size // group), max(most // group, 1))
     return Layout(lanes, min(microbatch, batch_size), 1 if cpu else lanes)
 
 

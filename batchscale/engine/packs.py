@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import jax
@@ -28,12 +29,16 @@ class Drawn(NamedTuple):
     """Examples that the trials of a pack see from a step on, drawn ahead of their use.
 
     Attributes:
-      examples: their places in the training set, in the order in which they are seen.
+      examples: their places in the data, in the order in which they are seen.
       since: the step that sees the first of them.
+      until: the step that sees none of them any more.
+      data: the training set, or what of it these steps see, on the devices.
     """
 
     examples: Int[Array, "lane place"]
     since: int
+    until: int
+    data: PyTree[Array]
 
 
 @dataclasses.dataclass
@@ -46,6 +51,7 @@ class Pack:
       state: training states, the lanes along axis 0, on the devices.
       busy: for each device 1, or 0 where all of its lanes are idle, so that it takes no step.
       drawn: the examples of the next steps; None before the first step here.
+      ahead: of a streamed training set, from which step on what comes next is being read.
       sound: whether the optimizer's state is finite; None before the first step here.
     """
 
@@ -54,6 +60,7 @@ class Pack:
     state: PyTree[Shaped[Array, "lane ..."]]
     busy: Int[Array, " device"]
     drawn: Drawn | None = None
+    ahead: tuple[int, Future[Drawn]] | None = None
     sound: Bool[Array, " lane"] | None = None
 
     @property

@@ -118,7 +118,8 @@ def rehearsal(engine: Engine, definition: Definition, batch_size: int) -> Rehear
     def values(trials: Sequence[TrialId]) -> Values:
         return stacked([first] * len(trials))  # pyright: ignore[reportArgumentType]
 
-    return Rehearsal(engine, batch_size, values, definition.trials)
+    group = engine.ghost_batch_size
+    return Rehearsal(engine, batch_size, values, definition.trials, group)
 
 
 @functools.lru_cache(maxsize=8)

@@ -19,7 +19,7 @@ from batchscale.records import Origin, StudyFolder
 from batchscale.runner.costs import work_of
 from batchscale.runner.pacing import paces
 from batchscale.stored import opening
-from batchscale.workloads.coupling import mixes_examples
+from batchscale.workloads.coupling import mixes_examples, mixes_groups
 from batchscale.workloads.fingerprint import changes, fingerprint
 
 _TRAJECTORIES = {
@@ -194,6 +194,8 @@ def _find_out(plan: Plan, training: Training) -> None:
     if plan.mixes_examples is None:
         space = definition.spaces[definition.batch_sizes[0]]
         plan.mixes_examples = mixes_examples(workload, space.typical())
+        if plan.mixes_examples and not mixes_groups(workload, space.typical()):
+            plan.ghost_batch_size = workload.ghost_batch_size
     if not plan.measured:
         plan.measured = definition.evaluate.counts(splits, definition.goal.split)
         plan.counted = counted(workload, definition.goal, plan.measured)

@@ -47,7 +47,9 @@ def run(session: Session, *, probe: bool = False) -> None:
             chosen = plan.layouts[batch_size]
             if not probe:
                 engine.compile_ahead(batch_size, chosen)
-            rehearsal = Rehearsal(engine, batch_size, now.values, plan.definition.trials)
+            rehearsal = Rehearsal(
+                engine, batch_size, now.values, plan.definition.trials, engine.ghost_batch_size
+            )
             now.layout, finding = autotune.final_layout(rehearsal, chosen, probe=probe)
             if finding:
                 plan.layouts[batch_size], plan.findings[batch_size] = now.layout, finding

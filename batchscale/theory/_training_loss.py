@@ -12,7 +12,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Integer, PyTree
 
-from batchscale import arrays, keys, numeric
+from batchscale import arrays, datasets, keys, numeric
 from batchscale.engine import devices
 from batchscale.engine.layout import evaluation_batch
 from batchscale.workloads import Workload
@@ -209,7 +209,7 @@ class TrainingLoss:
         return self._batch(examples), self._key(draw, examples)
 
     def _batch(self, examples: Int[np.ndarray, " examples"]) -> PyTree[Array]:
-        return jax.tree.map(lambda x: jnp.asarray(x[examples]), self._data)
+        return jax.tree.map(jnp.asarray, datasets.take(self._data, examples))
 
     def _key(self, draw: int, examples: Int[Any, "..."]) -> Any:
         return _keys(*np.array([self._seed, draw], np.uint32), np.asarray(examples, np.uint32))

@@ -30,6 +30,8 @@ def fields(
 ) -> dict[str, Any]:
     """The fields of a `Workload` that classifies, all but its name and its data.
 
+    A module that has a `ghost_batch_size` is taken at its word; see `Workload`.
+
     Args:
       module: maps inputs to logits.
       example: the shape and type of one input.
@@ -119,6 +121,7 @@ def fields(
         "hyperparameters": tuple(known),
         "classes": classes,
         "labels": labels,
+        "ghost_batch_size": getattr(module, "ghost_batch_size", None),
     }
 
 

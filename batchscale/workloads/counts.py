@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from batchscale import arrays, keys
+from batchscale import arrays, datasets, keys
 from batchscale.metrics import Goal
 from batchscale.workloads import Workload
 from batchscale.workloads.tracing import Traced
+
+_READ_AT_ONCE = 1024  # examples of a stream
 
 
 def is_count(workload: Workload, goal: Goal, split: PyTree) -> bool:
@@ -24,7 +26,8 @@ def is_count(workload: Workload, goal: Goal, split: PyTree) -> bool:
     name = goal.name
     if name in workload.finalize:
         return False
-    given = _state(workload), _prepared(workload, split)
+    whole = arrays.like_examples(split, arrays.examples(split))
+    given = _state(workload), _prepared(workload, whole)
     shapes = jax.eval_shape(lambda state, batch: workload.metrics(*state, batch), *given)[name]
     if not all(jnp.issubdtype(x.dtype, jnp.integer) and x.shape == () for x in shapes):
         return False
@@ -108,7 +111,12 @@ def _counted(workload: Workload, names: Sequence[str], split: PyTree) -> dict[st
         found = workload.metrics(*state, workload.prepare(data, None))
         return {name: found[name][1] for name in names}
 
-    return jax.tree.map(np.asarray, jax.jit(counts)(split))
+    counted = jax.jit(counts)
+    if not datasets.is_streamed(split):
+        return jax.tree.map(np.asarray, counted(split))
+    parts = np.array_split(np.arange(size := arrays.examples(split)), -(-size // _READ_AT_ONCE))
+    found = [counted(datasets.take(split, part)) for part in parts]
+    return {name: sum(np.asarray(part[name]) for part in found) for name in names}
 
 
 def _state(workload: Workload) -> tuple[PyTree, PyTree]:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from batchscale import arrays, keys
+from batchscale import arrays, datasets, keys
 from batchscale.workloads import Workload
 
 # Choices.
@@ -72,10 +72,12 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         for field in train:
             alone = [np.roll(chosen[0], 1), chosen[2]] if field == name else [chosen[0]] * 2
             rows[field] += alone
-    batches = {name: np.asarray(x)[np.array(rows[name])] for name, x in train.items()}
+    batches = {
+        name: datasets.take({name: x}, np.array(rows[name]))[name] for name, x in train.items()
+    }
     some = np.linspace(0, size - 1, min(size, _MEASURED)).astype(int)
     parts = [
-        {name: np.asarray(x)[part] for name, x in train.items()}
+        datasets.take(train, part)
         for part in (some[: len(some) // 4], some[len(some) // 4 :], some)
     ]
     # Functions of others may take no arrays of NumPy.
@@ -152,6 +154,74 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
     return True
 
 
+def mixes_groups(workload: Workload, hyperparameters: Mapping[str, float]) -> bool:
+    """Whether the loss of an example depends on others than those of its ghost batch.
+
+    With the same randomness, what the loss of two groups changes by when an example of the one is
+    exchanged must not depend on an example of the other.
+
+    Args:
+      workload: whose loss depends on other examples.
+      hyperparameters: that the loss is given, by name.
+
+    Returns:
+      Whether it does; True where it has no ghost batches, or fewer than two of them, and where what
+      is found is within rounding.
+
+    Raises:
+      ValueError: it has ghost batches of another size than it says.
+
+    >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
+    >>> def loss(params, batch):
+    ...     of_pairs = (params["w"] * batch["input"].reshape(-1, 2)).mean(1) ** 2
+    ...     return of_pairs.sum(), of_pairs.size
+    >>> workload = Workload.from_functions(
+    ...     lambda key: {"w": jnp.ones(())}, loss, data={"train": (x, x)}, ghost_batch_size=2
+    ... )
+    >>> mixes_groups(workload, {"learning_rate": 0.1})
+    False
+    """
+    group = workload.ghost_batch_size
+    train = workload.splits()["train"]
+    if group is None or arrays.examples(train) < 2 * group + 2:
+        return True
+    some = np.linspace(0, arrays.examples(train) - 1, 2 * group + 2).astype(int)
+    others, (b, d) = some[:-2], some[-2:]
+    chosen = np.array([others] * 4)
+    chosen[2:, 0] = b
+    chosen[1::2, group] = d
+    batches = datasets.take(train, chosen)
+    values = {name: jnp.asarray(of, arrays.float_type()) for name, of in hyperparameters.items()}
+    key = keys.key(0)
+    shapes, model_state = jax.eval_shape(workload.init, key)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: _some(x, random), shapes)
+    if jax.tree.leaves(model_state):
+        model_state = jax.jit(workload.init)(key)[1]
+
+    @jax.jit
+    def losses(params: PyTree, batches: PyTree) -> Array:
+        def of(batch: PyTree) -> Array:
+            prepare_key, loss_key = jax.random.split(key)
+            prepared = workload.prepare(batch, prepare_key)
+            return workload.loss(params, model_state, prepared, loss_key, values)[0][0]
+
+        return jax.lax.map(of, batches)
+
+    aa, ab, ba, bb = np.asarray(losses(params, batches), np.float64)
+    apart, changes = abs(aa - ab - ba + bb), max(abs(ab - aa), abs(ba - aa))
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(shapes))
+    if not changes > _ROUNDING / _APART * eps * abs(aa):
+        return True
+    if apart <= _APART * changes:
+        return False
+    raise ValueError(
+        f"ghost_batch_size: workload {workload.name!r} says {group}, and the loss of an example "
+        f"changes with examples of other groups of {group}, too. State the size of the groups that "
+        "its norm takes, over examples in their order, or none."
+    )
+
+
 def _refuse_pairs(workload: Workload, field: str) -> None:
     shape = workload.splits()["train"][field].shape
     raise ValueError(
@@ -179,7 +249,7 @@ def _check_weights(
     train = workload.splits()["train"]
     some = np.linspace(0, arrays.examples(train) - 1, _EXAMPLES).astype(int)
     pairs = np.array([some[[k + i, k + j]] for k in _TRIPLES for i, j in ((0, 1), (1, 2), (0, 2))])
-    both = jax.tree.map(lambda x: np.asarray(x)[pairs], dict(train))  # shape (pair, 2, ...)
+    both = datasets.take(train, pairs)  # shape (pair, 2, ...)
     one, other = (jax.tree.map(lambda x, k=k: x[:, k : k + 1], both) for k in range(2))
     shapes = jax.eval_shape(workload.init, keys.key(0))[0]
     several = jax.tree.map(lambda x: np.stack([_some(x, random) for _ in range(3)]), shapes)

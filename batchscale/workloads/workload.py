@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from batchscale import arrays, columns, datasets, keys, numeric
-from batchscale.datasets.splits import check_unmasked
+from batchscale.datasets.narrow import check_unmasked
 from batchscale.workloads import _fields, classifier, operations
 from batchscale.workloads._sums import finalized, loss_sums, sums
 
@@ -47,8 +47,9 @@ class Workload:
         says how many of `count` there are, 0 <= sum <= count whatever the parameters: it is
         compared with the goal exactly, and evaluations end as soon as they are decided. With
         `finalize`, any pytree that adds over batches.
-      data: splits by name, each a mapping of arrays with the examples along axis 0; or a function
-        that loads them. `train` is needed, and the split of the goal.
+      data: splits by name, each a mapping of arrays with the examples along axis 0, or a
+        `datasets.Stream` of examples that are read as they are needed; or a function that loads
+        them. `train` is needed, and the split of the goal.
       preprocess: `preprocess(batch, key) -> batch`, inside jit; the key is None in evaluations,
         where nothing should be augmented.
       finalize: for metrics that are not sum / count: functions of the added pytree, on the host.
@@ -59,6 +60,9 @@ class Workload:
       labels: the field of the labels.
       train_examples: the size of the training set, where it is known before loading.
       titled: `titled(name, splits) -> name`, where the name depends on the data that are found.
+      ghost_batch_size: where the loss of an example depends on the others of its group alone, the
+        examples of a group, as in `models.GhostBatchNorm`: microbatches are cut between groups.
+        That it is so is checked before training.
       unpaired: fields whose entries belong to no example, such as samples of another distribution;
         a loss of all pairs of theirs and the others' is refused as a mistake otherwise.
 
@@ -114,6 +118,7 @@ class Workload:
     train_examples: int | None = None
     titled: Callable[[str, Splits], str] | None = None
     unpaired: tuple[str, ...] = ()
+    ghost_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, call in _CALLS.items():
@@ -128,10 +133,11 @@ class Workload:
         if self.hyperparameters is not None:
             names = _fields.names("hyperparameters", self.hyperparameters)
             object.__setattr__(self, "hyperparameters", names)
-        for name in ("train_examples", "classes"):
+        for name in ("train_examples", "classes", "ghost_batch_size"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, numeric.integer(name, getattr(self, name), 1))
         if not callable(self.data):
+            object.__setattr__(self, "data", _with_fields(self.data))
             _check_splits(self.data, self)
             examples = arrays.examples(self.data["train"])
             object.__setattr__(self, "train_examples", examples)
@@ -323,6 +329,25 @@ class Workload:
         """
         return _loaded(self)
 
+    def read(self, split: str, indices: Sequence[int] | np.ndarray) -> Mapping[str, np.ndarray]:
+        """Some examples of a split, read where it is streamed, their labels checked.
+
+        Args:
+          split: its name.
+          indices: of the examples; of any shape.
+
+        Returns:
+          Arrays by field, with the shape of the indices in front.
+
+        Raises:
+          ValueError: an example cannot be read, or its label is out of range.
+        """
+        whole = self.splits()[split]
+        found = datasets.take(whole, indices)
+        if self.classes is not None and datasets.is_streamed(whole):
+            datasets.check_labels({split: found}, self.classes, field=self.labels)
+        return found
+
     def title(self) -> str:
         """What tables call it: its name, and what is other in the data if they are known by name.
 
@@ -420,9 +445,16 @@ def _from_arrays(data: Any) -> Splits:
     return datasets.from_arrays(**data)
 
 
+def _with_fields(splits: Any) -> Any:
+    """Splits of which those that are streams are mappings of their fields."""
+    if not isinstance(splits, Mapping):
+        return splits
+    return {k: x.fields() if isinstance(x, datasets.Stream) else x for k, x in splits.items()}
+
+
 @functools.lru_cache(maxsize=8)
 def _loaded(workload: Workload) -> Splits:
-    splits = workload.data() if callable(workload.data) else workload.data
+    splits = _with_fields(workload.data()) if callable(workload.data) else workload.data
     _check_splits(splits, workload)
     loaded, stated = arrays.examples(splits["train"]), workload.train_examples
     if stated is not None and stated != loaded:
