@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from batchscale.datasets import imagenet, open_images, prepared, sentences, tokens
 from batchscale.datasets.stream import Stream
 from batchscale.files import cache_folder, local_path
