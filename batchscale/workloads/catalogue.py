@@ -19,7 +19,7 @@ _FC = (
 )
 _CNN = ("simple_cnn_narrow", "simple_cnn_base", "simple_cnn_wide")
 # The paper's models of these data sets, and small ones.
-_SMALL = {
+SMALL = {
     "digits": ("fc_64", *_FC, *_CNN),
     "mnist": (*_FC, *_CNN),
     **dict.fromkeys(("mnist_27500", "mnist_13750", "mnist_6875"), ("simple_cnn_base",)),
@@ -29,7 +29,19 @@ _SMALL = {
 }
 # Parameters, and operations of one example's gradient as `Workload.flops` counts them, which takes
 # seconds of tracing each.
-LARGE: dict[str, tuple[int, float]] = {}
+LARGE = {
+    "imagenet/resnet_50": (25_549_352, 3.193e10),
+    "imagenet/vgg_11": (132_863_336, 4.397e10),
+    "imagenet_half_images/resnet_50": (25_549_352, 3.193e10),
+    "imagenet_half_classes/resnet_50": (24_524_852, 3.193e10),
+    "open_images_v4/resnet_50": (38_224_466, 3.201e10),
+    "lm1b/lstm": (62_791_680, 2.376e10),
+    "lm1b/transformer_base": (35_287_040, 2.776e10),
+    "lm1b/transformer_shallow": (22_685_696, 1.767e10),
+    "lm1b/transformer_narrow_and_shallow": (9_769_984, 7.636e9),
+    "lm1b/transformer_wide": (108_322_816, 8.449e10),
+    "common_crawl/transformer_base": (35_287_040, 2.776e10),
+}
 _COLUMNS = columns.declare(
     "workloads",
     *("workload", "data_set", "model", "optimizers", "studies", "train_examples", "parameters"),
@@ -72,7 +84,7 @@ def table() -> pd.DataFrame:
 def _sizes() -> Iterator[tuple[str, str, int | None, int, float]]:
     flops: dict[Any, float] = {}
     for data_set, (examples, one) in registry.small().items():
-        for model in _SMALL[data_set]:
+        for model in SMALL[data_set]:
             workload = registry.get(f"{data_set}/{model}")
             params, _ = jax.eval_shape(workload.init, keys.shape())
             size = models.parameter_count(params)
