@@ -95,7 +95,7 @@ def test_an_evaluation_in_any_batches_ranks_all_labels(workload, logits, batch):
     sums = jax.tree.map(lambda x: np.asarray(x).sum(0), dict(parts))
     found = workload.finalized("average_precision", sums["average_precision"])
     each = ranking.of_classes(scores[rows, of], of, positive, CLASSES)
-    np.testing.assert_allclose(found, np.nanmean(each), rtol=1e-12)
+    np.testing.assert_allclose(found, np.nanmean(each), rtol=1e-9)
     wrong = ((scores[rows, of] > 0) != positive).sum()
     assert sums["error"] == (wrong, len(of))
 
@@ -107,9 +107,12 @@ def test_an_example_without_labels_counts_in_the_mean_and_adds_nothing(workload,
         "label": jnp.full((2, 3), -1),
         "positive": jnp.zeros((2, 3), bool),
     }
-    gradient, (total, count) = jax.grad(
-        lambda p: (lambda s: (s[0][0], s[0]))(workload.loss(p, {}, nothing, None, {})), has_aux=True
-    )(params)
+
+    def loss(params):
+        (total, count), _ = workload.loss(params, {}, nothing, jax.random.key(0), {})
+        return total, (total, count)
+
+    gradient, (total, count) = jax.grad(loss, has_aux=True)(params)
     assert (float(total), int(count)) == (0, 2)
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(gradient))
 
@@ -118,11 +121,11 @@ def test_a_study_of_average_precision_maximises_it(workload, tmp_path):
     study = bs.Study(
         workload=workload,
         optimizer="sgd",
-        space=bs.SearchSpace(learning_rate=bs.LogUniform(0.03, 0.3)),
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(0.1, 0.3)),
         batch_sizes=[8],
-        goal=bs.Goal("train/average_precision", 0.6, "max"),
+        goal=bs.Goal("train/average_precision", 0.8, "max"),
         trials=2,
-        max_steps=60,
+        max_steps=100,
     )
     found = study.run(tmp_path, progress=False)
     assert found.measurements["train/average_precision"].between(0, 1).all()
@@ -133,7 +136,8 @@ def test_the_central_crop_is_the_middle():
     images = jnp.asarray(RANDOM.integers(0, 256, (2, 8, 8, 3)))
     np.testing.assert_array_equal(crops.central(images, 6), images[:, 1:7, 1:7])
     prepared = crops.preprocess(6, 255.0)({"image": images, "label": jnp.zeros(2)}, None)
-    np.testing.assert_allclose(prepared["image"], images[:, 1:7, 1:7] / 255.0, rtol=1e-6)
+    expected = np.asarray(images)[:, 1:7, 1:7] / 255
+    np.testing.assert_allclose(prepared["image"], expected, rtol=1e-6)
 
 
 def test_random_crops_hang_on_the_key_and_stay_within_what_is_there():

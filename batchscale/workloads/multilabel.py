@@ -103,6 +103,7 @@ def fields(
             "average_precision": functools.partial(ranking.mean_average_precision, classes=classes)
         },
         "hyperparameters": ("label_smoothing", "l2"),
+        "ghost_batch_size": getattr(module, "ghost_batch_size", None),
     }
 
 

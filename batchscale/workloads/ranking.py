@@ -88,15 +88,15 @@ def kept(
     *,
     capacity: int,
 ) -> dict[str, Array]:
-    """The labels of a batch and their scores, as integers that add over batches.
+    """The labels of a batch and their scores, as vectors that add over batches.
 
-    Every label of a split has a place of its own in a vector: there a batch has the bits of its
-    scores, and everywhere else zeros. So the sum over whatever batches is all scores, exactly,
-    each once; and the memory is that of the labels that there are, 8 bytes each, not that of all
-    classes of all examples.
+    Every label of a split has a place of its own in a vector: there a batch has its score, and
+    everywhere else zeros, which change nothing that they are added to. So the sum over whatever
+    batches is all scores, exactly, each once; and the memory is that of the labels that there are,
+    8 bytes each, not that of all classes of all examples.
 
     Args:
-      scores: of each label, of 32 bits.
+      scores: of each label.
       classes: of each label, from 0; -1 where there is none, after those that there are.
       positive: whether it is positive.
       places: how many labels the examples before this one have in its split; -1 for an example
@@ -104,18 +104,21 @@ def kept(
       capacity: of the vectors; static.
 
     Returns:
-      `score` and `label` of shape (capacity,), int32, and `count`, how many labels were kept.
+      `score`, float32 [capacity]; `label`, int32 [capacity], of which 0 is none; and `count`, how
+      many labels were kept.
     """
     real = (classes >= 0) & (places >= 0)[:, None]
     at = places[:, None] + jnp.arange(classes.shape[1], dtype=places.dtype)[None]
     at = jnp.where(real, at, capacity).ravel()  # beyond the end: dropped
-    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     # Not 0, which stands for no label.
     label = 2 * classes.astype(jnp.int32) + positive.astype(jnp.int32) + 1
-    nothing = jnp.zeros(capacity, jnp.int32)
+
+    def placed(values: Array) -> Array:
+        return jnp.zeros(capacity, values.dtype).at[at].add(values.ravel(), mode="drop")
+
     return {
-        "score": nothing.at[at].add(bits.ravel(), mode="drop"),
-        "label": nothing.at[at].add(label.ravel(), mode="drop"),
+        "score": placed(scores.astype(jnp.float32)),
+        "label": placed(label),
         "count": real.sum(dtype=jnp.int32),
     }
 
@@ -153,8 +156,7 @@ def mean_average_precision(sums: Mapping[str, np.ndarray], *, classes: int) -> f
             "wanted one place each. Give every example of a split as its place the number of "
             "labels of those before it, and evaluate each once."
         )
-    bits = np.asarray(sums["score"])[there].astype(np.int32)
-    scores = bits.view(np.float32).astype(np.float64)
+    scores = np.asarray(sums["score"])[there].astype(np.float64)
     code = label[there] - 1
     found = of_classes(scores, code // 2, code % 2 == 1, classes)
     positive = np.bincount(code // 2, code % 2, classes) > 0
