@@ -93,7 +93,7 @@ def write_records(folder, name, version, features, splits, *, key):
             path = folder / f"{name}-{split}.array_record-{shard:05}-of-00002"
             writer = module.ArrayRecordWriter(str(path), "group_size:1")
             for i in part:
-                example = tf_example_pb2.Example()
+                example = tf_example_pb2.Example()  # pyright: ignore
                 for field, value in ordered[i].items():
                     of = example.features.feature[field]
                     if field not in features:

@@ -1,5 +1,7 @@
 """Average precision: against plain NumPy and scikit-learn, over batchings, ties and gaps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,15 +81,14 @@ def split(examples=EXAMPLES, seed=1):
 
 def added(of, sizes, capacity=EXAMPLES * LABELS):
     """Sums over batches of these sizes, added on the host."""
-    sums, start = None, 0
+    parts, start = [], 0
     for size in sizes:
         part = {k: jnp.asarray(v[start : start + size]) for k, v in of.items()}
         start += size
         one = KEPT(part["score"], part["label"], part["positive"], part["place"], capacity=capacity)
-        one = jax.tree.map(np.asarray, one)
-        sums = one if sums is None else jax.tree.map(np.add, sums, one)
+        parts.append(jax.tree.map(np.asarray, one))
     assert start == len(of["label"])
-    return sums
+    return functools.reduce(lambda x, y: jax.tree.map(np.add, x, y), parts)
 
 
 def test_any_batching_gives_the_average_precision_of_all_scores_to_the_bit():

@@ -133,8 +133,8 @@ def sources(name: str, *, directory: str | os.PathLike[str] | None = None) -> Ma
     return tokens.load(folder)
 
 
-def streams(name: str, *, directory: str | os.PathLike[str] | None = None) -> dict[str, Stream]:
-    """The splits of `sources`, each a `Stream`."""
+def streams(name: str, *, directory: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """The splits of `sources`, each a `Stream`, as the data of a workload."""
     return {
         split: Stream(of, name=f"{name}: {split}")
         for split, of in sources(name, directory=directory).items()
@@ -185,6 +185,7 @@ def prepare(
 def title(name: str, splits: Mapping[str, Mapping[str, Any]]) -> str:
     """What tables call a large set: by its name alone if it has as many examples as it should.
 
+    >>> import numpy as np
     >>> title("lm1b", {"train": {"tokens": np.zeros((5, 128), np.uint16)}})
     'lm1b (other examples)'
     """
