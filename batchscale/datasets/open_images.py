@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Int, Shaped, UInt64
 
 from batchscale.datasets.pictures import SIDE, decoded
@@ -125,6 +124,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> Labels:
     Raises:
       ValueError: the file is not as above, or has no label of these classes.
     """
+    import pandas as pd
     import pyarrow as pa
     from pyarrow import csv
 
