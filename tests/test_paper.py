@@ -76,18 +76,22 @@ def test_the_space_of_resnet_50_is_that_of_the_archives_example():
 
 @pytest.mark.parametrize(
     "one",
-    [p for p in paper.ALL if p.data_set in paper.HERE],
+    [p for p in paper.ALL if p.train_examples is not None and p.data_set != "lm1b"],
     ids=lambda p: f"{p.data_set}/{p.model} {p.optimizer}",
 )
-def test_what_is_here_makes_a_study(one):
+def test_what_is_small_makes_a_study(one):
     study = bs.Study(**one.arguments(), max_steps=1000)
     assert study.definition().batch_sizes == list(one.batch_sizes)
     assert study.workload.train_examples == one.train_examples
 
 
-def test_what_is_not_here_or_not_the_papers_is_refused():
-    with pytest.raises(ValueError, match="'lm1b/lstm' cannot be trained here"):
-        workloads.protocol("lm1b/lstm", "nesterov").arguments()
+def test_what_is_large_makes_a_study_before_its_data_are_here():
+    one = workloads.protocol("lm1b/transformer_shallow", "sgd")
+    study = bs.Study(**one.arguments(), max_steps=1000)
+    assert study.workload.train_examples == one.train_examples == 30_301_028
+
+
+def test_what_is_not_the_papers_is_refused():
     with pytest.raises(ValueError, match="the paper measured 'lm1b/transformer_shallow' with mom"):
         workloads.protocol("lm1b/transformer_shallow", "adam")
     with pytest.raises(ValueError, match="'mnist/lstm', which is none of the paper's"):

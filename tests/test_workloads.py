@@ -87,6 +87,7 @@ def test_the_table_lists_every_workload_with_size_and_cost():
     assert table.loc["mnist/simple_cnn_base", "parameters"] == 3_274_634
     # A gradient costs at least two operations a weight forward and two backward.
     dense = table[table.index.str.contains("fc_")]
+    assert table["studies"].sum() == 35
     assert (dense["flops"] > 4 * dense["parameters"] * 0.9).all()
     assert (dense["flops"] < 8 * dense["parameters"] + 20_000).all()
 

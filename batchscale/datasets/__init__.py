@@ -5,6 +5,8 @@ Splits are a dictionary of dictionaries of arrays with the examples along axis 0
 """
 
 from batchscale.datasets.idx import from_idx as from_idx
+from batchscale.datasets.large import prepare as prepare
+from batchscale.datasets.large import sources as sources
 from batchscale.datasets.named import load as load
 from batchscale.datasets.named import names as names
 from batchscale.datasets.named import title as title

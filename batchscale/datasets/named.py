@@ -141,6 +141,21 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     return splits
 
 
+def find(name: str) -> Path | None:
+    """Where this machine has a set, without reading it; None if it would be downloaded.
+
+    >>> find("digits").name
+    'scikit-learn'
+    """
+    _check_name(name)
+    if name == "digits":
+        return Path("scikit-learn")
+    of = SUBSETS[name].of if name in SUBSETS else name
+    root = local_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "directory")
+    cached = cache_folder() / of
+    return prepared.find(root, of) or (cached if cached.is_dir() else None)
+
+
 def title(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     """What tables call these splits of a named set.
 

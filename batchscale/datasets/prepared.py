@@ -9,7 +9,7 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from batchscale.datasets.splits import Splits, from_npz, to_npz
 _SPLITS = ("train", "test")
 
 
-def find(root: Path, name: str) -> Path | None:
+def find(root: Path, name: str, splits: Sequence[str] = _SPLITS) -> Path | None:
     """The folder of the newest version of a set that is prepared in array_record format."""
     versions = [
         folder
@@ -29,7 +29,7 @@ def find(root: Path, name: str) -> Path | None:
         # TFDS prepares in "3.0.1.incomplete...", and renames that in the end.
         if re.fullmatch(r"\d+\.\d+\.\d+", folder.name)
         and (folder / "dataset_info.json").is_file()
-        and all(list(folder.glob(f"{name}-{split}.array_record-*")) for split in _SPLITS)
+        and all(list(folder.glob(f"{name}-{split}.array_record-*")) for split in splits)
     ]
     return max(versions, key=lambda folder: [*map(int, folder.name.split("."))], default=None)
 
@@ -62,12 +62,12 @@ def read(folder: Path, cache: Path, published: Callable[[Splits], bool]) -> Spli
     return splits
 
 
-def prepare(root: Path, name: str) -> Path:
+def prepare(root: Path, name: str, splits: Sequence[str] = _SPLITS) -> Path:
     """Has TFDS download and prepare a set, which takes TensorFlow; its folder is returned."""
     if importlib.util.find_spec("tensorflow") is None:
         raise ModuleNotFoundError("TensorFlow is not installed")
     _tfds().builder(name, data_dir=root, file_format="array_record").download_and_prepare()
-    folder = find(root, name)
+    folder = find(root, name, splits)
     if folder is None:
         raise FileNotFoundError(f"it made no array_record files under {root / name}")
     return folder
@@ -122,3 +122,23 @@ def _tfds() -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module("tensorflow_datasets")
+
+
+def encoded(folder: Path, split: str) -> Any:
+    """The records of a split of a prepared set, with random access; images stay encoded."""
+    builder = _tfds().builder_from_directory(folder)
+    decoders = {"image": _tfds().decode.SkipDecoding()} if "image" in builder.info.features else {}
+    if split not in builder.info.splits:
+        raise FileNotFoundError(
+            f"{folder}: it has no split {split!r}, only {', '.join(builder.info.splits)}. Have "
+            "TFDS prepare the set again, with all of its archives."
+        )
+    return builder.as_data_source(split, decoders=decoders)
+
+
+def package_text(path: str) -> str:
+    """A text file that TFDS comes with, such as a list of labels."""
+    spec = importlib.util.find_spec("tensorflow_datasets")
+    if spec is None or spec.origin is None:
+        raise ImportError("tensorflow-datasets is not installed: pip install tensorflow-datasets")
+    return (Path(spec.origin).parent / path).read_text()

@@ -27,10 +27,8 @@ from batchscale.tuner.search_space import Dimension
 from batchscale.workloads import registry
 
 _ERROR, _LOSS = "validation/error", "validation/loss"
-# Data sets that can be loaded here, by the archive's names.
-HERE = {
-    **{name: name for name in ("mnist", "fashion_mnist")},
-    **{f"mnist_{n}": f"mnist_{n}" for n in (27_500, 13_750, 6_875)},
+# Data sets by the archive's names, where they are called otherwise here.
+_CALLED = {
     **{f"solution_quality/{name}": name for name in ("mnist", "fashion_mnist")},
     "mnist_55000": "mnist",
     "cifar_10": "cifar10",
@@ -61,8 +59,8 @@ class Protocol:
 
     @property
     def workload(self) -> str:
-        """The workload's name, as `workloads.get` takes it if it can be trained here."""
-        return f"{HERE.get(self.data_set, self.data_set)}/{self.model}"
+        """The workload's name, as `workloads.get` takes it."""
+        return f"{_CALLED.get(self.data_set, self.data_set)}/{self.model}"
 
     @property
     def schedule(self) -> str:
@@ -94,15 +92,9 @@ class Protocol:
     def arguments(self) -> dict[str, Any]:
         """The arguments of a `Study`, but for its budget, which is not known of the paper.
 
-        Raises:
-          ValueError: the data set cannot be loaded here.
+        The data of its workload are loaded when it is trained; `workloads.table()` says whether
+        they are here.
         """
-        if self.data_set not in HERE:
-            raise ValueError(
-                f"workload: {self.workload!r} cannot be trained here: its data set is none of "
-                "datasets.names(). Give a Workload of your own, with the goal, the space and the "
-                "batch sizes of this protocol."
-            )
         return {
             "workload": registry.get(self.workload),
             "optimizer": self.optimizer,
@@ -197,7 +189,7 @@ def _all() -> tuple[Protocol, ...]:
 
 ALL = _all()
 _COLUMNS = columns.declare(
-    "protocols", "workload", "optimizer", "batch_sizes", "trials", "goal", "train_examples", "here"
+    "protocols", "workload", "optimizer", "batch_sizes", "trials", "goal", "train_examples"
 )
 
 
@@ -241,19 +233,17 @@ def protocols() -> pd.DataFrame:
     """The paper's 35 workloads, in the order of its archive.
 
     Returns:
-      One row each: `workload`, `optimizer`, `batch_sizes` (how many), `trials` at each, `goal`,
-      `train_examples` (NaN where they are not known), and whether it can be trained `here`, with
-      data and a model of this package.
+      One row each: `workload`, `optimizer`, `batch_sizes` (how many), `trials` at each, `goal` and
+      `train_examples` (NaN where they are not known). `workloads.table()` says which of them can
+      be trained here.
 
-    >>> table = protocols()
-    >>> len(table), int(table["here"].sum())
-    (35, 22)
+    >>> len(protocols())
+    35
     """
     rows = [
         (
             *(p.workload, p.optimizer, len(p.batch_sizes), p.trials, str(p.goal)),
             p.train_examples,
-            p.data_set in HERE,
         )
         for p in ALL
     ]

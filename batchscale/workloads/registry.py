@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 
-from batchscale import columns, datasets, keys, models
-from batchscale.workloads import classifier, language
-from batchscale.workloads.workload import Splits, Workload
+from batchscale import datasets, models
+from batchscale.datasets.large import SETS, streams, title
+from batchscale.workloads import classifier, language, large
+from batchscale.workloads.workload import Splits, Workload, _from_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,34 +42,59 @@ _DATASETS = {
     "cifar10": _Images((32, 32, 3), 45_000),
     "tiny_shakespeare": _Text(64, 15_686),
 }
-_COLUMNS = columns.declare("workloads", "workload", "train_examples", "parameters", "flops")
 
 
-@functools.cache
-def get(name: str) -> Workload:
+def get(name: str, *, data: Mapping[str, Any] | None = None) -> Workload:
     """A workload by name: `data set/model`.
 
     Data sets: `digits`, `mnist` and its subsets `mnist_27500`, `mnist_13750` and `mnist_6875`,
-    `fashion_mnist`, `cifar10`, `tiny_shakespeare` (see `datasets.load`; loaded when first needed).
-    Models of images: `fc_128_128_128` and other widths, `simple_cnn_base`, `simple_cnn_narrow`,
-    `simple_cnn_wide`, `resnet_8`; of text: `transformer_tiny`, `lstm_tiny` and the large ones (see
-    `models.get`). Pixels are divided by their largest value, not centred. The loss of text is in
-    nats a byte, and batch sizes count sequences of 64 bytes. Where the data that are found are not
-    the published ones in their order, tables say so: `mnist (other order)/fc_128_128_128` (see
-    `datasets.title`).
+    `fashion_mnist`, `cifar10`, `tiny_shakespeare` (see `datasets.load`); `imagenet`,
+    `imagenet_half_images`, `imagenet_half_classes`, `open_images_v4`, `lm1b` and `common_crawl`,
+    which are streamed (see `datasets.sources`). They are loaded when first needed. Models of
+    images: `fc_128_128_128` and other widths, `simple_cnn_base`, `simple_cnn_narrow`,
+    `simple_cnn_wide`, `resnet_8`, `resnet_50`, `vgg_11`; of text: `transformer_base`, `lstm` and
+    the others of `models.get`. Pixels are divided by their largest value, not centred. Large images
+    are trained on random parts of them, with label smoothing as a hyperparameter. The loss of text
+    is in nats a token (of tiny Shakespeare a byte), and batch sizes count sentences (of tiny
+    Shakespeare sequences of 64 bytes). `common_crawl` is C4, which stands in for it. Where the data
+    that are found are not the published ones in their order, tables say so: `mnist (other
+    order)/fc_128_128_128` (see `datasets.title`).
+
+    Args:
+      name: of the workload.
+      data: splits of one's own in the format of that data set, arrays or streams by name, instead
+        of the published ones: of MNIST `{"train": {"image": ..., "label": ...}, ...}`.
 
     Raises:
-      ValueError: the data set or the model is not known, or the model takes other data.
+      ValueError: the data set or the model is not known, the model takes other data, or `data` are
+        not in that format.
 
     >>> get("mnist/fc_128_128_128").train_examples
     55000
+    >>> sentences = np.ones((6, 16), np.uint16)
+    >>> get("lm1b/transformer_base", data={"train": {"tokens": sentences}})
+    Workload('lm1b (own data)/transformer_base', train: 6 examples; tokens uint16 (16,))
     """
-    dataset, _, model = name.partition("/") if isinstance(name, str) else ("", "", "")
-    if dataset not in _DATASETS or not model:
-        raise ValueError(
-            f"workload: got {name!r}, wanted 'data set/model' with a data set of "
-            f"{', '.join(_DATASETS)}; for example 'mnist/fc_128_128_128'. "
-            "workloads.table() lists them; write a Workload for data of your own."
+    if data is None:
+        return _named(name)
+    dataset, model = _parted(name)
+    if dataset in _DATASETS:
+        return dataclasses.replace(_named(name), data=_from_arrays(data), train_examples=None)
+    splits = large.in_format(dataset, _from_arrays(data))
+    fields = large.fields(dataset, model, splits)
+    return Workload(name=f"{dataset} (own data)/{model}", data=splits, **fields)
+
+
+@functools.cache
+def _named(name: str) -> Workload:
+    dataset, model = _parted(name)
+    if dataset in SETS:
+        return Workload(
+            name=name,
+            data=functools.partial(streams, dataset),
+            train_examples=SETS[dataset].train,
+            titled=functools.partial(_titled, dataset),
+            **large.fields(dataset, model),
         )
     kind = _DATASETS[dataset]
     text = isinstance(kind, _Text)
@@ -93,55 +119,34 @@ def get(name: str) -> Workload:
     )
 
 
+def _parted(name: str) -> tuple[str, str]:
+    dataset, _, model = name.partition("/") if isinstance(name, str) else ("", "", "")
+    if dataset not in {*_DATASETS, *SETS} or not model:
+        raise ValueError(
+            f"workload: got {name!r}, wanted 'data set/model' with a data set of "
+            f"{', '.join([*_DATASETS, *SETS])}; for example 'mnist/fc_128_128_128'. "
+            "workloads.table() lists them; write a Workload for data of your own."
+        )
+    return dataset, model
+
+
 def _titled(dataset: str, name: str, splits: Splits) -> str:
     """The name with the data set's as the splits are called, if it begins with the data set's."""
     start, slash, model = name.partition("/")
-    return datasets.title(dataset, splits) + slash + model if start == dataset else name
+    if start != dataset:
+        return name
+    called = (
+        title(name=dataset, splits=splits) if dataset in SETS else datasets.title(dataset, splits)
+    )
+    return called + slash + model
 
 
-# The paper's models of these data sets, and small ones.
-_FC = (
-    *("fc_1024", "fc_1024_1024", "fc_1024_1024_1024"),
-    *(f"fc_{width}_{width}_{width}" for width in (64, 128, 256, 512, 2048)),
-)
-_CNN = ("simple_cnn_narrow", "simple_cnn_base", "simple_cnn_wide")
-_MODELS = {
-    "digits": ("fc_64", *_FC, *_CNN),
-    "mnist": (*_FC, *_CNN),
-    **dict.fromkeys(("mnist_27500", "mnist_13750", "mnist_6875"), ("simple_cnn_base",)),
-    "fashion_mnist": (*_FC, *_CNN),
-    "cifar10": ("resnet_8",),
-    "tiny_shakespeare": ("transformer_tiny", "lstm_tiny"),
-}
-
-
-def table() -> pd.DataFrame:
-    """Every named workload, with its size and rough cost; other widths go by `fc_...` as well.
-
-    Returns:
-      One row a workload: `workload`, `train_examples`, `parameters`, and `flops`, the operations
-      of one example's gradient.
-
-    >>> table().set_index("workload").loc["mnist/fc_128_128_128", "parameters"].item()
-    134794
-    """
-    rows = []
-    flops: dict[Any, float] = {}
-    for dataset, kind in _DATASETS.items():
-        one = _example(kind)
-        for model in _MODELS[dataset]:
-            workload = get(f"{dataset}/{model}")
-            params, _ = jax.eval_shape(workload.init, keys.shape())
-            size = models.parameter_count(params)
-            same = model, str(one), size
-            if same not in flops:  # compiled once for all sets of such images
-                flops[same] = workload.flops(one)
-            rows.append((workload.name, kind.train_examples, size, flops[same]))
-    return pd.DataFrame(rows, columns=list(_COLUMNS))
+def small() -> Mapping[str, tuple[int, dict[str, jax.ShapeDtypeStruct]]]:
+    """Of every small data set the training examples, and the shapes and types of a batch of one."""
+    return {name: (kind.train_examples, _example(kind)) for name, kind in _DATASETS.items()}
 
 
 def _example(kind: _Images | _Text) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and types of a batch of one."""
     if isinstance(kind, _Text):
         return {"tokens": jax.ShapeDtypeStruct((1, kind.length), np.uint8)}
     return {
