@@ -14,8 +14,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from batchscale.optimizers import Hyperparameters
-from batchscale.workloads import ranking
-from batchscale.workloads._sums import total, wide
+from batchscale.workloads import _regularised, ranking
+from batchscale.workloads._sums import total
 
 
 def fields(
@@ -74,12 +74,8 @@ def fields(
             mutable=list(model_state),
         )
         losses = _losses(logits, batch, hyperparameters.get("label_smoothing"))
-        summed, count = total(losses), len(batch["label"])
-        if "l2" in hyperparameters:
-            squares = sum(jnp.square(wide(x)).sum() for x in jax.tree.leaves(params))
-            amount: Any = hyperparameters["l2"]
-            summed = summed + amount / 2 * count * squares
-        return (summed, jnp.asarray(count)), model_state
+        summed, count = total(losses), jnp.asarray(len(batch["label"]))
+        return (_regularised.with_l2(summed, count, params, hyperparameters), count), model_state
 
     def metrics(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
         logits: Any = module.apply({"params": params, **model_state}, batch["image"], train=False)
@@ -103,6 +99,7 @@ def fields(
             "average_precision": functools.partial(ranking.mean_average_precision, classes=classes)
         },
         "hyperparameters": ("label_smoothing", "l2"),
+        "ghost_batch_size": getattr(module, "ghost_batch_size", None),
         "ghost_batch_size": getattr(module, "ghost_batch_size", None),
     }
 
