@@ -100,7 +100,6 @@ def fields(
         },
         "hyperparameters": ("label_smoothing", "l2"),
         "ghost_batch_size": getattr(module, "ghost_batch_size", None),
-        "ghost_batch_size": getattr(module, "ghost_batch_size", None),
     }
 
 

@@ -136,6 +136,7 @@ def mean_average_precision(sums: Mapping[str, np.ndarray], *, classes: int) -> f
     Raises:
       ValueError: two labels have had the same place, or one none.
 
+    >>> import jax
     >>> sums = kept(
     ...     jnp.array([[0.5, 2.0], [1.0, 0.0]]),
     ...     jnp.array([[0, 1], [0, -1]]),
