@@ -62,6 +62,19 @@ def like_examples(split: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), split)
 
 
+def elements(split: PyTree) -> int:
+    """How much there is to predict in an example: the size of its smallest field, at least 1.
+
+    Of an image with a label it is 1; of a sequence, as many as it is long.
+
+    >>> elements({"input": np.zeros((5, 28, 28)), "label": np.zeros(5)})
+    1
+    >>> elements({"tokens": np.zeros((5, 64))})
+    64
+    """
+    return max(min(math.prod(x.shape[1:]) for x in jax.tree.leaves(split)), 1)
+
+
 def nbytes(tree: PyTree) -> int:
     """The bytes of all arrays of a tree, from their shapes.
 

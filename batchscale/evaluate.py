@@ -11,7 +11,6 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import PyTree
 
 from batchscale import arrays, numeric
@@ -199,5 +198,4 @@ class Evaluate:
 
 def _of_elements(fields: PyTree) -> int:
     """The examples of the training set that are measured, by how much there is in one."""
-    elements = min(math.prod(x.shape[1:]) for x in jax.tree.leaves(fields))
-    return min(_TRAIN_EXAMPLES, max(_TRAIN_FEWEST, _TRAIN_ELEMENTS // max(elements, 1)))
+    return min(_TRAIN_EXAMPLES, max(_TRAIN_FEWEST, _TRAIN_ELEMENTS // arrays.elements(fields)))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from batchscale import arrays, train
 from batchscale.engine import parallel
 from batchscale.engine.evaluated import Evaluated
-from batchscale.engine.layout import Layout, evaluation_batch
+from batchscale.engine.layout import Layout
 from batchscale.engine.packs import Pack, TrialId
 from batchscale.engine.programs import Argument
 from batchscale.metrics import Goal
@@ -114,7 +114,8 @@ class Bounded:
         self._ranked = split
         size = arrays.examples(split)
         # Of words or pixels an example may have many.
-        self._batch = evaluation_batch(size, enough=math.ceil(bound.enough * size / bound.count))
+        enough = math.ceil(bound.enough * size / bound.count)
+        self._batch = evaluated.batch(split, enough=enough)
         self._mistakes: Float[np.ndarray, " examples"] = np.zeros(size)
         self._in_vain = 0.0
         self._rank_by = jax.jit(
@@ -197,7 +198,7 @@ class Bounded:
         )
 
     def _each(self, layout: Layout) -> Future[Any]:
-        batch = evaluation_batch(len(self._mistakes))
+        batch = self._evaluated.batch(self._split)
 
         def each(
             state: PyTree[Array],

@@ -16,7 +16,7 @@ from batchscale import arrays
 from batchscale.engine import parallel
 from batchscale.engine.bounded import Bound
 from batchscale.engine.evaluated import Evaluated
-from batchscale.engine.layout import Layout, evaluation_batch
+from batchscale.engine.layout import Layout
 from batchscale.engine.packs import Pack, TrialId
 from batchscale.engine.whole import Measured, Parts, Whole
 from batchscale.metrics import Goal
@@ -67,7 +67,7 @@ class Chunks:
         self._workload, self._goal, self._name = workload, goal, name
         self._indices, self._bound, self._mesh = indices, bound, mesh
         split = dict(workload.splits()[name])
-        self._batch = evaluation_batch(len(indices))
+        self._batch = evaluated.batch(arrays.like_examples(split, len(indices)))
         rest, batches = len(indices) % self._batch, len(indices) // self._batch
         one = arrays.nbytes(arrays.like_examples(split, 1))
         # Of two batches or more: a loop of one would be another program.

@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PyTree, Shaped
 
-from batchscale import keys
+from batchscale import arrays, keys
 from batchscale.engine import parallel
-from batchscale.engine.layout import Layout
+from batchscale.engine.layout import Layout, evaluation_batch
 from batchscale.engine.packs import Pack, TrialId
 from batchscale.engine.programs import Argument, Programs
 from batchscale.train import TrainState
@@ -50,6 +50,15 @@ class Evaluated:
         self._typed = self._of(state)
         self._shapes = Argument("trial", jax.eval_shape(keys.raw, self._typed))
         self._masks: dict[bytes, Bool[Array, " lane"]] = {}  # what was sent is not sent again
+
+    def batch(self, split: PyTree, *, enough: int | None = None) -> int:
+        """Examples of a split that are evaluated at once; see `layout.evaluation_batch`."""
+        return evaluation_batch(
+            arrays.examples(split),
+            enough=enough,
+            tokens=arrays.elements(split),
+            cpu=self._mesh.devices.flat[0].platform == "cpu",
+        )
 
     @property
     def shapes(self) -> PyTree:

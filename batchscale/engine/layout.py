@@ -18,6 +18,8 @@ _CPU_LANES = 16
 _CPU_WEIGHT_BYTES = 2_500_000  # of the weights of all lanes: with their gradients, a core's cache
 _ACCELERATOR_LANES = 64
 _CPU_MICROBATCH = 256  # larger ones were slower, and each size is a program to compile
+# Of sequences so many tokens: what is kept of more of them does not fit a core's cache.
+_CPU_TOKENS, _CPU_EVALUATED_TOKENS = 1024, 2048
 _BATCH_BYTES = 16_000_000
 _CONVOLUTION_MICROBATCH = 64
 _EVALUATION_BATCH = 500
@@ -108,6 +110,7 @@ def choose(
     if microbatch is None:
         if cpu:
             most = _CONVOLUTION_MICROBATCH if _convolves(workload) else _CPU_MICROBATCH
+            most = min(most, max(_CPU_TOKENS // arrays.elements(workload.splits()["train"]), 1))
         else:
             train = workload.splits()["train"]
             one = sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(train)) * 4
@@ -119,7 +122,9 @@ def choose(
     return Layout(lanes, min(microbatch, batch_size), 1 if cpu else lanes)
 
 
-def evaluation_batch(examples: int, *, enough: int | None = None) -> int:
+def evaluation_batch(
+    examples: int, *, enough: int | None = None, tokens: int = 1, cpu: bool = False
+) -> int:
     """Examples evaluated at once, a divisor of the split if one is near: one program less.
 
     Args:
@@ -127,10 +132,17 @@ def evaluation_batch(examples: int, *, enough: int | None = None) -> int:
       enough: where an evaluation may end early, how many mistakes end it: most examples that come
         first are mistakes, so that a third more than so many are likely to do.
 
+      tokens: of an example, as of `arrays.elements`.
+      cpu: whether the devices are CPUs, on which long sequences come a few at a time.
+
     >>> evaluation_batch(5000), evaluation_batch(5000, enough=150)
     (500, 200)
+    >>> evaluation_batch(872, tokens=64, cpu=True)
+    32
     """
     most = _EVALUATION_BATCH
+    if cpu:
+        most = min(most, max(_CPU_EVALUATED_TOKENS // tokens, 1))
     if enough is not None:
         most = min(most, max(_SHORT_BATCH, enough * 4 // 3))
     return _even(examples, most)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, PyTree, Shaped
 
 from batchscale import arrays, train
 from batchscale.engine.evaluated import Evaluated, Outcome
-from batchscale.engine.layout import Layout, evaluation_batch
+from batchscale.engine.layout import Layout
 from batchscale.engine.packs import Pack, TrialId
 from batchscale.engine.programs import Argument
 from batchscale.metrics import Goal
@@ -74,7 +74,7 @@ class Whole:
         self._workload, self._name, self._split = workload, name, split
         self._goal = goal if goal.split == name else None
         self._counted, self._evaluated = counted, evaluated
-        self._batch = evaluation_batch(arrays.examples(split)) if batch is None else batch
+        self._batch = evaluated.batch(split) if batch is None else batch
         self._parts = jax.eval_shape(
             lambda state, data: self._sums(evaluated.parameters(state), data),
             evaluated.shapes,
