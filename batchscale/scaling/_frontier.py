@@ -12,7 +12,7 @@ import pandas as pd
 from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.scaling._regimes import Regimes, overhead, regimes
-from batchscale.scaling.fitting import Fit
+from batchscale.scaling.fitted import Fit
 from batchscale.scaling.fitting import fit as fit_steps
 from batchscale.scaling.pace import Pace
 
