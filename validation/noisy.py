@@ -89,7 +89,7 @@ def truth(runs: int, seed: int) -> dict[str, dict[str, float]]:
     steps, best = {}, {}
     for batch_size in world.batch_sizes:
         exact = MODEL.optimum(TARGET, batch_size=int(batch_size))
-        rates = np.log(float(exact["learning_rate"])) + np.linspace(-0.2, 0.8, 6)
+        rates = np.log(float(exact.learning_rate)) + np.linspace(-0.2, 0.8, 6)
         rates = rates[rates < math.log(1.97)]
         medians = []
         for rate in rates:

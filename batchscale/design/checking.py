@@ -18,7 +18,7 @@ from batchscale.design.trials import Purpose, Trials
 _NEAR = 0.06  # in log steps: settings that are no worse count as the quoted one
 _MEDIAN = 1.71  # the variance of a median of Student t with 6 degrees over that of one seed's scale
 _INFLATE = 1.2  # of the model's variances, by simulation
-_REJECTED = 2.6  # in standard deviations
+_REJECTED = 3.0  # in standard deviations
 _UNKNOWN = 4.0  # the variance of a level that the model is not asked for any more
 _SHARED = np.array([0.0, 0.015, 0.03, 0.06, 0.12, 0.25])
 _ALONE = np.array([0.0, 0.02, 0.05, 0.12])

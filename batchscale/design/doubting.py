@@ -16,6 +16,7 @@ from batchscale.design.trials import Outcome, Purpose, Trials
 # Choices.
 _FAST = 4.0  # standard deviations below the model's mean: such a trial has another explanation
 _LEVEL_WITH = 0.25  # in log steps above the best setting
+_FAR = 0.5  # from the optimum, in log steps of the model
 _FLAT = 0.06  # a curvature below which settings hardly differ, so that an optimum is none
 _LOCKSTEP = 1.5
 _SETTINGS, _SEEDS, _FINAL_SEEDS = 4, 5, 15
@@ -37,6 +38,7 @@ def doubtful(fitted: Fitted, levels: Levels) -> np.ndarray:
     spread = np.sqrt(np.exp(2 * said.log_scatter) + model.distrust(said.height))
     fast = trials.crossed & ((trials.log_steps - said.mean) < -_FAST * spread)
     fast &= trials.log_steps < fitted.level[trials.size] + _LEVEL_WITH
+    fast &= said.height > _FAR
     found = levels.rejected | (fitted.curvature < _FLAT)
     found[np.unique(trials.size[fast])] = True
     step = np.diff(fitted.rate - 0.5 * model.centred)

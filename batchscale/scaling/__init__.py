@@ -19,6 +19,7 @@ from batchscale.scaling._transitions import transitions as transitions
 from batchscale.scaling.averaging import LUCK as LUCK
 from batchscale.scaling.curve import Form as Form
 from batchscale.scaling.curve import Interval as Interval
+from batchscale.scaling.curve import deviations as deviations
 from batchscale.scaling.fitted import Fit as Fit
 from batchscale.scaling.fitted import Refusal as Refusal
 from batchscale.scaling.fitting import fit as fit

@@ -14,7 +14,7 @@ from batchscale.scaling.fitted import Fit, judged
 from batchscale.scaling.posterior import Misfits, Posterior, posterior, scattered
 
 # Choices.
-LUCK = 0.3
+LUCK = 0.4
 """How much luckier, as a standard deviation of log steps, minima over trials may be at the smallest
 batch size than at the largest: on digits, MNIST and a noisy quadratic it was 0.1 to 0.4."""
 _STRAIGHT = 0.1  # slopes of log steps so near to 0 and -1 are those of a plateau, of scaling

@@ -175,7 +175,7 @@ class Fit:
         >>> import pandas as pd
         >>> from batchscale.scaling import fit
         >>> table = pd.DataFrame(
-        ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
+        ...     {"batch_size": [1, 4, 16, 64, 256, 1024], "steps": [2500, 600, 180, 56, 31, 26]}
         ... )
         >>> narrow, wide = (
         ...     fit(table, form=form).overhead_interval(0.2) for form in ("hyperbolic", "averaged")

@@ -12,8 +12,8 @@ from jaxtyping import Float
 
 # Choices.
 _BEYOND = 2.5  # in log batch size, outside of those that were measured
-_COARSE, _FINE = 90, 140  # values of log B_crit: first everywhere, then where the posterior is
-_SHARPNESSES = np.linspace(-1.3, 1.3, 13)
+_COARSE, _FINE = 80, 120  # values of log B_crit: first everywhere, then where the posterior is
+_SHARPNESSES = np.linspace(-1.3, 1.3, 27)
 _SHARPNESS_SD = 0.5  # of log a a priori: a = 0.6 to 1.6 in two of three studies
 _NEGLIGIBLE = 1e-6
 _SMALLEST = 1e-3
