@@ -15,6 +15,7 @@ import pandas as pd
 from batchscale import archive, audit, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.files import local_path
+from batchscale.measurement import Measurement, measurement
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
 from batchscale.plan import Definition, Plan
@@ -197,6 +198,23 @@ class Result:
         beyond = (self.refined()["origin"] == Origin.EXPAND).any()
         crowded = "" if beyond else self._crowded()
         return dataclasses.replace(medians, paces=self.paces or {}, crowded=crowded)
+
+    def measurement(self) -> Measurement:
+        """What `Study.measure` has found out, as far as it has come; nothing trains.
+
+        Raises:
+          FileNotFoundError: `Study.measure` has not been called.
+          ValueError: none of its trials has reached the goal.
+        """
+        with self._opened() as stored:
+            found = opening.measured(stored, self._plan())
+        if found is None:
+            raise FileNotFoundError(
+                f"{self.folder}: nothing is measured by one design yet. Call "
+                "study.measure(folder)."
+            )
+        trials = _with_hyperparameters(found.trials, self.definition)
+        return measurement(found.plan, self.definition, trials, paces=self.paces)
 
     def audit(self) -> audit.Audit:
         """Whether the study is careful enough to be believed: named checks; see `batchscale.audit`.

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 
-from batchscale.design.checking import Levels, design_trials, levels
+from batchscale.design.checking import Levels, levels
 from batchscale.design.fitting import Fitted
 from batchscale.design.doubting import doubtful, searched
 from batchscale.design.trials import Purpose, Trials
@@ -27,6 +27,8 @@ class Answer:
     Attributes:
       fitted: the model of the design's trials.
       levels: of each batch size by itself.
+      mean: levels, where a search has taken the model's place those of the search.
+      covariance: of them.
       curve: through them.
       log_steps: of the best setting of each batch size, the curve taken into account.
       log_steps_sd: their standard deviations.
@@ -39,6 +41,8 @@ class Answer:
 
     fitted: Fitted
     levels: Levels
+    mean: Float[np.ndarray, " batch_sizes"]
+    covariance: Float[np.ndarray, "batch_sizes batch_sizes"]
     curve: Posterior
     log_steps: Float[np.ndarray, " batch_sizes"]
     log_steps_sd: Float[np.ndarray, " batch_sizes"]
@@ -105,8 +109,7 @@ def answer(fitted: Fitted, trials: Trials) -> Answer:
     curve = posterior(log_batch, mean, covariance, smooth(log_batch))
     deviation = np.sqrt(np.diag(curve.covariance))
     return Answer(
-        fitted, found, curve, curve.levels, deviation, rate, moved, second, doubted, replaced
-    )
+        fitted, found, mean, covariance, curve, curve.levels, deviation, rate, moved, second,
+        doubted, replaced,
+    )  # fmt: skip
 
-
-__all__ = ["Answer", "answer", "design_trials"]

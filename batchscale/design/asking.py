@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import scipy
@@ -57,7 +58,7 @@ def ask(fitted: Fitted, question: Question, round_: int, left: float) -> Round:
 
     No optimum is believed that is not bracketed: first a trial below and one above each. What is
     wanted is the level of each batch size, its best rate as far as a wrong one costs steps, and
-    B_crit.
+    B_crit. Packs that are begun are filled: an idle lane costs as much as one at work.
 
     Args:
       fitted: to all trials so far.
@@ -65,60 +66,151 @@ def ask(fitted: Fitted, question: Question, round_: int, left: float) -> Round:
       round_: which round this is; the scout was 0.
       left: what may be spent on it, in the unit of `Question.seconds`.
     """
-    model, at = fitted.model, fitted.model.at
-    random = np.random.default_rng([question.seed, round_])
-    covariance = fitted.covariance.copy()
-    width = np.sqrt(_LOSS / fitted.curvature)
-    forced = _brackets(fitted, width)
-    asked: list[Asked] = []
-    if round_ == 1:
-        asked += _exploring(fitted, question, random)
+    greedy = _Greedy(fitted, question, np.random.default_rng([question.seed, round_]))
+    asked = _exploring(fitted, question, greedy.random) if round_ == 1 else []
     asked += _across(fitted, question)
-    want = question.precision / 3.0, question.precision / 1.645
+    for one in asked:
+        greedy.counts[one.size] += 1
+    for size, offset in _brackets(fitted, greedy.width):
+        asked.append(greedy.nearest(size, offset))
     most = question.sizes * (1 if round_ < _FIRST_ROUNDS else 2)
-    planned = 0.0
-    while len(asked) < most or forced:
-        deviation = np.sqrt(np.diag(covariance))
-        moved = deviation[at.rate]
-        loss = fitted.curvature * moved**2
-        aims = np.zeros(model.parameters)
-        aims[at.level] = (deviation[at.level] > want[0]) / want[0] ** 2
-        aims[at.rate] = (loss > _ENOUGH_LOSS) * fitted.curvature / _ENOUGH_LOSS
-        log_b = at.curve.start + 1
-        aims[log_b] = 2 * (deviation[log_b] > want[1]) / want[1] ** 2
-        if not forced and not aims.any():
-            if not asked or len(asked) >= question.sizes:
+    while len(asked) < most:
+        aims = greedy.aims()
+        if not aims.any():
+            if not asked or len(asked) >= question.sizes or question.lanes.max() > 1:
                 break
             # A round that has begun is a full one: rounds cost time too.
-            aims[at.level], aims[log_b] = 1 / want[0] ** 2, 2 / want[1] ** 2
-        size, rate, second = _candidates(fitted, question, width, moved, random)
+            aims = greedy.aims(all_of_them=True)
+        found = greedy.best(aims, left if asked else math.inf)
+        if found is None:
+            break
+        asked.append(found)
+    for size in range(question.sizes):
+        while greedy.counts[size] % question.lanes[size]:
+            found = greedy.best(greedy.aims(all_of_them=True), math.inf, only=size)
+            assert found is not None
+            asked.append(found)
+    return Round(asked)
+
+
+class _Greedy:
+    """Trials chosen one after the other, each as if the ones before had been run.
+
+    Args:
+      fitted: to all trials so far.
+      question: what is asked.
+      random: of what is drawn.
+
+    Attributes:
+      random: of what is drawn.
+      width: of each optimum, in log rate.
+      counts: trials asked for at each batch size.
+    """
+
+    def __init__(self, fitted: Fitted, question: Question, random: np.random.Generator) -> None:
+        self.random = random
+        self.width = np.sqrt(_LOSS / fitted.curvature)
+        self.counts = np.zeros(question.sizes, np.int64)
+        self._fitted, self._question = fitted, question
+        self._covariance = fitted.covariance.copy()
+        self._want = question.precision / 3.0, question.precision / 1.645
+        self._planned = 0.0
+
+    def aims(self, *, all_of_them: bool = False) -> np.ndarray:
+        """How much each variance counts; nothing once it is small enough, unless all are wanted."""
+        at, curvature = self._fitted.model.at, self._fitted.curvature
+        variance = np.diag(self._covariance)
+        loss = curvature * variance[at.rate]
+        found = np.zeros(len(variance))
+        level, log_b = self._want
+        place = at.curve.start + 1
+        found[at.level] = ((variance[at.level] > level**2) | all_of_them) / level**2
+        found[at.rate] = (loss > _ENOUGH_LOSS) * curvature / _ENOUGH_LOSS
+        found[place] = 2 * ((variance[place] > log_b**2) | all_of_them) / log_b**2
+        return found
+
+    def best(self, aims: np.ndarray, left: float, *, only: int | None = None) -> Asked | None:
+        """The trial by which the aims fall most for its price; None where it costs too much.
+
+        Args:
+          aims: of `aims`.
+          left: what may be spent.
+          only: at this batch size.
+        """
+        table = self._candidates()
+        score = (table.told**2 @ aims) * table.scale / table.price
+        if only is not None:
+            score = np.where(table.size == only, score, -np.inf)
+        best = int(np.argmax(score))
+        if self._planned + table.price[best] > left:
+            return None
+        return self._take(table, best)
+
+    def nearest(self, size: int, offset: float) -> Asked:
+        """The candidate of a batch size nearest to an offset from its optimum."""
+        table = self._candidates()
+        away = np.abs(table.rate - self._fitted.rate[size] - offset)
+        return self._take(table, int(np.argmin(np.where(table.size == size, away, np.inf))))
+
+    def _take(self, table: _Candidates, best: int) -> Asked:
+        told, scale = table.told[best], table.scale[best]
+        self._covariance = self._covariance - scale * np.outer(told, told)
+        size = int(table.size[best])
+        self._planned += float(table.price[best])
+        self.counts[size] += 1
+        asked = float(table.rate[best]), float(table.second[best])
+        return Asked(size, *asked, float(table.limit[best]), Purpose.ASK)
+
+    def _candidates(self) -> _Candidates:
+        """Settings about every optimum: as far away as it is wide, or not known."""
+        fitted, question, model = self._fitted, self._question, self._fitted.model
+        deviation = np.sqrt(np.diag(self._covariance))
+        level_sd, moved = deviation[model.at.level], deviation[model.at.rate]
+        reach = np.maximum(self.width, 1.2 * np.minimum(moved, 3.0))
+        rate = fitted.rate[:, None] + _OFFSETS * reach[:, None]
+        rate = np.clip(rate, question.low - _BEYOND, question.high + _BEYOND).ravel()
+        size = np.repeat(np.arange(question.sizes), len(_OFFSETS))
+        second = np.zeros(len(size))
+        if question.second:
+            narrow = 0.45 * math.exp(-0.5 * fitted.parameters[model.at.second][2])
+            offset = self.random.choice([-1.4, 0.0, 0.0, 1.4], len(size)) * narrow
+            second = np.clip(fitted.second[size] + offset, -2.0, 2.0)
         said = fitted.describe(size, rate, second)
         above = said.height + fitted.curvature[size] * np.minimum(moved[size], 1.0) ** 2
         variance = np.exp(2 * said.log_scatter) + model.distrust(above) + GRID_SD**2
         alive = scipy.special.ndtr(-said.beyond)
         steps = np.exp(fitted.level[size] + np.minimum(above, 1.5) + 0.5 * variance)
         price = question.seconds[size] * np.minimum(steps, question.max_steps[size])
-        price = price * (alive + 0.2)
+        # Within a pack that is begun a trial costs next to nothing.
+        begun = self.counts % question.lanes > 0
+        price = price * (alive + 0.2) * np.where(begun, 0.1, question.lanes)[size]
         noise = variance * (FREEDOM + 3) / (FREEDOM + 1)
         noise = noise / np.where(alive > _LIKELY, alive, 1e-3)
-        told = said.jacobian @ covariance
+        told = said.jacobian @ self._covariance
         scale = 1 / (noise + np.einsum("ij,ij->i", told, said.jacobian))
-        score = (told**2 @ aims) * scale / price
-        if forced:
-            where, offset = forced.pop(0)
-            score = -np.abs(rate - fitted.rate[where] - offset) - 1e9 * (size != where)
-        best = int(np.argmax(score))
-        if asked and not forced and planned + price[best] > left:
-            break
-        covariance -= scale[best] * np.outer(told[best], told[best])
-        place = int(size[best])
-        late = math.sqrt(variance[best] + min(deviation[at.level][place] ** 2, 0.25))
-        limit = min(said.mean[best] + _LATE * late, fitted.level[place] + _LATEST)
-        asked.append(
-            Asked(place, float(rate[best]), float(second[best]), math.exp(limit), Purpose.ASK)
-        )
-        planned += float(price[best])
-    return Round(asked)
+        late = np.sqrt(variance + np.minimum(level_sd[size] ** 2, 0.25))
+        limit = np.minimum(said.mean + _LATE * late, fitted.level[size] + _LATEST)
+        return _Candidates(size, rate, second, price, told, scale, np.exp(limit))
+
+
+class _Candidates(NamedTuple):
+    """Settings that may be asked for, one entry each.
+
+    Attributes:
+      size, rate, second: as of `Asked`.
+      price: in the unit of `Question.seconds`.
+      told: the covariance of all parameters with what a trial would say.
+      scale: 1 over the variance of what it would say.
+      limit: in steps.
+    """
+
+    size: np.ndarray
+    rate: np.ndarray
+    second: np.ndarray
+    price: np.ndarray
+    told: np.ndarray
+    scale: np.ndarray
+    limit: np.ndarray
 
 
 def _brackets(fitted: Fitted, width: np.ndarray) -> list[tuple[int, float]]:
@@ -180,23 +272,3 @@ def _across(fitted: Fitted, question: Question) -> list[Asked]:
                 second = float(fitted.second[size])
                 asked += [Asked(size, wanted, second, limit, Purpose.ASK)] * 2
     return asked
-
-
-def _candidates(
-    fitted: Fitted,
-    question: Question,
-    width: np.ndarray,
-    moved: np.ndarray,
-    random: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Settings about every optimum: as far away as it is wide, or not known."""
-    reach = np.maximum(width, 1.2 * np.minimum(moved, 3.0))
-    rate = fitted.rate[:, None] + _OFFSETS * reach[:, None]
-    rate = np.clip(rate, question.low - _BEYOND, question.high + _BEYOND).ravel()
-    size = np.repeat(np.arange(question.sizes), len(_OFFSETS))
-    second = np.zeros(len(size))
-    if question.second:
-        narrow = 0.45 * math.exp(-0.5 * fitted.parameters[fitted.model.at.second][2])
-        offset = random.choice([-1.4, 0.0, 0.0, 1.4], len(size)) * narrow
-        second = np.clip(fitted.second[size] + offset, -2.0, 2.0)
-    return size, rate, second

@@ -17,7 +17,8 @@ from batchscale.design.trials import Purpose, Trials
 from batchscale.scaling.posterior import posterior, smooth
 
 # Choices.
-_SEEDS = 5  # that check each quoted setting
+_SEEDS = 5  # that check each quoted setting, and more where lanes would idle
+_MOST_SEEDS = 9
 _SEARCH_RUNS = 65  # that a search in the place of the model costs a batch size
 _MOST_DOUBTED = 0.5  # of the batch sizes: where more are, another study is needed
 _FEWEST = 4  # crossings of a batch size before anything is quoted
@@ -150,6 +151,8 @@ class Design:
         fitted, question = self.fitted, self.question
         asked = []
         for size in range(question.sizes):
+            lanes = int(question.lanes[size])
+            full = -(-seeds // lanes) * lanes if lanes <= _MOST_SEEDS else seeds
             limit = min(
                 _PATIENCE * math.exp(fitted.level[size]), float(question.max_steps[size])
             )
@@ -160,7 +163,7 @@ class Design:
                 limit,
                 Purpose.CHECK,
             )
-            asked += [one] * seeds
+            asked += [one] * full
         return Round(asked)
 
     def _after_check(self, left: float) -> Round:

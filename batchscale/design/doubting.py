@@ -11,7 +11,7 @@ from batchscale.design.asking import JUMP
 from batchscale.design.checking import Levels
 from batchscale.design.fitting import Fitted
 from batchscale.design.question import Asked, Question, Round
-from batchscale.design.trials import Outcome, Purpose, Trials
+from batchscale.design.trials import Purpose, Trials
 
 # Choices.
 _FAST = 4.0  # standard deviations below the model's mean: such a trial has another explanation
@@ -151,5 +151,3 @@ def _limit(question: Question, size: int, level: float) -> float:
     most = float(question.max_steps[size])
     return min(_PATIENCE * math.exp(min(level, 50.0)), most)
 
-
-__all__ = ["Outcome", "Searched", "doubtful", "final", "search", "searched", "select"]
