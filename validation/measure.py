@@ -58,7 +58,9 @@ def trained(
     steps = np.zeros(len(world.batch_sizes))
     for size in sorted({one.size for one in asked.asked}):
         here = [one for one in asked.asked if one.size == size]
-        rate, second = (np.array([getattr(one, name) for one in here]) for name in ("rate", "second"))
+        rate, second = (
+            np.array([getattr(one, name) for one in here]) for name in ("rate", "second")
+        )
         exact, diverged = world.run(world.batch_sizes[size], rate, second, random)
         place = np.searchsorted(grid, exact)
         last = len(grid) - 1

@@ -105,7 +105,14 @@ def truth(runs: int, seed: int) -> dict[str, dict[str, float]]:
         inside = fitted[0] > 0
         steps[str(int(batch_size))] = float(np.polyval(fitted, top)) if inside else min(medians)
         best[str(int(batch_size))] = top
-        print(batch_size, np.round(rates, 2), np.round(medians, 3), steps[str(int(batch_size))], top, flush=True)
+        print(
+            batch_size,
+            np.round(rates, 2),
+            np.round(medians, 3),
+            steps[str(int(batch_size))],
+            top,
+            flush=True,
+        )
     return {"log_steps": steps, "log_rate": best}
 
 

@@ -113,8 +113,14 @@ class World:
             height = height + 0.021 * np.clip(z, -2, 2) ** 2
         logs = np.log(self.batch_sizes)
         share = (math.log(batch_size) - logs[0]) / (logs[-1] - logs[0])
-        deviation = math.exp((1 - share) * math.log(self.scatter[0]) + share * math.log(self.scatter[1]))
-        noise = random.standard_t(self.freedom, count) if self.freedom else random.standard_normal(count)
+        deviation = math.exp(
+            (1 - share) * math.log(self.scatter[0]) + share * math.log(self.scatter[1])
+        )
+        noise = (
+            random.standard_t(self.freedom, count)
+            if self.freedom
+            else random.standard_normal(count)
+        )
         noise = np.where(noise > 0, noise * (1 + self.skew), noise)
         steps = np.exp(np.minimum(self.log_steps(batch_size) + height + deviation * noise, 50.0))
         steps = np.where(random.random(count) < self.missed, np.inf, steps)
