@@ -131,8 +131,8 @@ def precision(given: Any) -> float:
     found = numeric.plain(given)
     if found is None or not 0.01 <= found <= 1:
         raise ValueError(
-            f"precision: got {given!r}, wanted a share from 0.01 to 1, such as 0.15: the half width "
-            "of 90% intervals."
+            f"precision: got {given!r}, wanted a share from 0.01 to 1, such as 0.15: the half "
+            "width of 90% intervals."
         )
     return float(found)
 

@@ -60,7 +60,9 @@ class Measurement:
         `deviations` the two differ; and whether it `agrees`.
       trials: all trials, with origin `measure`, as in `Result.trials`.
       cost: `trials`, `steps`, `examples`, `rounds`, and `seconds` of training.
-      ended: why it ended: `precision`, `price`, `trials`, or empty if it was interrupted.
+      ended: why it ended: `precision`; `price`; `trials`, of which no more are worth it; `search`,
+        after one took the model's place; `precision of the model`, whose intervals are as narrow as
+        asked, while fresh seeds do not quite agree; or empty if it was interrupted.
       precision: that was asked for.
       paces: between which steps the schedule decides when the goal is reached, by batch size.
     """
@@ -113,9 +115,7 @@ class Measurement:
         """
         answer = self._answer
         logs = answer.fitted.model.log_batch
-        found = quoted(
-            logs, answer.mean, answer.covariance, smooth(logs), confidence=confidence
-        )
+        found = quoted(logs, answer.mean, answer.covariance, smooth(logs), confidence=confidence)
         doubted = self.table.loc[self.table["by"] == "doubted", "batch_size"].tolist()
         words = ", ".join(map(str, doubted))
         found = found.cautioned(

@@ -122,9 +122,7 @@ class Result:
         """The best trial of each batch size, and the edges it lies at; see `tuner.optima`."""
         return tuner.optima(self.steps_to_target(), self.trials, self.space)
 
-    def scaling(
-        self, goal: Goal | None = None, *, form: scaling.Form = "averaged"
-    ) -> scaling.Fit:
+    def scaling(self, goal: Goal | None = None, *, form: scaling.Form = "averaged") -> scaling.Fit:
         """The critical batch size, with an interval, or why it is not quoted; see `scaling.fit`.
 
         The steps are minima over trials. Their luck makes all steps too few, more so where curves
@@ -141,7 +139,9 @@ class Result:
         luck = scaling.LUCK if form == "averaged" else 0.0
         found = scaling.fit(self.steps_to_target(goal), form=form, paces=self.paces, luck=luck)
         if form != "averaged":
-            found = found.cautioned("the steps are minima over trials, whose luck is not allowed for")
+            found = found.cautioned(
+                "the steps are minima over trials, whose luck is not allowed for"
+            )
         return found.refuse(scaling.Refusal.EDGE, self._crowded())
 
     def _crowded(self) -> str:
@@ -210,8 +210,7 @@ class Result:
             found = opening.measured(stored, self._plan())
         if found is None:
             raise FileNotFoundError(
-                f"{self.folder}: nothing is measured by one design yet. Call "
-                "study.measure(folder)."
+                f"{self.folder}: nothing is measured by one design yet. Call study.measure(folder)."
             )
         trials = _with_hyperparameters(found.trials, self.definition)
         return measurement(found.plan, self.definition, trials, paces=self.paces)

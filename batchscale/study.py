@@ -42,7 +42,6 @@ from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
 
-
 _MEASURED_TOGETHER = 16  # trials, by which `Study.measure` chooses lanes
 
 

@@ -106,7 +106,7 @@ def test_minima_are_said_to_be_that_and_their_luck_is_allowed_for():
 
 
 def test_luck_needs_the_averaged_form():
-    with pytest.raises(ValueError, match="luck: got 0.3 with form 'hyperbolic', wanted"):
+    with pytest.raises(ValueError, match=r"luck: got 0\.3 with form 'hyperbolic', wanted"):
         scaling.fit(drawn(np.random.default_rng(0), b_crit=32.0), luck=0.3)
 
 

@@ -80,7 +80,10 @@ def test_the_gradient_of_the_posterior_is_that_of_finite_differences(second):
     _, gradient, hessian = model.minus_log(at, trials, distrust)
     steps = 1e-6 * np.eye(model.parameters)
     numeric = [
-        (model.minus_log(at + s, trials, distrust)[0] - model.minus_log(at - s, trials, distrust)[0])
+        (
+            model.minus_log(at + s, trials, distrust)[0]
+            - model.minus_log(at - s, trials, distrust)[0]
+        )
         / 2e-6
         for s in steps
     ]
@@ -149,9 +152,7 @@ def test_the_scout_covers_the_range_at_the_smallest_and_a_middle_batch_size():
 def test_an_optimum_that_is_not_bracketed_gets_a_trial_on_the_side_that_lacks():
     world = World(batch_sizes=SIZES)
     trials = design_trials(drawn(world))
-    above = trials.where(
-        (trials.size != 2) | (trials.rate > world.best_rate(SIZES[2]) - 0.2)
-    )
+    above = trials.where((trials.size != 2) | (trials.rate > world.best_rate(SIZES[2]) - 0.2))
     found = fit(question(world).model(), above)
     asked = [one for one in ask(found, question(world), 5, math.inf).asked if one.size == 2]
     assert any(one.rate < found.rate[2] for one in asked)
@@ -234,8 +235,7 @@ def test_a_faster_basin_far_away_leaves_the_other_one_out():
 def test_the_same_trials_make_the_same_round():
     world = World(batch_sizes=SIZES)
     first, second = (
-        Design(question(world), design_trials(drawn(world))).next(Spent(0.0, 0.0))
-        for _ in range(2)
+        Design(question(world), design_trials(drawn(world))).next(Spent(0.0, 0.0)) for _ in range(2)
     )
     assert first == second
 

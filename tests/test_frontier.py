@@ -135,8 +135,8 @@ def test_the_words_say_where_doubling_is_free_where_it_ends_and_how_sure_that_is
     low, high = found.fit.b_crit_interval
     assert str(found).split("\n") == [
         "Steps stand for time: on ideal hardware a step takes as long at every batch size.",
-        "Up to 20 (90% interval 20 to 20): doubling the batch halves the steps, at no more than 20% "
-        "over the fewest examples.",
+        "Up to 20 (90% interval 20 to 20): doubling the batch halves the steps, at no more than "
+        "20% over the fewest examples.",
         "128 is the knee: 1.8 times the fewest steps and 2.3 times the fewest examples of the "
         f"fitted curve, whose critical batch size is 100 (90% interval {low:.3g} to {high:.3g}).",
         "Above 500 (90% interval 500 to 500): no gain beyond 20% of the fewest steps.",

@@ -3,9 +3,10 @@
     python -m validation.against_search --study digits --repetitions 5
     python -m validation.against_search --study digits_nesterov --repetitions 5
 
-Once, under a seed of its own, a reference: a search of 64 trials, six settings of which are compared
-under 7 seeds each and the best run under 101 others. Then, under other seeds, what a user would do:
-`study.run` with 32 trials and `study.confirm`, and `study.measure`. Written are, of each, seconds
+Once, under a seed of its own, a reference: a search of 64 trials, six settings of which are
+compared under 7 seeds each and the best run under 101 others. Then, under other seeds, what a user
+would do: `study.run` with 32 trials and `study.confirm`, and `study.measure`. Written are, of each,
+seconds
 of wall time and of all processors (compilation and everything else included), examples and trials,
 and how far steps, best rates and B_crit are from the reference's. An interrupted run goes on.
 """
@@ -121,13 +122,13 @@ def errors(one: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
     steps = np.log(np.array(one["steps"]) / truth)
     rate = np.log(np.array(one["rate"]) / np.array(reference["rate"]))
     held = (np.array(one["low"]) <= truth) & (truth <= np.array(one["high"]))
-    known = one["b_crit"] is not None and reference["b_crit"] is not None
+    own, true = one["b_crit"], reference["b_crit"]
     return {
         "steps: rms": round(float(np.sqrt(np.mean(steps**2))), 3),
         "steps: mean": round(float(np.mean(steps)), 3),
         "steps: held": round(float(np.mean(held)), 2),
         "rate: rms": round(float(np.sqrt(np.mean(rate**2))), 2),
-        "b_crit": round(float(np.log(one["b_crit"] / reference["b_crit"])), 3) if known else np.nan,
+        "b_crit": round(float(np.log(own / true)), 3) if own and true else np.nan,
     }
 
 

@@ -69,12 +69,12 @@ class World:
 
     def log_steps(self, batch_size: float) -> float:
         """The median log steps of the best setting."""
-        l, least = math.log(batch_size / self.b_crit), math.log(self.s_min)
+        away, least = math.log(batch_size / self.b_crit), math.log(self.s_min)
         if self.curve == "power":
             return least + math.log(1000) - 0.5 * math.log(batch_size)
         if self.curve == "slopes":
-            return least + (-l if l < -1.5 else 0.5 * (1.5 - l) if l < 1.5 else 0.0)
-        found = least + float(np.logaddexp(0, -self.a * l)) / self.a
+            return least + (-away if away < -1.5 else max(0.5 * (1.5 - away), 0.0))
+        found = least + float(np.logaddexp(0, -self.a * away)) / self.a
         found += math.log(1.5) if batch_size == self.odd else 0.0
         if self.basin is not None and self.crosses and batch_size >= 256:
             found -= self.basin

@@ -80,7 +80,8 @@ def _finished(of: _Measured) -> Check:
 
 def _precise(of: _Measured) -> Check:
     name = "equal precision at every batch size"
-    widths = 0.5 * np.log(of.table["high"] / of.table["low"]).to_numpy(float)
+    low, high = of.table[["low", "high"]].to_numpy(float).T
+    widths = 0.5 * np.log(high / low)
     wide = of.table["batch_size"].to_numpy()[widths > _TOLERATED * of.precision].tolist()
     found = f"half widths of 90% from {widths.min():.0%} to {widths.max():.0%}"
     if wide:

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from batchscale.design.checking import Levels, levels
-from batchscale.design.fitting import Fitted
 from batchscale.design.doubting import doubtful, searched
+from batchscale.design.fitting import Fitted
 from batchscale.design.trials import Purpose, Trials
 from batchscale.scaling.posterior import Posterior, posterior, smooth
 
@@ -112,4 +112,3 @@ def answer(fitted: Fitted, trials: Trials) -> Answer:
         fitted, found, mean, covariance, curve, curve.levels, deviation, rate, moved, second,
         doubted, replaced,
     )  # fmt: skip
-

@@ -231,9 +231,7 @@ def _brackets(fitted: Fitted, width: np.ndarray) -> list[tuple[int, float]]:
     return found
 
 
-def _exploring(
-    fitted: Fitted, question: Question, random: np.random.Generator
-) -> list[Asked]:
+def _exploring(fitted: Fitted, question: Question, random: np.random.Generator) -> list[Asked]:
     """One trial far from the expected optimum of each batch size that was not scouted.
 
     Together they cover the range: what the model does not expect is found by them.

@@ -67,14 +67,14 @@ def levels(fitted: Fitted, trials: Trials) -> Levels:
       trials: all, fresh seeds too.
     """
     predicted, covariance = unshrunk(fitted)
+    predicted_sd = np.sqrt(np.diag(covariance))
     seen, seen_sd, seeds = medians(fitted, trials)
     sizes = fitted.model.sizes
     rejected = np.isinf(seen)
     known = np.flatnonzero(np.isfinite(seen))
     between = fitted.model.log_batch[:, None] - fitted.model.log_batch
     shared = 0.4 + 0.6 * np.exp(-0.5 * (between / _REACH) ** 2)
-    total = covariance
-    for _ in range(sizes):
+    while True:
         mean, combined, total = _combined(predicted, covariance, shared, known, seen, seen_sd)
         off = np.zeros(sizes)
         off[known] = (seen - predicted - total[1])[known]
@@ -86,10 +86,7 @@ def levels(fitted: Fitted, trials: Trials) -> Levels:
         rejected[worst] = True
         covariance = covariance.copy()
         covariance[worst, worst] += _UNKNOWN
-    return Levels(
-        mean, combined, predicted, np.sqrt(np.diag(unshrunk(fitted)[1])), seen, seen_sd, seeds,
-        rejected,
-    )  # fmt: skip
+    return Levels(mean, combined, predicted, predicted_sd, seen, seen_sd, seeds, rejected)
 
 
 def _combined(

@@ -11,8 +11,8 @@ from batchscale.design.asking import ask, scout
 from batchscale.design.checking import design_trials
 from batchscale.design.doubting import final, search, select
 from batchscale.design.fitting import Fitted, fit, newton_without_curve, outside
-from batchscale.design.question import Asked, Question, Round, Spent
 from batchscale.design.model import Model
+from batchscale.design.question import Asked, Question, Round, Spent
 from batchscale.design.trials import Purpose, Trials
 from batchscale.scaling.posterior import posterior, smooth
 
@@ -38,9 +38,7 @@ class Design:
       warm: the parameters of an earlier fit, to begin from.
     """
 
-    def __init__(
-        self, question: Question, trials: Trials, warm: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, question: Question, trials: Trials, warm: np.ndarray | None = None) -> None:
         self.question, self.trials = question, trials
         self._warm = warm
         self._fitted: Fitted | None = None
@@ -57,7 +55,7 @@ class Design:
         if self._fitted is None:
             model, trials = self.question.model(), design_trials(self.trials)
             late = self._warm is not None and self.round > _CURVE_FROM
-            if late:
+            if self._warm is not None and late:
                 known = misfit_of(model, trials, self._warm)
                 model.misfit = max(known, 0.03)
             fresh = not late or self.round % 4 == 0
@@ -153,9 +151,7 @@ class Design:
         for size in range(question.sizes):
             lanes = int(question.lanes[size])
             full = -(-seeds // lanes) * lanes if lanes <= _MOST_SEEDS else seeds
-            limit = min(
-                _PATIENCE * math.exp(fitted.level[size]), float(question.max_steps[size])
-            )
+            limit = min(_PATIENCE * math.exp(fitted.level[size]), float(question.max_steps[size]))
             one = Asked(
                 size,
                 float(fitted.rate[size]),
@@ -179,8 +175,10 @@ class Design:
         price = self._search_price(where)
         if len(where) and len(where) <= _MOST_DOUBTED * self.question.sizes and price < left:
             return search(self.question, where, self.round)
-        if len(begun) or self._precise():
-            return Round([], why="precision" if self._precise() else "price")
+        if self._precise():
+            return Round([], why="precision")
+        if len(begun):  # more trials would not make it more precise where the model is not used
+            return Round([], why="search")
         if left <= self._check_price():
             return Round([], why="price")
         return self._more(left)

@@ -90,7 +90,7 @@ def select(question: Question, fitted: Fitted, trials: Trials, sizes: np.ndarray
     for size in sizes.tolist():
         here = trials.where((trials.size == size) & (trials.purpose == Purpose.SEARCH))
         order = np.argsort(np.where(here.crossed, here.log_steps, math.inf), kind="stable")
-        lead = here.where(order[: _SETTINGS])
+        lead = here.where(order[:_SETTINGS])
         lead = lead.where(lead.crossed)
         limit = _limit(question, size, lead.log_steps.min(initial=float(fitted.level[size])))
         settings = [(float(x), float(v)) for x, v in zip(lead.rate, lead.second, strict=True)]
@@ -150,4 +150,3 @@ def _chosen(trials: Trials, size: int) -> tuple[float, float, float]:
 def _limit(question: Question, size: int, level: float) -> float:
     most = float(question.max_steps[size])
     return min(_PATIENCE * math.exp(min(level, 50.0)), most)
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Float
@@ -62,7 +63,9 @@ class Fitted:
     @property
     def scatter(self) -> np.ndarray:
         """The standard deviation of log steps over seeds at each best setting."""
-        return np.exp(self.describe(np.arange(self.model.sizes), self.rate, self.second).log_scatter)
+        return np.exp(
+            self.describe(np.arange(self.model.sizes), self.rate, self.second).log_scatter
+        )
 
     @property
     def missed(self) -> float:
@@ -109,7 +112,8 @@ def fit(
 def _descend(
     model: Model, trials: Trials, start: np.ndarray, rounds: int, steps: int
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    t, damping = start, 1e-2
+    t, damping, value = start, 1e-2, math.inf
+    hessian = np.eye(len(t))
     for _ in range(rounds):
         height = model.describe(t, trials.size, trials.rate, trials.second).height
         distrust = model.distrust(height)
@@ -138,12 +142,8 @@ def newton_without_curve(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
     model, trials = fitted.model, fitted.trials
     kept, model.misfit = model.misfit, 1.0
     try:
-        height = model.describe(
-            fitted.parameters, trials.size, trials.rate, trials.second
-        ).height
-        _, gradient, hessian = model.minus_log(
-            fitted.parameters, trials, model.distrust(height)
-        )
+        height = model.describe(fitted.parameters, trials.size, trials.rate, trials.second).height
+        _, gradient, hessian = model.minus_log(fitted.parameters, trials, model.distrust(height))
     finally:
         model.misfit = kept
     covariance = np.linalg.inv(hessian)
@@ -164,7 +164,9 @@ def outside(fitted: Fitted) -> np.ndarray:
     away = (trials.rate - fitted.rate[trials.size]) / np.clip(width, 0.3, 1.5)
     for size in range(fitted.model.sizes):
         here = trials.size == size
-        near, far = (here & trials.crossed & side for side in (np.abs(away) < 1.5, np.abs(away) > 2.2))
+        near, far = (
+            here & trials.crossed & side for side in (np.abs(away) < 1.5, np.abs(away) > 2.2)
+        )
         if near.sum() < 2 or far.sum() < 2:
             continue
         fast = np.flatnonzero(far)[np.argsort(trials.log_steps[far])[:2]]

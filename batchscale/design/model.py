@@ -206,9 +206,7 @@ class Model:
         jacobian[:, at.shape] = np.stack([found.by_left, found.by_right, found.by_left * c], 1)
         if self.has_second:
             place, trend, log_curvature, tilt = t[at.second]
-            other = of_second(
-                second - place - trend * c, distance, math.exp(log_curvature), tilt
-            )
+            other = of_second(second - place - trend * c, distance, math.exp(log_curvature), tilt)
             height = height + other.value
             by_rate = by_rate + other.by_offset * tilt * other.held
             jacobian[:, at.second] = np.stack(

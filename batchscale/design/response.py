@@ -65,9 +65,7 @@ class Second(NamedTuple):
     held: np.ndarray
 
 
-def of_second(
-    offset: np.ndarray, distance: np.ndarray, curvature: float, tilt: float
-) -> Second:
+def of_second(offset: np.ndarray, distance: np.ndarray, curvature: float, tilt: float) -> Second:
     """A parabola whose optimum moves with the rate: at the best rate it is at 0.
 
     Args:

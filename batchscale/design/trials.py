@@ -71,9 +71,7 @@ class Trials:
 
     def where(self, chosen: np.ndarray) -> Trials:
         """Those that are chosen, by a mask or by their places."""
-        return Trials(
-            *(getattr(self, field.name)[chosen] for field in dataclasses.fields(self))
-        )
+        return Trials(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
     @property
     def crossed(self) -> np.ndarray:

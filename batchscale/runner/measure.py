@@ -1,4 +1,4 @@
-"""A measurement carried out: rounds of trials, each asked where it tells most of all batch sizes."""
+"""A measurement carried out: rounds of trials, each where it tells most of all batch sizes."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _train(
         some of the round may have been run.
 
     Returns:
-      The rows of all trials, where those of the rounds before were given; else of the round's.
+      The rows of all trials that are known, where those of the rounds before were given.
     """
     part, tables = plan.rounds[place], [] if known is None else [known]
     for size in sorted(part.asked):
@@ -147,7 +147,10 @@ def _train(
         )
         part.seconds[size] = time.monotonic() - began
     session.folder.write_plan(plan.to_json())
-    joined = pd.concat([table for table in tables if len(table)] or tables[:1])
+    tables = [table for table in tables if len(table)]
+    if not tables:  # all of it had been done before
+        return session.folder.tables()[1]
+    joined = pd.concat(tables)
     return joined.loc[~joined.index.duplicated(keep="last")].sort_index()
 
 
@@ -168,5 +171,3 @@ def _seconds_per_step(session: Session) -> dict[int, float]:
         seconds.append(autotune.seconds_per_step(rehearsal, layout, at_least=_TIMED_FOR))
     logs = np.interp(np.log(sizes), np.log(sizes[timed]), np.log(seconds))
     return dict(zip(sizes.tolist(), np.exp(logs).tolist(), strict=True))
-
-

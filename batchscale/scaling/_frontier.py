@@ -213,7 +213,8 @@ def _perfect(table: pd.DataFrame, found: Regimes, confidence: float) -> str:
     if found.by == "fit":
         return (
             f"Up to {_about(found.perfect_until)}{_between(found.perfect_interval, confidence)}: "
-            f"doubling the batch halves the steps, at no more than {share} over the fewest examples."
+            f"doubling the batch halves the steps, at no more than {share} over the fewest "
+            "examples."
         )
     smallest, largest = int(table["batch_size"].iloc[0]), int(table["batch_size"].iloc[-1])
     until = found.perfect_until

@@ -136,6 +136,8 @@ def _is_line(
     squares = float((off**2).sum(-1).min())
     X = root @ np.column_stack([np.ones(n), log_batch])
     (_, slope), *_ = np.linalg.lstsq(X, root @ levels, rcond=None)
-    line = float(((root @ levels - X @ np.linalg.lstsq(X, root @ levels, rcond=None)[0]) ** 2).sum())
+    line = float(
+        ((root @ levels - X @ np.linalg.lstsq(X, root @ levels, rcond=None)[0]) ** 2).sum()
+    )
     # One parameter more than a line, by the Bayesian information criterion (Schwarz 1978).
     return line - squares <= math.log(n) and _STRAIGHT < -slope < 1 - _STRAIGHT

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from batchscale.scaling.curve import Form, Interval, log_steps
 from batchscale.scaling.posterior import Posterior
 
-
 # A choice.
 WORST = 0.4  # standard deviation of log steps about the curve, above which it is none
 

@@ -68,9 +68,7 @@ def fit(
     (181, '')
     """
     if form not in _FEWEST:
-        raise ValueError(
-            f"form: got {form!r}, wanted 'hyperbolic', 'generalised' or 'averaged'."
-        )
+        raise ValueError(f"form: got {form!r}, wanted 'hyperbolic', 'generalised' or 'averaged'.")
     if luck and form != "averaged":
         raise ValueError(f"luck: got {luck!r} with form {form!r}, wanted the form 'averaged'.")
     confidence = numeric.confidence(confidence)

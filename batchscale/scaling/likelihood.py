@@ -20,6 +20,7 @@ _PLATEAU = 0.1  # slopes of log steps so near to 0 and -1 are those of a plateau
 _CLOSE = 3e-3  # in the log of a parameter
 _LOG_ROOT_TAU = 0.5 * math.log(2 * math.pi)
 
+
 class Likelihood:
     """The likelihood of a curve, given between which steps the crossings lie.
 

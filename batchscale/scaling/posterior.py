@@ -233,4 +233,3 @@ def _curve(log_b_crit: np.ndarray, a: np.ndarray, log_batch: np.ndarray) -> np.n
 def _quantile(values: np.ndarray, weights: np.ndarray, probability: float) -> float:
     cumulated = np.cumsum(weights)
     return float(np.interp(probability, (cumulated - weights / 2) / cumulated[-1], values))
-

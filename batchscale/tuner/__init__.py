@@ -5,7 +5,7 @@ from batchscale.tuner.best import derived as derived
 from batchscale.tuner.best import effective_learning_rate as effective_learning_rate
 from batchscale.tuner.best import optima as optima
 from batchscale.tuner.crowded import Crowded as Crowded
-from batchscale.tuner.crowded import crowded as crowded_edges
+from batchscale.tuner.crowded import crowded_edges as crowded_edges
 from batchscale.tuner.distributions import Choice as Choice
 from batchscale.tuner.distributions import Distribution as Distribution
 from batchscale.tuner.distributions import Integer as Integer

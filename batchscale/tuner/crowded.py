@@ -36,7 +36,7 @@ class Crowded(NamedTuple):
         )
 
 
-def crowded(trials: pd.DataFrame, spaces: Mapping[int, SearchSpace]) -> Crowded:
+def crowded_edges(trials: pd.DataFrame, spaces: Mapping[int, SearchSpace]) -> Crowded:
     """Which edges the leading trials crowd; see `crowding`.
 
     Corrected (Bonferroni) for the number of edges, hyperparameters and batch sizes.
@@ -50,7 +50,7 @@ def crowded(trials: pd.DataFrame, spaces: Mapping[int, SearchSpace]) -> Crowded:
     >>> rates = np.geomspace(0.01, 1, 16)
     >>> trials = pd.DataFrame({"batch_size": 8, "trial": range(16), "learning_rate": rates})
     >>> trials = trials.assign(status="complete", first_crossing=9 / rates)
-    >>> print(crowded(trials, {8: SearchSpace(learning_rate=LogUniform(0.01, 1))}))
+    >>> print(crowded_edges(trials, {8: SearchSpace(learning_rate=LogUniform(0.01, 1))}))
     the leading trials crowd the high edge of learning_rate at batch size 8
     """
     cases, unseen = [], []
