@@ -84,6 +84,15 @@ def test_predictions_stand_beside_what_came(measured):
     assert found.audit().of("calibrated").verdict in ("pass", "warn")
 
 
+def test_the_figure_shows_intervals_and_what_checked_them(measured):
+    _, found = measured
+    ax = bs.plots.measurement(found)
+    (points, squares, *_) = ax.get_lines()
+    np.testing.assert_allclose(points.get_ydata(), found.table["steps"])
+    np.testing.assert_allclose(squares.get_ydata(), found.calibration["seen"])
+    assert ax.get_xlabel() == "Batch size (examples)"
+
+
 def test_analyses_are_of_the_medians(measured):
     _, found = measured
     fit = found.scaling()

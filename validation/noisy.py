@@ -16,7 +16,7 @@ from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
 
 MODEL, TARGET = NoisyQuadratic.power_law(200), 0.05
-SIZES = tuple(4.0**k for k in range(9))
+SIZES = tuple(4.0**k for k in range(1, 9))
 TRUTH = Path(__file__).parent / "results" / "noisy_quadratic_truth.json"
 
 
