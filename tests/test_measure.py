@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import batchscale as bs
-from batchscale import records
+from batchscale import columns, records
 from batchscale.runner import candidates, measure
 from batchscale.stopping import evaluation_grid
 from batchscale.stored.measured import FIRST_MEASURED, MeasurePlan
@@ -82,6 +82,13 @@ def test_predictions_stand_beside_what_came(measured):
     steps = runs["first_crossing"].to_numpy()[np.isin(runs.index.get_level_values(0), check)]
     assert abs(math.log(table["seen"].iloc[-1] / np.median(steps))) < 0.2
     assert found.audit().of("calibrated").verdict in ("pass", "warn")
+
+
+def test_every_column_is_declared(measured):
+    _, found = measured
+    tables = (found.table, found.calibration, found.learning_rates(), found.audit().table())
+    names = {name for table in tables for name in table} - {"learning_rate"}
+    assert names <= set(columns.taken())
 
 
 def test_the_figure_shows_intervals_and_what_checked_them(measured):
