@@ -94,9 +94,9 @@ def test_every_column_is_declared(measured):
 def test_the_figure_shows_intervals_and_what_checked_them(measured):
     _, found = measured
     ax = bs.plots.measurement(found)
-    (points, squares, *_) = ax.get_lines()
-    np.testing.assert_allclose(points.get_ydata(), found.table["steps"])
-    np.testing.assert_allclose(squares.get_ydata(), found.calibration["seen"])
+    drawn = {line.get_marker(): np.asarray(line.get_ydata(), float) for line in ax.get_lines()}
+    np.testing.assert_allclose(drawn["o"], found.table["steps"])
+    np.testing.assert_allclose(drawn["s"], found.calibration["seen"])
     assert ax.get_xlabel() == "Batch size (examples)"
 
 
@@ -221,7 +221,7 @@ def test_a_plan_that_was_changed_is_refused(tmp_path):
     study().measure(folder, 0.5, progress=False)
     path = folder / "measure" / "plan.json"
     plan = json.loads(path.read_text())
-    plan["rounds"][0]["asked"]["1"][0][0]["learning_rate"] = 0.123
+    plan["rounds"][0]["asked"]["4"][0][0]["learning_rate"] = 0.123
     path.write_text(json.dumps(plan))
     with pytest.raises(records.DamagedError):
         bs.load(folder).measurement()

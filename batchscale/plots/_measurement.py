@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from batchscale.measurement import Measurement
@@ -24,7 +25,7 @@ def measurement(found: Measurement, ax: Axes | None = None) -> Axes:
     ax = common.new_axes() if ax is None else ax
     table, fit = found.table, found.scaling()
     sizes, steps, low, high = table[["batch_size", "steps", "low", "high"]].to_numpy(float).T
-    handles: list[Artist] = [
+    handles: list[Any] = [
         ax.errorbar(
             sizes, steps, [steps - low, high - steps], fmt="o", color=common.BLUE, capsize=2,
             label="best setting, median with 90% interval",
