@@ -155,13 +155,6 @@ def test_it_goes_on_to_a_finer_precision(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_price_in_examples_is_kept_to(tmp_path):
-    found = study().measure(tmp_path / "study", 0.02, examples=60_000, progress=False)
-    assert found.ended == "price"
-    assert found.cost["examples"] < 90_000
-
-
-@pytest.mark.slow
 def test_a_search_in_the_same_folder_is_left_alone(tmp_path):
     folder = tmp_path / "study"
     one = study(stop=3.0)

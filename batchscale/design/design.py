@@ -19,6 +19,7 @@ from batchscale.scaling.posterior import posterior, smooth
 # Choices.
 _SEEDS = 5  # that check each quoted setting, and more where lanes would idle
 _MOST_SEEDS = 9
+_Z = 1.6449  # of 90%
 _SEARCH_RUNS = 65  # that a search in the place of the model costs a batch size
 _MOST_DOUBTED = 0.5  # of the batch sizes: where more are, another study is needed
 _FEWEST = 4  # crossings of a batch size before anything is quoted
@@ -177,8 +178,9 @@ class Design:
             return search(self.question, where, self.round)
         if self._precise():
             return Round([], why="precision")
-        if len(begun):  # more trials would not make it more precise where the model is not used
-            return Round([], why="search")
+        wide = found.log_steps_sd * _Z > self.question.precision
+        if len(begun) and not (wide & ~found.searched).any():
+            return Round([], why="search")  # more trials say nothing where the model is not used
         if left <= self._check_price():
             return Round([], why="price")
         return self._more(left)
