@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from batchscale.archived import ArchivedResult as ArchivedResult
     from batchscale.archived import load_archive as load_archive
     from batchscale.evaluate import Evaluate as Evaluate
+    from batchscale.measurement import Measurement as Measurement
     from batchscale.metrics import Goal as Goal
     from batchscale.records import DamagedError as DamagedError
     from batchscale.result import Result as Result
@@ -54,6 +55,7 @@ _NAMES = {
     "ArchivedResult": "archived",
     "load_archive": "archived",
     "Evaluate": "evaluate",
+    "Measurement": "measurement",
     "Goal": "metrics",
     "DamagedError": "records",
     "Result": "result",

@@ -120,3 +120,29 @@ def budget(
     else:
         steps = max_steps
     return integer(f"max_steps at batch size {batch_size}", steps, 1, 2**31 - 1)
+
+
+def precision(given: Any) -> float:
+    """The half width of intervals that is asked for, as a share.
+
+    >>> precision(0.15)
+    0.15
+    """
+    found = numeric.plain(given)
+    if found is None or not 0.01 <= found <= 1:
+        raise ValueError(
+            f"precision: got {given!r}, wanted a share from 0.01 to 1, such as 0.15: the half "
+            "width of 90% intervals."
+        )
+    return float(found)
+
+
+def price(name: str, given: Any) -> float | None:
+    """What may be spent, or None for any.
+
+    >>> price("minutes", 5)
+    5.0
+    """
+    if given is None:
+        return None
+    return float(numeric.above(name, given, 0, "a number above 0, or None for any"))

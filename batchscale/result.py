@@ -15,10 +15,11 @@ import pandas as pd
 from batchscale import archive, audit, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, confirmation
 from batchscale.files import local_path
+from batchscale.measurement import Measurement, measurement
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
 from batchscale.plan import Definition, Plan
-from batchscale.records import TRIAL_COLUMNS, Status
+from batchscale.records import TRIAL_COLUMNS, Origin, Status
 from batchscale.stored import opening
 from batchscale.tuner import SearchSpace
 
@@ -121,21 +122,33 @@ class Result:
         """The best trial of each batch size, and the edges it lies at; see `tuner.optima`."""
         return tuner.optima(self.steps_to_target(), self.trials, self.space)
 
-    def scaling(
-        self, goal: Goal | None = None, *, form: scaling.Form = "hyperbolic"
-    ) -> scaling.Fit:
+    def scaling(self, goal: Goal | None = None, *, form: scaling.Form = "averaged") -> scaling.Fit:
         """The critical batch size, with an interval, or why it is not quoted; see `scaling.fit`.
 
-        The steps are minima over trials, whose luck the interval holds as scatter about the curve;
-        that luck also makes all steps too few, more so with more trials, and where curves are
-        noisier, so that it moves B_crit too; `confirmation().scaling()` is free of it. It is
-        refused where the plateau is the schedule's doing; see `scaling.paced`.
+        The steps are minima over trials. Their luck makes all steps too few, more so where curves
+        are noisier, mostly at small batch sizes, and that moves B_crit; so the interval allows for
+        it (`scaling.LUCK`), the fit says so, and `confirmation().scaling()` is free of it. It is
+        refused where the plateau is the schedule's doing (see `scaling.paced`), and where the
+        leading trials crowd an edge of the search space.
 
         Args:
           goal: another goal than the study's, to be read off the same curves.
-          form: `hyperbolic`, or `generalised`, whose bend may be sharper.
+          form: `averaged` over the sharpness of the bend, or one that is assumed, `hyperbolic` or
+            `generalised`: its interval holds the luck as scatter alone.
         """
-        return scaling.fit(self.steps_to_target(goal), form=form, paces=self.paces)
+        luck = scaling.LUCK if form == "averaged" else 0.0
+        found = scaling.fit(self.steps_to_target(goal), form=form, paces=self.paces, luck=luck)
+        if form != "averaged":
+            found = found.cautioned(
+                "the steps are minima over trials, whose luck is not allowed for"
+            )
+        return found.refuse(scaling.Refusal.EDGE, self._crowded())
+
+    def _crowded(self) -> str:
+        """Which edges of the search space the leading trials crowd, in words; empty if none."""
+        trials = self._finished().reset_index()
+        trials = trials.loc[(trials["replicate"] == 0).to_numpy()]
+        return str(tuner.crowded_edges(trials, self.definition.spaces))
 
     def refined(self) -> pd.DataFrame:
         """The trials of `Study.refine`, as in `trials`; empty if there are none."""
@@ -181,7 +194,26 @@ class Result:
             limits=plan.limits,
             confidence=confidence,
         )
-        return dataclasses.replace(medians, paces=self.paces or {})
+        # Beyond an edge that was crowded `Study.refine` has looked.
+        beyond = (self.refined()["origin"] == Origin.EXPAND).any()
+        crowded = "" if beyond else self._crowded()
+        return dataclasses.replace(medians, paces=self.paces or {}, crowded=crowded)
+
+    def measurement(self) -> Measurement:
+        """What `Study.measure` has found out, as far as it has come; nothing trains.
+
+        Raises:
+          FileNotFoundError: `Study.measure` has not been called.
+          ValueError: none of its trials has reached the goal.
+        """
+        with self._opened() as stored:
+            found = opening.measured(stored, self._plan())
+        if found is None:
+            raise FileNotFoundError(
+                f"{self.folder}: nothing is measured by one design yet. Call study.measure(folder)."
+            )
+        trials = _with_hyperparameters(found.trials, self.definition)
+        return measurement(found.plan, self.definition, trials, paces=self.paces)
 
     def audit(self) -> audit.Audit:
         """Whether the study is careful enough to be believed: named checks; see `batchscale.audit`.
@@ -271,9 +303,12 @@ class Result:
 
         By the best of N trials; `confirmation().recommend()` goes by the medians of tuned settings.
         """
-        steps = self.steps_to_target(goal)
         return scaling.recommend(
-            steps, paces=self.paces, seconds_per_step=seconds_per_step, tolerance=tolerance
+            self.steps_to_target(goal),
+            self.scaling(goal),
+            paces=self.paces,
+            seconds_per_step=seconds_per_step,
+            tolerance=tolerance,
         )
 
     def sensitivity(

@@ -16,12 +16,14 @@ from jax.sharding import Mesh
 from batchscale import arguments, arrays, checks, keys, numeric, optimizers, records, schedules
 from batchscale.arguments import PerBatchSize
 from batchscale.confirmation import Confirmation
+from batchscale.design.axes import Axes
 from batchscale.engine import compilation_cache, devices, layout, parallel
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path
+from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
 from batchscale.optimizers import Factory
@@ -30,6 +32,7 @@ from batchscale.records import Status
 from batchscale.result import Result, load
 from batchscale.runner import costs, session, sweep, trial_run
 from batchscale.runner.confirm import confirm
+from batchscale.runner.measure import measure
 from batchscale.runner.progress import Progress
 from batchscale.runner.refine import refine, refined_values
 from batchscale.runner.trial_run import TrialRun
@@ -38,6 +41,8 @@ from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
+
+_MEASURED_TOGETHER = 16  # trials, by which `Study.measure` chooses lanes
 
 
 def powers_of_two(first: int, last: int) -> list[int]:
@@ -364,6 +369,69 @@ class Study:
                 patience=patience,
             )
         return result.confirmation()
+
+    def measure(
+        self,
+        folder: str | os.PathLike[str],
+        precision: float = 0.15,
+        *,
+        minutes: float | None = None,
+        examples: float | None = None,
+        progress: bool | Callable[[Progress], None] = True,
+        devices: Sequence[Any] | None = None,
+    ) -> Measurement:
+        """Measures all batch sizes by one design: each trial where it tells most for its price.
+
+        Search and confirmation tune every batch size as if nothing were known of its neighbours.
+        Here a joint model of log steps over batch size and hyperparameters says, round by round,
+        where the next trials tell most a second of training; what it predicts is checked under
+        fresh seeds before anything is quoted, and where it is wrong a search takes its place. The
+        space must be of a learning rate and at most one more hyperparameter; `trials` and `stop`
+        play no part.
+
+        Everything is written down beside the study's tables (origin `measure`), and read again by
+        `Result.measurement`; what is interrupted goes on. Call it again with a finer precision, or
+        more minutes, and it goes on from what is there. Its trials never count towards best-of-N.
+
+        Args:
+          folder: the study's; `run` need not have been called.
+          precision: the half width of the 90% intervals of B_crit and of the steps at every batch
+            size, as a share: 0.15 is about 15%.
+          minutes: of training, of all calls together; by default until it is precise. The scout,
+            and the check of what is quoted, are made in any case, and may exceed a small price.
+          examples: that may be trained on, likewise.
+          progress: as in `run`.
+          devices: as in `run`.
+
+        Raises:
+          ValueError: the space has other dimensions, or no trial reached the goal; the folder
+            holds another study.
+        """
+        folder = local_path(folder)
+        precision = arguments.precision(precision)
+        minutes = arguments.price("minutes", minutes)
+        examples = arguments.price("examples", examples)
+        definition = self.definition()
+        for size in definition.batch_sizes:
+            Axes.of(definition.spaces[size])
+        if len(definition.batch_sizes) < 4:
+            raise ValueError(
+                f"batch_sizes: got {len(definition.batch_sizes)}, wanted at least 4 for a design "
+                "across them. Use study.run and study.confirm for fewer."
+            )
+        # Rounds are small: fewer lanes than a search has, so that they are full.
+        few = dataclasses.replace(self, trials=min(self.trials, _MEASURED_TOGETHER))
+        with session.opened(
+            self.training(),
+            dataclasses.replace(definition, workload=self.workload.title()),
+            few._layout,
+            folder,
+            progress,
+            devices,
+            beside=records.MEASURED,
+        ) as opened:
+            measure(opened, precision=precision, minutes=minutes, examples=examples)
+        return load(folder).measurement()
 
     def refine(
         self,

@@ -177,7 +177,7 @@ def main() -> None:
     write(bs.scaling.transitions(variants, paces=result.paces), "transitions")
     rates = result.learning_rates()
     write(rates, "learning_rates")
-    rules = bs.scaling.rules(rates, paces=result.paces)
+    rules = bs.scaling.rules(rates)
     write(rules.table, "rules")
     write(bs.scaling.frontier(tuned), "frontier")
     times = some.seconds_per_step()
@@ -194,7 +194,7 @@ def main() -> None:
     low, high = rules.exponent_interval
     words.append(
         f"The best learning rate grows as the batch size to the power {rules.exponent:.2f} "
-        f"({low:.2f} to {high:.2f}) up to {rules.exponent_until:.3g}."
+        f"({low:.2f} to {high:.2f}) up to {rules.knee:.3g}."
     )
     audit = result.audit()
     write(audit.table(), "audit")

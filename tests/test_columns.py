@@ -65,7 +65,8 @@ def test_every_column_of_every_table_is_declared(square, tmp_path, seen):
     analyses = [
         getattr(result, name)
         for name, method in inspect.getmembers(bs.Result, inspect.isfunction)
-        if not name.startswith("_") and callable_alone(method)
+        # What `Study.measure` finds has its own columns, looked at where it is measured.
+        if not name.startswith("_") and name != "measurement" and callable_alone(method)
     ]
     for analysis in analyses:
         analysis()

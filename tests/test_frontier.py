@@ -135,14 +135,15 @@ def test_the_words_say_where_doubling_is_free_where_it_ends_and_how_sure_that_is
     low, high = found.fit.b_crit_interval
     assert str(found).split("\n") == [
         "Steps stand for time: on ideal hardware a step takes as long at every batch size.",
-        "Up to 16: doubling the batch halves the steps at the same number of examples (within "
-        "20%).",
+        "Up to 20 (90% interval 20 to 20): doubling the batch halves the steps, at no more than "
+        "20% over the fewest examples.",
         "128 is the knee: 1.8 times the fewest steps and 2.3 times the fewest examples of the "
         f"fitted curve, whose critical batch size is 100 (90% interval {low:.3g} to {high:.3g}).",
-        "Above 512: no gain beyond 20% of the fewest steps.",
+        "Above 500 (90% interval 500 to 500): no gain beyond 20% of the fewest steps.",
     ]
     assert found.fastest == 8192
-    assert found.regimes == scaling.regimes(steps)
+    assert found.regimes == scaling.regimes(steps, fit=found.fit)
+    assert found.regimes.by == "fit"
     given_fit = scaling.fit(steps, confidence=0.5)
     assert "(50% interval" in str(scaling.recommend(steps, given_fit))
 
@@ -217,14 +218,16 @@ def test_what_is_not_known_is_said(steps, expected):
 def test_with_seconds_the_knee_is_one_of_seconds_and_nothing_beats_it():
     steps = pd.DataFrame({"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]})
     slow = {1: 1.0, 4: 1.0, 16: 1.0, 64: 4.0, 256: 16.0}
-    assert scaling.recommend(steps).knee == 256
-    found = scaling.recommend(steps, seconds_per_step=slow)
+    fit = scaling.fit(steps)
+    low, high = fit.b_crit_interval
+    assert scaling.recommend(steps, fit).knee == 256
+    found = scaling.recommend(steps, fit, seconds_per_step=slow)
     assert found.knee == found.fastest == 16
     assert found.table.set_index("batch_size")["pareto"][16]
     assert found.sentences[2:4] == (
         "16 is the knee among the batch sizes: 1.0 times the fewest seconds and 1.1 times the "
         "fewest examples.",
-        "In steps the critical batch size is 181 (90% interval 168 to 194).",
+        f"In steps the critical batch size is 181 (90% interval {low:.3g} to {high:.3g}).",
     )
 
 

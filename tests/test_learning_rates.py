@@ -77,7 +77,7 @@ def test_where_the_largest_rate_follows_the_batch_the_linear_rule_loses_nothing(
     found = scaling.rules(table)
     assert found.reference == 1
     np.testing.assert_allclose(found.table["linear_lost"], 1, atol=0.02)
-    assert found.exponent == pytest.approx(1, abs=0.03)
+    assert found.exponent == pytest.approx(1, abs=0.06)
     # At 8 times the batch the square root is 0.35 of the optimum: 1 / (4 u (1 - u)), u = 0.177.
     assert found.table["square_root_lost"].iloc[-1] == pytest.approx(1.72, rel=0.1)
 
@@ -89,7 +89,7 @@ def test_where_the_optimum_stays_the_linear_rule_loses_a_known_factor_and_then_e
     assert lost.loc[2, "square_root_lost"] == pytest.approx(1.207, rel=0.05)
     assert lost.loc[4, "linear_lost"] == math.inf
     assert lost.loc[4, "linear_why"] == "beyond the usable learning rates"
-    assert found.exponent == pytest.approx(0, abs=0.02)
+    assert found.exponent == pytest.approx(0, abs=0.06)
     assert found.exponent_interval.low <= 0 <= found.exponent_interval.high
 
 

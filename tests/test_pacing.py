@@ -174,12 +174,6 @@ def test_no_reading_of_the_curve_takes_the_schedules_plateau_for_one():
     told = scaling.recommend(steps, paces=paces)
     assert told.fit.refused == moved["refused"]
     assert math.isnan(told.regimes.plateau_from)
-    rates = steps.assign(
-        centre=0.1, sharpness=2.0, usable_low=0.01, usable_high=1.0, searched_low=0.01,
-        searched_high=1.0,
-    )  # fmt: skip
-    assert scaling.rules(rates).exponent_until < 1024
-    assert scaling.rules(rates, paces=paces).exponent_until == math.inf
 
 
 def regression():

@@ -4,3 +4,4 @@ from batchscale.audit._run import audit as audit
 from batchscale.audit.checks import Audit as Audit
 from batchscale.audit.checks import Check as Check
 from batchscale.audit.checks import Verdict as Verdict
+from batchscale.audit.measured import measured as measured

@@ -304,7 +304,7 @@ def extrapolated(evidence: Evidence) -> Check:
         medians = evidence.confirmation.steps_to_target()
         if len(medians) == len(table):  # else it is not finished
             table, of = medians, "tuned setting's median"
-    found = scaling.fit(table, paces=evidence.paces)
+    found = scaling.fit(table, form="averaged", paces=evidence.paces)
     if found.refused:
         return Check(
             name,

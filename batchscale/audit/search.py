@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from batchscale.audit.checks import Check, Evidence, Verdict, sizes
-from batchscale.tuner import Choice, Distribution, crowding
-from batchscale.tuner.refining import CROWDED, looked_at
+from batchscale.tuner import Choice, Distribution, crowded_edges
 
 # Choices.
-_LEADING, _FEWEST = 5, 3  # trials that are looked at together, at the most and at the least
-_TRIALS_A_DIMENSION = 8
+_FEWEST = 3  # trials that reached the goal, below which nothing is told of edges
+_TRIALS = {1: 8, 2: 64}  # by the number of hyperparameters
+_MORE = 2  # times as many for each further one
 _INFEASIBLE = 0.8
 _WIDEN = "A better setting may lie outside: widen the range there, in a new study (another folder)."
 _NARROW = 4.0  # a range whose ends are nearer than this factor is hardly a search
@@ -20,46 +20,17 @@ _NARROW = 4.0  # a range whose ends are nearer than this factor is hardly a sear
 def edges(evidence: Evidence) -> Check:
     """Whether the leading trials crowd an edge of the search space.
 
-    By `tuner.crowding`, corrected (Bonferroni) for the number of edges, hyperparameters and batch
-    sizes.
+    By `tuner.crowded_edges`.
     """
     name = "optimum inside the search space"
     beyond = _beyond(evidence)
     if beyond:
         return Check(name, Verdict.FAIL, f"the confirmed setting is beyond {beyond}", _WIDEN)
     searched = evidence.plain()
-    crowded: dict[tuple[str, str], list[int]] = {}
-    cases, unseen = [], []
-    for batch_size, space in evidence.spaces.items():
-        here = looked_at(space, searched.loc[searched["batch_size"] == batch_size])
-        if here.empty:
-            continue
-        lead = here.loc[np.isfinite(here["first_crossing"])]
-        lead = lead.sort_values(["first_crossing", "trial"]).head(_LEADING)
-        if len(lead) < _FEWEST:
-            unseen.append(batch_size)
-            continue
-        for hyperparameter, dimension in space.items():
-            if not isinstance(dimension, Distribution) or isinstance(dimension, Choice):
-                continue
-            leads = here["trial"].isin(lead["trial"]).to_numpy()
-            values = here[hyperparameter].to_numpy(np.float64)
-            for edge, chance in crowding(dimension, values, leads).items():
-                cases.append((chance, hyperparameter, edge, batch_size))
-    for chance, hyperparameter, edge, batch_size in cases:
-        if chance * len(cases) < CROWDED:
-            crowded.setdefault((hyperparameter, edge), []).append(batch_size)
-    if crowded:
-        where = "; ".join(
-            f"the leading trials crowd the {edge} edge of {hyperparameter} at {sizes(found)}"
-            for (hyperparameter, edge), found in crowded.items()
-        )
-        return Check(
-            name,
-            Verdict.FAIL,
-            where,
-            f"{_WIDEN} {_further(evidence)}",
-        )
+    found = crowded_edges(searched, evidence.spaces)
+    unseen = found.unseen
+    if found.edges:
+        return Check(name, Verdict.FAIL, str(found), f"{_WIDEN} {_further(evidence)}")
     if 2 * len(unseen) > searched["batch_size"].nunique():
         return Check(
             name,
@@ -67,7 +38,7 @@ def edges(evidence: Evidence) -> Check:
             f"fewer than {_FEWEST} trials reached the goal at {sizes(unseen)}",
             _reach(evidence, unseen),
         )
-    if not cases:
+    if not found.looked_at:
         return Check(name, Verdict.UNKNOWN, "no hyperparameter was searched over a range")
     rest = f"; not known at {sizes(unseen)}" if unseen else ""
     return Check(name, Verdict.PASS, f"no edge is crowded by the leading trials{rest}")
@@ -158,7 +129,7 @@ def enough(evidence: Evidence) -> Check:
     plain = evidence.plain()
     counts = evidence.feasible().groupby("batch_size").size()
     wanted = {
-        int(size): _TRIALS_A_DIMENSION * max(len(evidence.spaces[int(size)].searched), 1)
+        int(size): trials_wanted(len(evidence.spaces[int(size)].searched))
         for size in plain["batch_size"].unique()
     }
     if counts.empty:
@@ -169,8 +140,9 @@ def enough(evidence: Evidence) -> Check:
         return Check(
             name,
             Verdict.WARN,
-            f"{least} feasible trials at {sizes(few)}, fewer than {_TRIALS_A_DIMENSION} a "
-            "hyperparameter",
+            f"{least} feasible trials at {sizes(few)}, fewer than "
+            f"{' or '.join(map(str, sorted({wanted[size] for size in few})))}, of which the best "
+            "setting is likely to be within a twentieth of the optimum",
             "study.extend(folder, trials=...).",
         )
     share = 1 - counts / plain.groupby("batch_size").size()
@@ -183,6 +155,22 @@ def enough(evidence: Evidence) -> Check:
             "Search where training is stable: most of the range is not.",
         )
     return Check(name, Verdict.PASS, f"at least {counts.min()} at every batch size")
+
+
+def trials_wanted(hyperparameters: int) -> int:
+    """How many trials a search needs, whose settings are to come near enough to the optimum.
+
+    The best of N settings misses a parabola's optimum in d hyperparameters by about N^(-2 / d) of
+    what the range spans: 8 trials of one and 64 of two come equally near. For three that would be
+    512; only twice as many are asked for as for two.
+
+    >>> trials_wanted(1), trials_wanted(2), trials_wanted(3)
+    (8, 64, 128)
+    """
+    known = max(_TRIALS)
+    if hyperparameters <= known:
+        return _TRIALS[max(hyperparameters, 1)]
+    return _TRIALS[known] * _MORE ** (hyperparameters - known)
 
 
 def effort(evidence: Evidence) -> Check:

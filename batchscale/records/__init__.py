@@ -3,6 +3,7 @@
 from batchscale.records._index import INDEX as INDEX
 from batchscale.records._index import DamagedError as DamagedError
 from batchscale.records._store import CONFIRMED as CONFIRMED
+from batchscale.records._store import MEASURED as MEASURED
 from batchscale.records._store import REFINED as REFINED
 from batchscale.records.environment import CONDITIONS as CONDITIONS
 from batchscale.records.environment import conditions as conditions

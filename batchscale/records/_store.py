@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 from batchscale.files import remove_unfinished, replacing, sync_folder
 from batchscale.records._index import INDEX, DamagedError, Index, Snapshot, beside, digest_of
 
-CONFIRMED, REFINED = _BESIDE = "confirm", "refine"
+CONFIRMED, REFINED, MEASURED = BESIDE = "confirm", "refine", "measure"
 _NAMES = re.compile(
     r"(plan|provenance)\.json|(measurements|trials)\.parquet|state/[1-9][0-9]*\.npz"
     r"|parts/(measurements-[0-9]{8,}|trials-[1-9][0-9]*)\.parquet"
@@ -301,7 +301,7 @@ class Store:
 
     def _found(self) -> Index:
         """The index of what is there, whatever it is."""
-        folders = [name for name in _BESIDE if (self.folder / name).is_dir()]
+        folders = [name for name in BESIDE if (self.folder / name).is_dir()]
         ids = []
         for name in folders:
             with contextlib.suppress(OSError, ValueError):

@@ -24,7 +24,7 @@ import pandas as pd
 from batchscale.files import local_path
 from batchscale.records import _files, _reading
 from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot
-from batchscale.records._store import CONFIRMED, REFINED, Store
+from batchscale.records._store import BESIDE, Store
 from batchscale.records.tables import measurement_table, trial_table
 
 _PROVENANCE = "provenance.json"
@@ -118,7 +118,7 @@ class StudyFolder:
         """Opens a folder in this one that belongs to the same study, to write it.
 
         Args:
-          name: `CONFIRMED` or `REFINED`.
+          name: `CONFIRMED`, `REFINED` or `MEASURED`.
 
         Raises:
           DamagedError: a file in it was changed, or it is of another study.
@@ -173,7 +173,7 @@ class StudyFolder:
         opened = cls(store, _files.lock(store.folder))
         try:
             opened.check_accepted()  # all names, before any file is taken over
-            besides = [opened._beside(n) for n in (CONFIRMED, REFINED)]
+            besides = [opened._beside(n) for n in BESIDE]
             prefixes = tuple(beside.prefix for beside in besides)
             store.accept = frozenset(n for n in store.accept if not n.startswith(prefixes))
             store.adopt()
@@ -206,7 +206,7 @@ class StudyFolder:
           DamagedError: there is such a name.
         """
         own = Store(self.folder, self.files.accept)
-        for beside in (self._beside(name) for name in (CONFIRMED, REFINED)):
+        for beside in (self._beside(name) for name in BESIDE):
             if beside.accept:  # else it is not looked at, and may be damaged
                 beside.check_accepted()
                 own.accept -= {f"{beside.prefix}{name}" for name in beside.accept}

@@ -38,6 +38,7 @@ class Origin(enum.StrEnum):
     REFINE = "refine"  # in a narrower space, around the best
     EXPAND = "expand"  # in a wider one, for a best too near its edge
     CONFIRM = "confirm"  # the best again, under other seeds
+    MEASURE = "measure"  # where it tells most of all batch sizes
 
 
 class StopReason(enum.StrEnum):

@@ -16,7 +16,7 @@ from batchscale.runner.ledger import BatchSizeSpec, Ledger
 from batchscale.runner.planning import RunPlan
 from batchscale.runner.progress import Progress
 from batchscale.runner.session import Session
-from batchscale.stopping import StopRule
+from batchscale.stopping import Stop, StopRule
 
 
 class Candidate(NamedTuple):
@@ -54,7 +54,10 @@ def run(
     of: Callable[[TrialId], Candidate],
     limit: float,
     report: Callable[[Progress], None],
-) -> None:
+    stop: Stop = "all",
+    *,
+    others: pd.DataFrame | None = None,
+) -> pd.DataFrame:
     """Trains trials until each is past the goal, or a limit is; not those that are done.
 
     Args:
@@ -65,6 +68,12 @@ def run(
       of: what is planned of these, and of those that were run before.
       limit: in steps; they end at the first evaluation from there on, or with the budget.
       report: told of every evaluation.
+      stop: `"all"`, each at its own crossing; or a factor, all at so many times the first.
+      others: the rows of all trials of the batch size, where they are known and concluded, and
+        none of the candidates is among them: nothing is read then.
+
+    Returns:
+      The rows of all trials of the batch size.
     """
     plan, definition = session.plan, session.plan.definition
     grid = definition.grid(batch_size)
@@ -76,28 +85,32 @@ def run(
         max_infeasible=0,
         grid=grid,
         goal=definition.goal,
-        rule=StopRule.of("all"),
+        rule=StopRule.of(stop),
         exact=False,
         others=plan.others(batch_size, grid, bounds=session.engine.bounded),
         candidates=tuple(candidates),
     )
-    measurements, trials = tables_of(session.folder, batch_size)
+    measurements, trials = pd.DataFrame(), others
+    if trials is None:
+        measurements, trials = tables_of(session.folder, batch_size)
     ledger = Ledger(spec, measurements, trials)
     concluded = trials.loc[(trials["status"] != Status.INCOMPLETE).to_numpy()]
     known = {TrialId(number, replicate) for _, number, replicate in concluded.index}
     if known.issuperset(candidates) and ledger.next({}) is None:
-        return  # and the state of those that come after them is left alone
+        return trials  # and the state of those that come after them is left alone
+    planned = _Candidates(of)
     BatchSizeRun(
         ledger,
         plan.layouts[batch_size],
         session.engine,
         session.folder,
-        trials=_Candidates(of),
+        trials=planned,
         report=report,
         begins=functools.partial(
             planning.begin, side, batch_size, session.conditions, session.folder
         ),
     ).run()
+    return ledger.trials(planned.hyperparameters, planned.origin)
 
 
 def tables_of(folder: StudyFolder, batch_size: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -109,16 +109,21 @@ class Ledger:
                 self._note(TrialId(number, replicate), step, bool(reached))
             steps = measurements.index.get_level_values("step")
             self._note_best(values[steps == steps.max()])
-        for (_, number, replicate), status, steps, reason in zip(
+        for (_, number, replicate), status, steps, reason, crossing in zip(
             trials.index,
             trials["status"],
             trials["steps_trained"],
             trials["stop_reason"],
+            trials["first_crossing"],
             strict=True,
         ):
             trial = TrialId(number, replicate)
             if status == Status.INFEASIBLE:
                 self._diverged[trial] = steps
+            elif trial not in self._measured:  # whose measurements were not read
+                self._note(trial, steps, past=False)
+                if math.isfinite(crossing):
+                    self._note(trial, int(crossing), past=True)
             self._reasons[trial] = StopReason(reason)
 
     @property

@@ -16,10 +16,12 @@ from batchscale.scaling._regimes import Regimes as Regimes
 from batchscale.scaling._regimes import overhead as overhead
 from batchscale.scaling._regimes import regimes as regimes
 from batchscale.scaling._transitions import transitions as transitions
+from batchscale.scaling.averaging import LUCK as LUCK
 from batchscale.scaling.curve import Form as Form
 from batchscale.scaling.curve import Interval as Interval
-from batchscale.scaling.fitting import Fit as Fit
-from batchscale.scaling.fitting import Refusal as Refusal
+from batchscale.scaling.curve import deviations as deviations
+from batchscale.scaling.fitted import Fit as Fit
+from batchscale.scaling.fitted import Refusal as Refusal
 from batchscale.scaling.fitting import fit as fit
 from batchscale.scaling.pace import Pace as Pace
 from batchscale.scaling.pace import Paced as Paced

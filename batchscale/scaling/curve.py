@@ -6,14 +6,17 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from batchscale import columns, numeric
 
-columns.declare("steps to target, checked", "batch_size", "steps", "after")
+columns.declare(
+    "steps to target, checked", "batch_size", "steps", "after", "deviation", "log_deviation"
+)
 
-Form = Literal["hyperbolic", "generalised"]
+Form = Literal["hyperbolic", "generalised", "averaged"]
 
 
 class Interval(NamedTuple):
@@ -70,19 +73,21 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
 
     Args:
       steps: `batch_size` and `steps`; a miss is inf. With `previous_evaluation` the crossing is
-        known to lie after that step, of a miss after the last that was evaluated.
+        known to lie after that step, of a miss after the last that was evaluated. With
+        `log_deviation` the standard deviation of the log of the steps is known.
 
     Returns:
-      One row a batch size: `batch_size`, `steps`, and `after`, NaN where it is not known.
+      One row a batch size: `batch_size`, `steps`; `after`, NaN where it is not known; `deviation`
+      of the log of steps, 0 where it is not known.
 
     Raises:
       TypeError: it is no table.
       ValueError: what is wrong with the table.
 
     >>> points(pd.DataFrame({"batch_size": [8, 4], "steps": [60, 100]}))
-       batch_size  steps  after
-    0         4.0  100.0    NaN
-    1         8.0   60.0    NaN
+       batch_size  steps  after  deviation
+    0         4.0  100.0    NaN        0.0
+    1         8.0   60.0    NaN        0.0
     """
     check_table("steps", steps, "the table of metrics.steps_to_target")
     missing = [name for name in ("batch_size", "steps") if name not in steps]
@@ -98,11 +103,14 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
             "after": _numbers(steps["previous_evaluation"])
             if "previous_evaluation" in steps
             else np.nan,
+            "deviation": np.nan_to_num(_numbers(steps["log_deviation"]))
+            if "log_deviation" in steps
+            else 0.0,
         }
     ).sort_values("batch_size", ignore_index=True)
     if table["batch_size"].duplicated().any():
         raise ValueError("steps: a batch size stands twice; wanted one row a batch size.")
-    sizes, count, after = table.to_numpy().T
+    sizes, count, after, deviation = table.to_numpy().T
     if not ((sizes > 0) & (sizes < np.inf) & (count >= 0)).all():
         raise ValueError(
             "steps: wanted finite batch sizes above 0 and steps of at least 0, inf for a miss."
@@ -112,7 +120,44 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
             "steps: a previous_evaluation is not from 0 on and before its steps; wanted the step "
             "of the evaluation before, or NaN where it is not known."
         )
+    if not ((deviation >= 0) & (deviation < np.inf)).all():
+        raise ValueError(
+            "steps: wanted finite log_deviation of at least 0, or NaN where it is not known."
+        )
     return table
+
+
+def deviations(
+    log_batch_size: Float[np.ndarray, " batch_sizes"],
+    low: Float[np.ndarray, " batch_sizes"],
+    high: Float[np.ndarray, " batch_sizes"],
+    confidence: float,
+) -> Float[np.ndarray, " batch_sizes"]:
+    """The standard deviations of log medians, from the ends of their intervals.
+
+    An interval of order statistics of a few seeds is itself uncertain by a quarter of its width.
+    Scatter changes slowly with batch size, so that each is taken together with the trend of all:
+    the mean of both, in logs. NaN where an end is open, or for all where fewer than 3 are closed.
+
+    Args:
+      log_batch_size: of each.
+      low: ends of the intervals, in steps; 0 where open.
+      high: likewise; inf where open.
+      confidence: of the intervals.
+
+    >>> sizes = np.log([1.0, 2.0, 4.0])
+    >>> deviations(sizes, np.full(3, 90.0), np.full(3, 110.0), 0.9).round(3)
+    array([0.061, 0.061, 0.061])
+    """
+    closed = (low > 0) & np.isfinite(high) & (high > low)
+    found = np.full(len(low), np.nan)
+    if closed.sum() < 3:
+        return found
+    z = -float(scipy.special.ndtri((1 - confidence) / 2))
+    own = np.log(np.log(high[closed] / low[closed]) / (2 * z))
+    slope, height = np.polyfit(log_batch_size[closed], own, 1)
+    found[closed] = np.exp((own + height + slope * log_batch_size[closed]) / 2)
+    return found
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

@@ -25,6 +25,7 @@ from batchscale.records import (
     StopReason,
 )
 from batchscale.stored.followups import FIRST_REFINED, RefinementPlan
+from batchscale.stored.measured import FIRST_MEASURED, MeasurePlan
 from batchscale.tuner import SearchSpace
 
 # By number: what it was planned with, and the words that may say why it was run.
@@ -120,6 +121,32 @@ def check_refinement(
     for batch_size, rows, runs in _by_size(measurements, trials):
         settings = enumerate(refined.trials(batch_size), FIRST_REFINED)
         planned = {number: (values, (origin,)) for number, (values, origin) in settings}
+        _refuse(folder, _problem(plan, batch_size, planned, rows, runs))
+
+
+def check_measured(
+    folder: Path,
+    plan: Plan,
+    measured: MeasurePlan,
+    measurements: pd.DataFrame,
+    trials: pd.DataFrame,
+) -> None:
+    """Refuses a measurement whose trials do not fit the plans, or their evaluations.
+
+    Args:
+      folder: of the measurement.
+      plan: of the study.
+      measured: the rounds that were asked.
+      measurements: their evaluations.
+      trials: of the rounds.
+
+    Raises:
+      DamagedError: says what does not fit.
+    """
+    words = (str(Origin.MEASURE),)
+    for batch_size, rows, runs in _by_size(measurements, trials):
+        asked = enumerate(measured.trials(batch_size), FIRST_MEASURED)
+        planned = {number: (trial.hyperparameters, words) for number, trial in asked}
         _refuse(folder, _problem(plan, batch_size, planned, rows, runs))
 
 

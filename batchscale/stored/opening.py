@@ -7,9 +7,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from batchscale.plan import Plan
-from batchscale.records import CONFIRMED, REFINED, DamagedError, StudyFolder
+from batchscale.records import CONFIRMED, MEASURED, REFINED, DamagedError, StudyFolder
 from batchscale.stored import consistency
 from batchscale.stored.followups import ConfirmationPlan, RefinementPlan
+from batchscale.stored.measured import MeasurePlan
 
 
 class Stored(NamedTuple):
@@ -38,6 +39,14 @@ class Confirmed(NamedTuple):
     """What was run again under fresh seeds, as it is on disk."""
 
     plan: ConfirmationPlan
+    measurements: pd.DataFrame
+    trials: pd.DataFrame
+
+
+class Measured(NamedTuple):
+    """What one design across batch sizes has measured, as it is on disk."""
+
+    plan: MeasurePlan
     measurements: pd.DataFrame
     trials: pd.DataFrame
 
@@ -115,6 +124,26 @@ def confirmed(stored: StudyFolder, plan: Plan) -> Confirmed | None:
             side.folder, plan, None if refined is None else refined.plan, *found[1:]
         )
     return Confirmed(made, *found[1:])
+
+
+def measured(stored: StudyFolder, plan: Plan) -> Measured | None:
+    """What was measured of a study by one design; None where nothing was.
+
+    Args:
+      stored: the folder of the study.
+      plan: of the study.
+
+    Raises:
+      DamagedError: a file was changed since it was written, or they do not fit one another.
+    """
+    side = stored.reading_beside(MEASURED)
+    found = None if side is None else _contents(side)
+    if side is None or found is None:
+        return None
+    made = MeasurePlan.from_json(found[0], str(side.folder / "plan.json"))
+    if _compared(stored, side):
+        consistency.check_measured(side.folder, plan, made, *found[1:])
+    return Measured(made, *found[1:])
 
 
 def _compared(stored: StudyFolder, side: StudyFolder) -> bool:

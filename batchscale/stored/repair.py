@@ -8,7 +8,7 @@ from collections.abc import Collection
 from batchscale import records
 from batchscale.files import local_path
 from batchscale.plan import Plan
-from batchscale.records import CONFIRMED, REFINED, DamagedError, StudyFolder
+from batchscale.records import CONFIRMED, MEASURED, REFINED, DamagedError, StudyFolder
 from batchscale.stored import consistency, opening
 
 
@@ -43,7 +43,7 @@ def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> l
     ['provenance.json: set aside as damaged-1/provenance.json']
     """
     folder = local_path(folder)
-    if folder.name in (CONFIRMED, REFINED) and (folder.parent / records.INDEX).exists():
+    if folder.name in (CONFIRMED, REFINED, MEASURED) and (folder.parent / records.INDEX).exists():
         folder = folder.parent
     told: list[str] = []
     with StudyFolder.repairing(folder, accept=accept) as stored:
@@ -60,7 +60,11 @@ def repair(folder: str | os.PathLike[str], *, accept: Collection[str] = ()) -> l
         if plan is None:
             return told
         told += _drop(stored, plan)
-        for name, read in ((REFINED, opening.refinement), (CONFIRMED, opening.confirmed)):
+        for name, read in (
+            (REFINED, opening.refinement),
+            (CONFIRMED, opening.confirmed),
+            (MEASURED, opening.measured),
+        ):
             try:
                 read(stored, plan)
             except ValueError as error:

@@ -4,6 +4,8 @@ from batchscale.tuner._sensitivity import sensitivity as sensitivity
 from batchscale.tuner.best import derived as derived
 from batchscale.tuner.best import effective_learning_rate as effective_learning_rate
 from batchscale.tuner.best import optima as optima
+from batchscale.tuner.crowded import Crowded as Crowded
+from batchscale.tuner.crowded import crowded_edges as crowded_edges
 from batchscale.tuner.distributions import Choice as Choice
 from batchscale.tuner.distributions import Distribution as Distribution
 from batchscale.tuner.distributions import Integer as Integer

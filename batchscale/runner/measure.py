@@ -1,0 +1,173 @@
+"""A measurement carried out: rounds of trials, each where it tells most of all batch sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from batchscale import measurement
+from batchscale.design.axes import Axes
+from batchscale.design.design import Design
+from batchscale.design.question import Round
+from batchscale.engine import autotune
+from batchscale.engine.packs import TrialId
+from batchscale.records import Origin
+from batchscale.runner import candidates, costs
+from batchscale.runner.candidates import Candidate
+from batchscale.runner.session import Session
+from batchscale.stored.measured import FIRST_MEASURED, MeasuredRound, MeasurePlan
+
+_TIMED_FOR = 0.03  # seconds, of each of the timings of a step
+
+
+def measure(
+    session: Session, *, precision: float, minutes: float | None, examples: float | None
+) -> None:
+    """Asks and trains rounds until the precision or the price is reached.
+
+    Every round is in the plan on disk before its first step; what follows it is computed from the
+    trials on disk. So a run that was killed goes on with the same rounds.
+
+    Args:
+      session: of the folder of the measurement.
+      precision: the half width of 90% intervals that is asked for, in logs.
+      minutes: of training, all rounds together; None for any.
+      examples: that may be trained on, all rounds together; None for any.
+    """
+    side = session.folder
+    found = side.read_plan()
+    where = str(side.folder / "plan.json")
+    plan = MeasurePlan() if found is None else MeasurePlan.from_json(found, where)
+    plan.precision = precision
+    if not plan.seconds_per_step:
+        plan.seconds_per_step = _seconds_per_step(session)
+        side.write_plan(plan.to_json())
+    for place in range(len(plan.rounds)):
+        _train(session, plan, place)
+    known = side.tables()[1]
+    while True:
+        trials = measurement.trials_of(plan, session.plan.definition, known)
+        spent = measurement.spent(plan, known)
+        question = dataclasses.replace(
+            measurement.question_of(session.plan.definition, plan, _width(session)),
+            price=_price(plan, spent.price, minutes),
+            examples=math.inf if examples is None else float(examples),
+        )
+        warm = np.array(plan.parameters) if plan.parameters else None
+        design = Design(question, trials, warm)
+        asked = design.next(spent)
+        if len(trials) and trials.crossed.any():
+            plan.parameters = design.fitted.parameters.tolist()
+        if not asked.asked:
+            plan.ended = asked.why
+            side.write_plan(plan.to_json())
+            break
+        plan.ended = ""
+        plan.rounds.append(_written(session, asked))
+        side.write_plan(plan.to_json())
+        known = _train(session, plan, len(plan.rounds) - 1, known)
+    side.compact()
+
+
+def _width(session: Session) -> int:
+    """Trials of a full pack; the same at every batch size but where memory is short."""
+    layouts = session.plan.layouts.values()
+    return session.engine.mesh.size * min(layout.lanes for layout in layouts)
+
+
+def _price(plan: MeasurePlan, spent: float, minutes: float | None) -> float:
+    """What may be spent in all, in seconds of steps, whose rounds take somewhat longer."""
+    if minutes is None:
+        return math.inf
+    taken = sum(sum(part.seconds.values()) for part in plan.rounds)
+    ratio = max(taken / spent, 1.0) if spent else 1.0
+    return max(spent + (60 * minutes - taken) / ratio, 1e-9)
+
+
+def _written(session: Session, asked: Round) -> MeasuredRound:
+    """A round as hyperparameters."""
+    sizes = session.plan.definition.batch_sizes
+    part = MeasuredRound({}, {}, asked.lockstep)
+    for one in asked.asked:
+        size = sizes[one.size]
+        axes = Axes.of(session.plan.definition.spaces[size])
+        values = axes.values(one.rate, one.second)
+        part.asked.setdefault(size, []).append((values, int(one.purpose)))
+        part.limits[size] = max(part.limits.get(size, 0.0), float(one.limit))
+    return part
+
+
+def _train(
+    session: Session, plan: MeasurePlan, place: int, known: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Trains what is left of a round.
+
+    Args:
+      session: of the folder of the measurement.
+      plan: of the measurement.
+      place: of the round.
+      known: the rows of all trials of the rounds before, of which nothing is read then; None where
+        some of the round may have been run.
+
+    Returns:
+      The rows of all trials that are known, where those of the rounds before were given.
+    """
+    part, tables = plan.rounds[place], [] if known is None else [known]
+    for size in sorted(part.asked):
+        if size in part.seconds:
+            continue
+        began = time.monotonic()
+        planned = plan.trials(size)
+        ids = [
+            TrialId(FIRST_MEASURED + number)
+            for number, trial in enumerate(planned)
+            if trial.round == place
+        ]
+        others = None
+        if known is not None:
+            others = known.loc[known.index.get_level_values("batch_size") == size]
+        tables.append(
+            candidates.run(
+                session,
+                plan,
+                size,
+                ids,
+                functools.partial(_candidate, [trial.hyperparameters for trial in planned]),
+                part.limits[size],
+                session.report,
+                "all" if part.lockstep is None else part.lockstep,
+                others=others,
+            )
+        )
+        part.seconds[size] = time.monotonic() - began
+    session.folder.write_plan(plan.to_json())
+    tables = [table for table in tables if len(table)]
+    if not tables:  # all of it had been done before
+        return session.folder.tables()[1]
+    joined = pd.concat(tables)
+    return joined.loc[~joined.index.duplicated(keep="last")].sort_index()
+
+
+def _candidate(planned: Sequence[Mapping[str, float]], trial: TrialId) -> Candidate:
+    return Candidate(planned[trial.number - FIRST_MEASURED], Origin.MEASURE)
+
+
+def _seconds_per_step(session: Session) -> dict[int, float]:
+    """Of a trial in a full pack: timed at the ends and in the middle, and between them by power."""
+    definition = session.plan.definition
+    sizes = np.array(definition.batch_sizes)
+    timed = sorted({0, len(sizes) // 2, len(sizes) - 1})
+    seconds = []
+    for place in timed:
+        size = int(sizes[place])
+        rehearsal = costs.rehearsal(session.engine, definition, size)
+        layout = session.plan.layouts[size]
+        seconds.append(autotune.seconds_per_step(rehearsal, layout, at_least=_TIMED_FOR))
+    logs = np.interp(np.log(sizes), np.log(sizes[timed]), np.log(seconds))
+    return dict(zip(sizes.tolist(), np.exp(logs).tolist(), strict=True))

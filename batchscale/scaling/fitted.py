@@ -1,0 +1,244 @@
+"""A curve fitted to steps to target, what it says, and why it may say nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+from batchscale.scaling.curve import Form, Interval, log_steps
+from batchscale.scaling.posterior import Posterior
+
+# A choice.
+WORST = 0.4  # standard deviation of log steps about the curve, above which it is none
+
+
+class Refusal(enum.StrEnum):
+    """Why a critical batch size is not quoted; `Fit.refused` says it with the numbers of the case.
+
+    >>> print(Refusal.NO_PLATEAU)
+    no plateau is certain within the batch sizes
+    """
+
+    TOO_FEW = "too few batch sizes reach the goal"
+    SCATTER = "steps scatter so far about the curve that it is none of this form"
+    NEITHER_END = "neither perfect scaling nor a plateau can be told from the scatter"
+    NO_PLATEAU = "no plateau is certain within the batch sizes"
+    NO_PERFECT_SCALING = "no perfect scaling is certain within the batch sizes"
+    POWER_LAW = (
+        "steps fall along a power law of the batch size, without the bend from perfect scaling to "
+        "a plateau"
+    )
+    SCHEDULE = "the plateau may be the schedule's"
+    EDGE = "the leading trials crowd an edge of the search space"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A curve S = S_min (1 + (B_crit / B)^a)^(1/a) through steps to target.
+
+    Attributes:
+      form: `hyperbolic` (a = 1), `generalised`, or `averaged` over a.
+      s_min: the steps of an infinite batch.
+      b_crit: the batch size where the two asymptotes meet; with the hyperbola that at which twice
+        the fewest steps and twice the fewest examples are needed (McCandlish et al. 2018). NaN
+        where it is refused.
+      sharpness: a.
+      b_crit_interval: of B_crit, at `confidence`. It is that of steps scattered about the curve:
+        the luck of the trials at each batch size, and the resolution of the evaluations.
+      s_min_interval: of S_min, at the same confidence.
+      confidence: for example 0.9.
+      spread: the standard deviation of log steps about the curve.
+      batch_sizes: how many reach the goal.
+      misses: how many do not; each says that its steps are more than were evaluated.
+      refused: why B_crit is not quoted, in words; empty if it is.
+      refusals: the kinds of these reasons.
+      cautions: what else a reader must know: that steps are minima over trials, that forms
+        disagree.
+    """
+
+    form: Form
+    s_min: float
+    b_crit: float
+    sharpness: float
+    b_crit_interval: Interval
+    s_min_interval: Interval
+    confidence: float
+    spread: float
+    batch_sizes: int
+    misses: int
+    refused: str
+    refusals: tuple[Refusal, ...] = ()
+    cautions: tuple[str, ...] = ()
+    _log_b_crit: float = dataclasses.field(repr=False, default=math.nan)
+    _posterior: Posterior | None = dataclasses.field(repr=False, default=None, compare=False)
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"no critical batch size is quoted: {self.refused}"
+        low, high = self.b_crit_interval
+        words = (
+            f"critical batch size {self.b_crit:.3g} ({self.confidence:.0%} interval {low:.3g} to "
+            f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, spread {self.spread:.2f}"
+        )
+        return "; ".join([words, *self.cautions])
+
+    def refuse(self, refusal: Refusal, why: str) -> Fit:
+        """The same curve without its B_crit, for a reason that steps alone do not tell.
+
+        Args:
+          refusal: the kind of the reason.
+          why: in words; if empty there is none.
+
+        >>> import pandas as pd
+        >>> from batchscale.scaling import fit
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
+        ... )
+        >>> print(fit(table).refuse(Refusal.SCHEDULE, "the plateau is a warm-up's"))
+        no critical batch size is quoted: the plateau is a warm-up's
+        """
+        if not why:
+            return self
+        why = f"{why}; and {self.refused}" if self.refused else why
+        return dataclasses.replace(
+            self,
+            b_crit=math.nan,
+            b_crit_interval=Interval(0.0, math.inf),
+            refused=why,
+            refusals=(refusal, *self.refusals),
+        )
+
+    def steps(self, batch_sizes: ArrayLike) -> Float[np.ndarray, " batch_sizes"]:
+        """The steps of the curve at batch sizes, also where B_crit is refused.
+
+        >>> import pandas as pd
+        >>> from batchscale.scaling import fit
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
+        ... )
+        >>> fit(table).steps([16]).round(-1)
+        array([120.])
+        """
+        sizes = np.asarray(batch_sizes, np.float64)
+        if not (sizes >= 0).all():
+            raise ValueError(f"batch_sizes: got {batch_sizes!r}, wanted numbers of at least 0.")
+        with np.errstate(divide="ignore"):
+            log_b = np.log(sizes)
+        return np.exp(log_steps(log_b, math.log(self.s_min), self._log_b_crit, self.sharpness))
+
+    def batch_size_at_overhead(self, overhead: float) -> float:
+        """The batch size at which examples to target are (1 + overhead) times the fewest.
+
+        With 0.2 the critical batch size of Zhang et al. (2024, arXiv:2410.21676), with 1 and the
+        hyperbola that of McCandlish et al. (2018). NaN where B_crit is refused.
+
+        >>> import pandas as pd
+        >>> from batchscale.scaling import fit
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
+        ... )
+        >>> found = fit(table)
+        >>> round(found.batch_size_at_overhead(0.2) / found.b_crit, 3)
+        0.2
+        """
+        return self._moved("overhead", overhead, 1.0)
+
+    def batch_size_at_excess(self, excess: float) -> float:
+        """The batch size at which steps to target are (1 + excess) times the fewest.
+
+        With 0.2 no larger batch takes off more than a sixth of the steps. NaN where B_crit is
+        refused.
+
+        >>> import pandas as pd
+        >>> from batchscale.scaling import fit
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [1, 4, 16, 64, 256], "steps": [1710, 435, 116, 37, 16]}
+        ... )
+        >>> found = fit(table)
+        >>> round(found.batch_size_at_excess(0.2) / found.b_crit, 3)
+        5.0
+        """
+        return self._moved("excess", excess, -1.0)
+
+    def overhead_interval(self, overhead: float) -> Interval:
+        """The interval of `batch_size_at_overhead`, at `confidence`; NaN where it is not known.
+
+        Of the hyperbola that batch size is a multiple of B_crit, and so is its interval; averaged
+        over the sharpness of the bend it is wider, for far from B_crit forms differ most.
+
+        >>> import pandas as pd
+        >>> from batchscale.scaling import fit
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [1, 4, 16, 64, 256, 1024], "steps": [2500, 600, 180, 56, 31, 26]}
+        ... )
+        >>> narrow, wide = (
+        ...     fit(table, form=form).overhead_interval(0.2) for form in ("hyperbolic", "averaged")
+        ... )
+        >>> wide.high / wide.low > narrow.high / narrow.low
+        True
+        """
+        return self._moved_interval(overhead, 1.0)
+
+    def excess_interval(self, excess: float) -> Interval:
+        """The interval of `batch_size_at_excess`, at `confidence`; NaN where it is not known."""
+        return self._moved_interval(excess, -1.0)
+
+    def _moved(self, name: str, share: float, sign: float) -> float:
+        if not 0 < share < math.inf:
+            raise ValueError(f"{name}: got {share!r}, wanted a share above 0, such as 0.2.")
+        if self._posterior is not None and not self.refused:
+            if sign > 0:
+                return self._posterior.batch_size_at_overhead(share, 0.5)
+            return self._posterior.batch_size_at_excess(share, 0.5)
+        return self.b_crit * ((1 + share) ** self.sharpness - 1) ** (sign / self.sharpness)
+
+    def _moved_interval(self, share: float, sign: float) -> Interval:
+        tail = (1 - self.confidence) / 2
+        if self.refused or self.form == "generalised":
+            return Interval(math.nan, math.nan)
+        if self._posterior is None:
+            ratio = self._moved("share", share, sign) / self.b_crit
+            return Interval(*(end * ratio for end in self.b_crit_interval))
+        of = self._posterior.batch_size_at_overhead
+        of = of if sign > 0 else self._posterior.batch_size_at_excess
+        return Interval(of(share, tail), of(share, 1 - tail))
+
+    def cautioned(self, *words: str) -> Fit:
+        """The same fit, with more that a reader must know; nothing is added for empty words."""
+        more = tuple(word for word in words if word)
+        return dataclasses.replace(self, cautions=(*self.cautions, *more))
+
+
+def judged(
+    interval: Interval, spread: float, sizes: Interval, straight: bool
+) -> tuple[Interval, Refusal | None, str]:
+    """The interval of B_crit as it may be told, and the reason to quote no B_crit, if there is one.
+
+    Args:
+      interval: as it was found.
+      spread: the standard deviation of log steps about the curve.
+      sizes: the smallest and the largest batch size that reach the goal.
+      straight: whether a power law describes the steps as well.
+    """
+    if spread > WORST:
+        words = (
+            f"steps scatter by a factor of {math.exp(spread):.2g} about the curve: it is none of "
+            "this form"
+        )
+        return interval, Refusal.SCATTER, words
+    if interval.high > sizes.high and interval.low < sizes.low:
+        return interval, Refusal.NEITHER_END, str(Refusal.NEITHER_END)
+    if interval.high > sizes.high:
+        words = f"{Refusal.NO_PLATEAU}: it is at least {interval.low:.3g}"
+        return Interval(interval.low, math.inf), Refusal.NO_PLATEAU, words
+    if interval.low < sizes.low:
+        words = f"{Refusal.NO_PERFECT_SCALING}: it is at most {interval.high:.3g}"
+        return Interval(0.0, interval.high), Refusal.NO_PERFECT_SCALING, words
+    if straight:
+        return Interval(0.0, math.inf), Refusal.POWER_LAW, str(Refusal.POWER_LAW)
+    return interval, None, ""

@@ -1,0 +1,222 @@
+"""`Study.measure` on real training: what it writes, goes on with, and refuses."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import batchscale as bs
+from batchscale import columns, records
+from batchscale.runner import candidates, measure
+from batchscale.stopping import evaluation_grid
+from batchscale.stored.measured import FIRST_MEASURED, MeasurePlan
+from batchscale.theory import NoisyQuadratic
+
+MODEL = NoisyQuadratic.power_law(30)
+SIZES = [4, 16, 64, 256]
+
+
+def study(**changes):
+    given = {
+        "workload": MODEL.workload(),
+        "optimizer": "sgd",
+        "space": bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 8.0)),
+        "batch_sizes": SIZES,
+        "goal": bs.Goal("validation/risk", 0.05),
+        "trials": 16,
+        "max_steps": 3000,
+        "evaluation_spacing": 0.1,
+    } | changes
+    return bs.Study(**given)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured") / "study"
+    return folder, study().measure(folder, 0.4, progress=False)
+
+
+def plan_of(folder):
+    with records.StudyFolder.open(folder / "measure", write=False) as stored:
+        return MeasurePlan.from_json(stored.read_plan(), "plan.json")
+
+
+def test_steps_are_medians_that_other_seeds_have(measured):
+    """Against the plain NumPy simulation of the setting that is quoted."""
+    _, found = measured
+    assert found.ended in ("precision", "precision of the model", "search")
+    for row in found.table.to_dict("records"):
+        grid = evaluation_grid(3000, 0.1)
+        risk = MODEL.simulate(
+            grid, learning_rate=row["learning_rate"], batch_size=row["batch_size"], runs=200
+        )
+        past = risk < 0.05
+        crossing = np.median(np.array([*grid, np.inf])[np.where(past.any(1), past.argmax(1), -1)])
+        assert abs(math.log(row["steps"] / crossing)) < 4 * row["log_deviation"] + 0.1
+
+
+def test_trials_are_in_tables_of_their_own_with_their_origin(measured):
+    folder, found = measured
+    assert set(found.trials["origin"]) == {"measure"}
+    assert found.trials.index.get_level_values("trial").min() == FIRST_MEASURED
+    result = bs.load(folder)
+    assert result.trials.empty
+    again = result.measurement()
+    pd.testing.assert_frame_equal(again.table, found.table)
+    pd.testing.assert_frame_equal(again.trials, found.trials)
+    assert again.cost == found.cost
+    sizes = found.trials.index.get_level_values("batch_size").to_numpy()
+    assert found.cost["examples"] == (sizes * found.trials["steps_trained"]).sum()
+    assert found.cost["trials"] == len(found.trials)
+
+
+def test_predictions_stand_beside_what_came(measured):
+    _, found = measured
+    table = found.calibration
+    assert (table["seeds"] >= 5).all()
+    runs = found.trials.loc[(256,)]
+    plan = plan_of(measured[0])
+    check = [n for n, t in enumerate(plan.trials(256), FIRST_MEASURED) if t.purpose == 2]
+    steps = runs["first_crossing"].to_numpy()[np.isin(runs.index.get_level_values(0), check)]
+    assert abs(math.log(table["seen"].iloc[-1] / np.median(steps))) < 0.2
+    assert found.audit().of("calibrated").verdict in ("pass", "warn")
+
+
+def test_every_column_is_declared(measured):
+    _, found = measured
+    tables = (found.table, found.calibration, found.learning_rates(), found.audit().table())
+    names = {name for table in tables for name in table} - {"learning_rate"}
+    assert names <= set(columns.taken())
+
+
+def test_the_figure_shows_intervals_and_what_checked_them(measured):
+    _, found = measured
+    ax = bs.plots.measurement(found)
+    drawn = {line.get_marker(): np.asarray(line.get_ydata(), float) for line in ax.get_lines()}
+    np.testing.assert_allclose(drawn["o"], found.table["steps"])
+    np.testing.assert_allclose(drawn["s"], found.calibration["seen"])
+    assert ax.get_xlabel() == "Batch size (examples)"
+
+
+def test_analyses_are_of_the_medians(measured):
+    _, found = measured
+    fit = found.scaling()
+    assert fit.form == "averaged"
+    assert "minima" not in str(found)
+    assert str(found.recommend()).startswith("Steps stand for time")
+    rates = found.learning_rates()
+    assert (rates["low"] < rates["centre"]).all()
+    assert (rates["centre"] < rates["high"]).all()
+    assert len(found.audit()) == 9
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_with_the_same_trials(tmp_path, monkeypatch, measured):
+    class Killed(BaseException):
+        pass
+
+    trained = candidates.run
+    calls = 0
+
+    def run(*arguments, **named):
+        nonlocal calls
+        calls += 1
+        if calls % 5 == 0:
+            raise Killed
+        return trained(*arguments, **named)
+
+    monkeypatch.setattr(measure.candidates, "run", run)
+    # Timings decide what is asked where; those of the first run are taken.
+    of_first = plan_of(measured[0]).seconds_per_step
+    monkeypatch.setattr(measure, "_seconds_per_step", lambda session: of_first)
+    folder = tmp_path / "study"
+    for _ in range(60):
+        try:
+            found = study().measure(folder, 0.4, progress=False)
+            break
+        except Killed:
+            pass
+    pd.testing.assert_frame_equal(found.trials, measured[1].trials)
+    pd.testing.assert_frame_equal(found.table, measured[1].table)
+
+
+@pytest.mark.slow
+def test_it_goes_on_to_a_finer_precision(tmp_path):
+    folder = tmp_path / "study"
+    first = study().measure(folder, 0.5, progress=False)
+    again = study().measure(folder, 0.5, progress=False)
+    assert len(again.trials) == len(first.trials)
+    finer = study().measure(folder, 0.2, progress=False)
+    assert len(finer.trials) > len(first.trials)
+    common = finer.trials.loc[first.trials.index]
+    pd.testing.assert_frame_equal(common, first.trials)
+
+
+@pytest.mark.slow
+def test_a_search_in_the_same_folder_is_left_alone(tmp_path):
+    folder = tmp_path / "study"
+    one = study(stop=3.0)
+    result = one.run(folder, progress=False)
+    before = result.steps_to_target()
+    one.measure(folder, 0.5, progress=False)
+    pd.testing.assert_frame_equal(bs.load(folder).steps_to_target(), before)
+    # And a study that was measured first can be searched afterwards.
+    one.measure(tmp_path / "other", 0.5, progress=False)
+    pd.testing.assert_frame_equal(
+        one.run(tmp_path / "other", progress=False).steps_to_target(), before
+    )
+
+
+@pytest.mark.slow
+def test_two_hyperparameters_are_measured(tmp_path):
+    two = study(
+        optimizer="momentum",
+        space=bs.SearchSpace(
+            learning_rate=bs.LogUniform(1e-3, 4.0), momentum=bs.ReverseLogUniform(0.1, 0.95)
+        ),
+    )
+    found = two.measure(tmp_path / "study", 0.4, progress=False)
+    assert {"learning_rate", "momentum"} <= set(found.table)
+    effective = found.table["learning_rate"] / (1 - found.table["momentum"])
+    np.testing.assert_allclose(effective, found.table["effective_learning_rate"])
+
+
+def test_what_is_not_measured_is_said(tmp_path):
+    study().measure(tmp_path / "study", 0.5, progress=False)
+    study(stop=3.0, trials=4, batch_sizes=[4, 16]).run(tmp_path / "searched", progress=False)
+    with pytest.raises(FileNotFoundError, match=r"Call study\.measure\(folder\)"):
+        bs.load(tmp_path / "searched").measurement()
+    hopeless = study(max_steps=3, goal=bs.Goal("validation/risk", 1e-9))
+    with pytest.raises(ValueError, match="none of 16 trials reached validation/risk"):
+        hopeless.measure(tmp_path / "hopeless", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        ({}, {"precision": 0}, "precision: got 0, wanted a share from 0.01 to 1"),
+        ({}, {"minutes": 0}, "minutes: got 0"),
+        ({}, {"examples": -1}, "examples: got -1"),
+        ({"batch_sizes": [1, 2, 4]}, {}, "batch_sizes: got 3, wanted at least 4"),
+        ({"space": bs.SearchSpace(learning_rate=0.1)}, {}, "searches nothing; wanted"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_written(tmp_path, changes, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        study(**changes).measure(tmp_path / "study", progress=False, **arguments)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_plan_that_was_changed_is_refused(tmp_path):
+    folder = tmp_path / "study"
+    study().measure(folder, 0.5, progress=False)
+    path = folder / "measure" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["rounds"][0]["asked"]["4"][0][0]["learning_rate"] = 0.123
+    path.write_text(json.dumps(plan))
+    with pytest.raises(records.DamagedError):
+        bs.load(folder).measurement()
+    told = bs.repair(folder)
+    assert any("measure" in line for line in told)

@@ -1,0 +1,182 @@
+"""One design across batch sizes against search and confirmation, on real training.
+
+    python -m validation.against_search --study digits --repetitions 5
+    python -m validation.against_search --study digits_nesterov --repetitions 5
+
+Once, under a seed of its own, a reference: a search of 64 trials, six settings of which are
+compared under 7 seeds each and the best run under 101 others. Then, under other seeds, what a user
+would do: `study.run` with 32 trials and `study.confirm`, and `study.measure`. Written are, of each,
+seconds
+of wall time and of all processors (compilation and everything else included), examples and trials,
+and how far steps, best rates and B_crit are from the reference's. An interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import batchscale as bs
+from batchscale import records
+from batchscale.files import local_path
+from experiments import analysis
+
+REFERENCE_SEED = 1000
+TRIALS, SEEDS = 64, 101
+
+
+def study(name: str, *, trials: int, seed: int) -> bs.Study:
+    """A study as a user makes it.
+
+    >>> study("digits", trials=32, seed=0).stop
+    3.0
+    """
+    preset = analysis.PRESETS[name]
+    return bs.Study(
+        workload=preset.workload(),
+        optimizer=preset.optimizer,
+        space=preset.space,
+        batch_sizes=preset.batch_sizes,
+        goal=preset.goal,
+        trials=trials,
+        max_steps=preset.max_steps,
+        stop=3.0,
+        seed=seed,
+    )
+
+
+def _cost(trials: pd.DataFrame) -> dict[str, float]:
+    sizes = trials.index.get_level_values("batch_size").to_numpy(float)
+    steps = trials["steps_trained"].to_numpy(float)
+    return {"trials": len(trials), "examples": float(steps @ sizes)}
+
+
+def _confirmed(name: str, seed: int, *, trials: int, seeds: int, folder: Path) -> dict[str, Any]:
+    """Search and confirmation: medians, rates, B_crit and cost."""
+    one = study(name, trials=trials, seed=seed)
+    wall, cpu = time.monotonic(), time.process_time()
+    result = one.run(folder, progress=False)
+    found = one.confirm(folder, seeds=seeds, progress=False)
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    with records.StudyFolder.open(folder / "confirm", write=False) as stored:
+        runs = stored.tables()[1]
+    table = found.table
+    rates = bs.tuner.effective_learning_rate(table)
+    fit = found.scaling()
+    both = [_cost(result.trials), _cost(runs)]
+    return {
+        "seed": seed,
+        "steps": table["steps"].tolist(),
+        "low": table["low"].tolist(),
+        "high": table["high"].tolist(),
+        "rate": rates.tolist(),
+        **_b_crit(fit),
+        "seconds": round(wall, 2),
+        "cpu_seconds": round(cpu, 2),
+        **{key: both[0][key] + both[1][key] for key in both[0]},
+    }
+
+
+def _measured(name: str, seed: int, *, precision: float, folder: Path) -> dict[str, Any]:
+    """The same of `study.measure`."""
+    one = study(name, trials=32, seed=seed)
+    wall, cpu = time.monotonic(), time.process_time()
+    found = one.measure(folder, precision, progress=False)
+    wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+    table = found.table
+    return {
+        "seed": seed,
+        "steps": table["steps"].tolist(),
+        "low": table["low"].tolist(),
+        "high": table["high"].tolist(),
+        "rate": table["effective_learning_rate"].tolist(),
+        **_b_crit(found.scaling()),
+        "seconds": round(wall, 2),
+        "cpu_seconds": round(cpu, 2),
+        **_cost(found.trials),
+        "ended": found.ended,
+        "doubted": int((table["by"] == "doubted").sum()),
+        "searched": int((table["by"] == "search").sum()),
+        "disagree": int((~found.calibration["agrees"]).sum()),
+    }
+
+
+def _b_crit(fit: bs.scaling.Fit) -> dict[str, Any]:
+    low, high = fit.b_crit_interval
+    return {
+        "b_crit": None if fit.refused else round(fit.b_crit, 2),
+        "b_crit_interval": [round(low, 2), round(high, 2) if np.isfinite(high) else None],
+    }
+
+
+def errors(one: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    """How far a study is from the reference: in log steps, log rates and log B_crit."""
+    truth = np.array(reference["steps"])
+    steps = np.log(np.array(one["steps"]) / truth)
+    rate = np.log(np.array(one["rate"]) / np.array(reference["rate"]))
+    held = (np.array(one["low"]) <= truth) & (truth <= np.array(one["high"]))
+    own, true = one["b_crit"], reference["b_crit"]
+    return {
+        "steps: rms": round(float(np.sqrt(np.mean(steps**2))), 3),
+        "steps: mean": round(float(np.mean(steps)), 3),
+        "steps: held": round(float(np.mean(held)), 2),
+        "rate: rms": round(float(np.sqrt(np.mean(rate**2))), 2),
+        "b_crit": round(float(np.log(own / true)), 3) if own and true else np.nan,
+    }
+
+
+def main() -> None:
+    """Runs what is missing, and writes it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--study", choices=sorted(analysis.PRESETS), default="digits")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--precision", type=float, default=0.15)
+    parser.add_argument("--only", choices=["measure", "search"], nargs="*")
+    parser.add_argument("--output", type=local_path, default="validation/results")
+    given = parser.parse_args()
+    path: Path = given.output / f"against_search_{given.study}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    stored.setdefault("measure", [])
+    stored.setdefault("search", [])
+
+    def write() -> None:
+        path.write_text(json.dumps(stored, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory() as runs:
+        for seed in range(given.repetitions):
+            for kind in given.only or ("measure", "search"):
+                if any(one["seed"] == seed for one in stored[kind]):
+                    continue
+                folder = Path(runs) / f"{kind}-{seed}"
+                if kind == "measure":
+                    one = _measured(given.study, seed, precision=given.precision, folder=folder)
+                else:
+                    one = _confirmed(given.study, seed, trials=32, seeds=21, folder=folder)
+                stored[kind].append(one)
+                write()
+                print(kind, json.dumps(one), flush=True)
+        if "reference" not in stored and not given.only:
+            stored["reference"] = _confirmed(
+                given.study,
+                REFERENCE_SEED,
+                trials=TRIALS,
+                seeds=SEEDS,
+                folder=Path(runs) / "reference",
+            )
+            stored["made_by"] = records.provenance()
+            write()
+    if "reference" in stored:
+        for kind in ("measure", "search"):
+            for one in stored[kind]:
+                print(kind, one["seed"], errors(one, stored["reference"]))
+
+
+if __name__ == "__main__":
+    main()
