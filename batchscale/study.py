@@ -397,8 +397,8 @@ class Study:
           folder: the study's; `run` need not have been called.
           precision: the half width of the 90% intervals of B_crit and of the steps at every batch
             size, as a share: 0.15 is about 15%.
-          minutes: of training, of all calls together; by default until it is precise. The scout, and
-            the check of what is quoted, are made in any case, and may exceed a small price.
+          minutes: of training, of all calls together; by default until it is precise. The scout
+            and the check of what is quoted are made in any case, and may exceed a small price.
           examples: that may be trained on, likewise.
           progress: as in `run`.
           devices: as in `run`.
