@@ -148,7 +148,7 @@ def test_it_goes_on_to_a_finer_precision(tmp_path):
     first = study().measure(folder, 0.5, progress=False)
     again = study().measure(folder, 0.5, progress=False)
     assert len(again.trials) == len(first.trials)
-    finer = study().measure(folder, 0.2, progress=False)
+    finer = study().measure(folder, 0.1, progress=False)
     assert len(finer.trials) > len(first.trials)
     common = finer.trials.loc[first.trials.index]
     pd.testing.assert_frame_equal(common, first.trials)

@@ -20,7 +20,7 @@ from batchscale.scaling.posterior import posterior, smooth
 _SEEDS = 5  # that check each quoted setting, and more where lanes would idle
 _MOST_SEEDS = 9
 _Z = 1.6449  # of 90%
-_SEARCH_RUNS = 65  # that a search in the place of the model costs a batch size
+_SEARCH_RUNS = 75  # that a search in the place of the model costs a batch size
 _MOST_DOUBTED = 0.5  # of the batch sizes: where more are, another study is needed
 _FEWEST = 4  # crossings of a batch size before anything is quoted
 _LEAST_ROUNDS = 4
@@ -175,7 +175,7 @@ class Design:
         where = np.setdiff1d(np.flatnonzero(found.doubted), begun)
         price = self._search_price(where)
         if len(where) and len(where) <= _MOST_DOUBTED * self.question.sizes and price < left:
-            return search(self.question, where, self.round)
+            return search(self.question, self.fitted, where, self.round)
         if self._precise():
             return Round([], why="precision")
         wide = found.log_steps_sd * _Z > self.question.precision

@@ -19,6 +19,7 @@ _LEVEL_WITH = 0.25  # in log steps above the best setting
 _FAR = 0.5  # from the optimum, in log steps of the model
 _FLAT = 0.06  # a curvature below which settings hardly differ, so that an optimum is none
 _LOCKSTEP = 1.5
+_LOCAL, _ABOUT = 8, 1.0  # trials about the fastest one, and how far away in log rate
 _SETTINGS, _SEEDS, _FINAL_SEEDS = 4, 5, 15
 _PATIENCE = 4.0
 
@@ -67,8 +68,11 @@ class Searched(NamedTuple):
     seeds: int
 
 
-def search(question: Question, sizes: np.ndarray, round_: int) -> Round:
-    """The whole range at the doubtful batch sizes."""
+def search(question: Question, fitted: Fitted, sizes: np.ndarray, round_: int) -> Round:
+    """The doubtful batch sizes anew: over the whole range, and about the best trial so far.
+
+    A narrow optimum lies between trials that are spread over the range.
+    """
     random = np.random.default_rng([question.seed, round_])
     count = 24 if question.second else 16
     asked = []
@@ -76,12 +80,24 @@ def search(question: Question, sizes: np.ndarray, round_: int) -> Round:
         places = (random.permutation(count) + random.random(count)) / count
         rates = question.low + (question.high - question.low) * places
         second = 4 * (random.permutation(count) + random.random(count)) / count - 2
+        best, of_best = _fastest(fitted, size)
+        rates = np.r_[rates, best + _ABOUT * np.linspace(-1, 1, _LOCAL)]
+        second = np.r_[second, np.full(_LOCAL, of_best)]
         limit = float(question.max_steps[size])
         asked += [
             Asked(size, float(x), float(v) if question.second else 0.0, limit, Purpose.SEARCH)
             for x, v in zip(rates, second, strict=True)
         ]
     return Round(asked, _LOCKSTEP)
+
+
+def _fastest(fitted: Fitted, size: int) -> tuple[float, float]:
+    """The setting of the fastest trial of a batch size; the model's where none crossed."""
+    here = fitted.trials.where((fitted.trials.size == size) & fitted.trials.crossed)
+    if not len(here):
+        return float(fitted.rate[size]), float(fitted.second[size])
+    first = int(np.argmin(here.log_steps))
+    return float(here.rate[first]), float(here.second[first])
 
 
 def select(question: Question, fitted: Fitted, trials: Trials, sizes: np.ndarray) -> Round:
