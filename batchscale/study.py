@@ -41,6 +41,7 @@ from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
+from batchscale.workloads.coupling import mixes_examples
 
 _MEASURED_TOGETHER = 16  # trials, by which `Study.measure` chooses lanes
 
@@ -542,6 +543,10 @@ class Study:
             check_goal("until", until)
             checks.metric(until, self.workload, self.space.names)
         session.check(training)
+        if batch_size == self._train_examples():  # whether its order matters
+            typical = definition.spaces[definition.batch_sizes[0]].typical()
+            mixes = mixes_examples(self.workload, typical)
+            training = dataclasses.replace(training, mixes_examples=mixes)
         packing, measured = self._layout(batch_size, mesh), self._measured()
         if folder is not None:
             stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)

@@ -74,7 +74,8 @@ class Recipe:
       rest: examples of the last, smaller microbatch; 0 where microbatches divide the batch.
       whole: whether the batch is one microbatch; if not, their number is traced, so one
         executable serves every batch size with the same microbatch and rest.
-      full: whether that is the whole training set, whose order does not matter.
+      full: whether that is the whole training set, in an order that does not matter, which is
+        then not drawn.
     """
 
     workload: Workload
@@ -94,10 +95,22 @@ class Recipe:
         *,
         batch_size: int,
         microbatch: int,
+        mixes_examples: bool | None = None,
     ) -> Recipe:
-        """The recipe for a batch size."""
+        """The recipe for a batch size.
+
+        Args:
+          workload: see `Recipe`.
+          optimizer: see `Recipe`.
+          schedule: see `Recipe`.
+          batch_size: examples a step.
+          microbatch: the examples of a microbatch at most.
+          mixes_examples: whether the loss of an example hangs on others: it may then hang on their
+            order, too, which is drawn. None if it is not known.
+        """
         if microbatch >= batch_size:
-            full = batch_size == arrays.examples(workload.splits()["train"])
+            whole = batch_size == arrays.examples(workload.splits()["train"])
+            full = whole and mixes_examples is False
             return cls(workload, optimizer, schedule, batch_size, full=full)
         return cls(workload, optimizer, schedule, microbatch, batch_size % microbatch, False)
 

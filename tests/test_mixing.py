@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from helpers import batches, points
 
 import batchscale as bs
 from batchscale import optimizers, schedules, train
@@ -409,3 +410,41 @@ def test_a_contrastive_loss_is_no_weighted_mean():
         lambda key: {"w": jnp.eye(3)}, loss, data={"train": (x, x + 0.1)}
     )
     assert mixes_examples(workload, SPACE.typical()) is True
+
+
+def test_the_whole_training_set_is_shuffled_where_its_order_matters(tmp_path):
+    """Sorted by class, groups of examples in their order would be of one class each."""
+    x, y = points(96)
+    order = np.argsort(y, kind="stable")
+    data = {"train": (x[order], y[order]), "validation": points(30, 1)}
+    some = bs.Study(
+        workload=bs.Workload.from_flax(Net("ghost", 4), data),
+        optimizer="sgd",
+        space=bs.SearchSpace(learning_rate=0.1),
+        batch_sizes=["full"],
+        goal=bs.Goal("validation/error", 0.9),
+        trials=1,
+        max_steps=2,
+        stop="budget",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        some.run(tmp_path, progress=False)
+        run = some.run_trial(batch_size=96, trial=0, folder=tmp_path)
+    workload, sgd = some.workload, optimizers.get("sgd")
+    recipe = train.Recipe.of(workload, sgd, schedules.constant, batch_size=96, microbatch=96)
+    values = {"learning_rate": jnp.asarray(0.1)}
+    data = jax.tree.map(jnp.asarray, dict(workload.splits()["train"]))
+
+    def off(orders):
+        """How far the study's parameters are from those of two steps in given orders."""
+        state = train.init(recipe, train.trial_key(0, 96, 0, 0), values)
+        for step, seen in enumerate(orders):
+            batch = train.Batch(jnp.asarray(seen, jnp.int32), 0, 96)
+            state = train.step(recipe, state, values, data, batch, step)
+        apart = jax.tree.map(lambda a, b: np.abs(a - b).max(), run.params, state.params)
+        return max(jax.tree.leaves(apart))
+
+    drawn, stored = off(batches((0, 96, 0, 0), 2, 96)), off([np.arange(96)] * 2)
+    assert drawn < 1e-3  # norms of four examples enlarge what is rounded
+    assert drawn < stored / 10

@@ -2,9 +2,12 @@
 
 import collections
 import dataclasses
+import threading
+import warnings
 
 import grain
 import helpers
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -247,6 +250,62 @@ def test_an_example_that_is_not_like_the_first_is_named(other, words):
     )
     with pytest.raises(ValueError, match=words):
         workload.read("train", np.arange(20))
+
+
+def test_a_source_may_use_one_array_again_for_every_example():
+    class Reusing:
+        def __init__(self):
+            self.buffer = np.zeros(2)
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            self.buffer[:] = index
+            return {"input": self.buffer}
+
+    found = datasets.Stream(Reusing()).read([3, 1, 4])
+    np.testing.assert_array_equal(found["input"], [[3, 3], [1, 1], [4, 4]])
+
+
+def test_reading_ends_when_it_is_stopped_and_wants_whole_numbers():
+    stream = datasets.Stream([{"input": i} for i in range(200)])
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(InterruptedError, match="reading was stopped"):
+        stream.read(np.arange(200), stop=stop)
+    with pytest.raises(IndexError, match="wanted integers"):
+        stream.read([1.5])
+    assert stream.read([])["input"].shape == (0,)
+
+
+def test_large_sums_of_a_metric_are_those_of_resident_data(tmp_path, monkeypatch):
+    """Of a metric that returns a vector an example, which is not kept for every batch."""
+    x, y = points(1300)
+
+    def vector(params, batch):
+        places = jnp.arange(1500, dtype=jnp.float32)
+        return (jnp.sin(batch["input"] @ params["w"] @ jnp.ones((2, 1)) * places[None])).sum(0)
+
+    workload = bs.Workload.from_functions(
+        init=lambda key: {"w": jnp.eye(2) / 3},
+        loss=lambda params, batch: ((batch["input"] @ params["w"]) ** 2).sum(1),
+        metrics={"wave": vector},
+        finalize={"wave": lambda sums: float(np.abs(sums).sum())},
+        data={"train": (x, y), "validation": (x[::-1], y[::-1])},
+    )
+    goal = bs.Goal("validation/wave", 1e9)
+    options = {"goal": goal, "max_steps": 5, "trials": 2, "batch_sizes": [8]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        resident = study(workload, **options).run(tmp_path / "resident", progress=False)
+        monkeypatch.setattr(evaluation, "RESIDENT_BYTES", 0)
+        found = study(streamed(workload, ["validation"]), **options)
+        assert_same_tables(found.run(tmp_path / "streamed", progress=False), resident)
+        # Where the sums of all batches are too large, resident data are measured in chunks, too.
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", 10_000)
+        again = study(workload, **options).run(tmp_path / "chunks", progress=False)
+    assert_same_tables(again, resident)
 
 
 def test_a_stream_is_told_from_another_by_its_size_and_a_sample():

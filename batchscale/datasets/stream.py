@@ -89,12 +89,12 @@ class Stream:
         if transform is not None:
             self._arrays = None
         self._transform = transform
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self._threads = threads
         self._lock = threading.Lock()
         self._size = len(self._source)
         if not self._size:
             raise ValueError(f"{name}: it has no examples. Give it some, or leave the split out.")
-        first = self._stacked([self._examples([0])[0]], [0])
+        first = self._stacked(self._examples([0]), [0])
         self._shapes = {field: (x.shape[1:], x.dtype) for field, x in first.items()}
 
     def __len__(self) -> int:
@@ -111,31 +111,46 @@ class Stream:
             for field, (shape, dtype) in self._shapes.items()
         }
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+    def read(
+        self, indices: Sequence[int] | np.ndarray, *, stop: threading.Event | None = None
+    ) -> dict[str, np.ndarray]:
         """Examples, read from the source, those that stand twice once.
 
         Args:
           indices: of the examples; in any order, of any shape.
+          stop: when it is set, reading ends with an error.
 
         Returns:
           Arrays by field, with the shape of the indices in front.
 
         Raises:
+          InterruptedError: reading was stopped.
           ValueError: an example has other fields, shapes or types than the first, or cannot be
             read; the error names it.
           IndexError: there is no such example.
         """
-        indices = np.asarray(indices, np.int64)
+        indices = np.asarray(indices)
+        if not indices.size:
+            return {
+                field: np.empty((*indices.shape, *shape), dtype)
+                for field, (shape, dtype) in self._shapes.items()
+            }
+        if indices.dtype.kind not in "iu":
+            raise IndexError(
+                f"{self._name}: got indices of the type {indices.dtype}, wanted integers."
+            )
         wanted, places = np.unique(indices, return_inverse=True)
         if wanted.size and not 0 <= wanted[0] <= wanted[-1] < self._size:
             raise IndexError(
                 f"{self._name}: asked for examples {wanted[0]} to {wanted[-1]}, and there are "
                 f"{self._size:,}."
             )
-        found = self.read_sorted(wanted)
+        found = self._read_sorted(wanted, stop)
         return {field: x[places.reshape(indices.shape)] for field, x in found.items()}
 
-    def read_sorted(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def _read_sorted(
+        self, indices: np.ndarray, stop: threading.Event | None
+    ) -> dict[str, np.ndarray]:
         """Examples of which each stands once, in their order; see `read`."""
         if self._arrays is not None:
             return {
@@ -145,6 +160,8 @@ class Stream:
         out = {k: np.empty((len(indices), *shape), t) for k, (shape, t) in self._shapes.items()}
 
         def some(first: int) -> None:
+            if stop is not None and stop.is_set():
+                raise InterruptedError(f"{self._name}: reading was stopped.")
             part = indices[first : first + _AT_ONCE].tolist()
             found = self._stacked(self._examples(part), part)
             if found.keys() != self._shapes.keys():
@@ -159,8 +176,9 @@ class Stream:
         if len(firsts) == 1:
             some(0)
         else:
-            with self._lock:  # windows that are wanted first are read first
-                for _ in self._pool.map(some, firsts):
+            # What is wanted first is read first.
+            with self._lock, ThreadPoolExecutor(self._threads, "read") as pool:
+                for _ in pool.map(some, firsts):
                     pass
         return out
 
@@ -168,12 +186,22 @@ class Stream:
         """A few examples from all of it, evenly spaced: enough to know it again by."""
         return self.read(np.unique(np.linspace(0, self._size - 1, _SAMPLE).astype(np.int64)))
 
-    def _examples(self, indices: list[int]) -> list[Any]:
-        """Examples as the source and the transformation make them."""
+    def _examples(self, indices: list[int]) -> list[Mapping[str, np.ndarray]]:
+        """Examples as the source and the transformation make them, each copied at once.
+
+        A source may decode into an array that it uses again for the next.
+        """
         several = getattr(self._source, "__getitems__", None)
+        found = []
         try:
-            found = [self._source[i] for i in indices] if several is None else several(indices)
-            return found if self._transform is None else [self._transform(x) for x in found]
+            given = (self._source[i] for i in indices) if several is None else several(indices)
+            for index, example in zip(indices, given, strict=True):
+                made = example if self._transform is None else self._transform(example)
+                fields = self._mapping(made, index)
+                found.append({field: np.array(x) for field, x in fields.items()})
+            return found
+        except _WrongExampleError:
+            raise
         except Exception as error:
             raise ValueError(
                 f"{self._name}: {_these(indices)} cannot be read "
@@ -181,8 +209,9 @@ class Stream:
                 "the example out."
             ) from error
 
-    def _stacked(self, examples: list[Any], indices: list[int]) -> dict[str, np.ndarray]:
-        rows = [self._mapping(x, i) for x, i in zip(examples, indices, strict=True)]
+    def _stacked(
+        self, rows: list[Mapping[str, np.ndarray]], indices: list[int]
+    ) -> dict[str, np.ndarray]:
         for row, index in zip(rows, indices, strict=True):
             if row.keys() != rows[0].keys():
                 raise ValueError(
@@ -191,10 +220,15 @@ class Stream:
                 )
         found = {}
         for field in rows[0]:
-            values = [np.asarray(row[field]) for row in rows]
+            values = [row[field] for row in rows]
             for value, index in zip(values, indices, strict=True):
                 if value.shape != values[0].shape:
                     self._refuse_shape(field, index, value.shape, values[0].shape)
+                if (value.dtype.kind == "f") != (values[0].dtype.kind == "f"):
+                    raise ValueError(
+                        f"{self._name}: field {field!r} of example {index:,} is {value.dtype}, and "
+                        f"of example {indices[0]:,} {values[0].dtype}. Give all the same type."
+                    )
             found[field] = narrow.array(self._name, field, np.stack(values))
         return found
 
@@ -203,7 +237,7 @@ class Stream:
             return example
         if isinstance(example, tuple | list) and len(example) == 2:
             return {"input": example[0], "label": example[1]}
-        raise ValueError(
+        raise _WrongExampleError(
             f"{self._name}: example {index:,} is a {type(example).__name__}, wanted a mapping of "
             "arrays by field or a pair (input, label). Make one with "
             "Stream(source, transform=function)."
@@ -227,6 +261,10 @@ class Stream:
             f"{self._name}: field {field!r} of example {index:,} has the shape {got}, and others "
             f"{wanted}. Give all the same shape: pad or crop them in Stream(transform=...)."
         )
+
+
+class _WrongExampleError(ValueError):
+    """An example that is none, which is told as it is."""
 
 
 class StreamedField:
@@ -273,12 +311,18 @@ def is_streamed(split: Mapping[str, Any]) -> bool:
     return any(isinstance(x, StreamedField) for x in split.values())
 
 
-def take(split: Mapping[str, Any], indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+def take(
+    split: Mapping[str, Any],
+    indices: Sequence[int] | np.ndarray,
+    *,
+    stop: threading.Event | None = None,
+) -> dict[str, np.ndarray]:
     """Some examples of a split, whether it is streamed or not.
 
     Args:
       split: arrays by field, or the fields of one stream.
       indices: of the examples; of any shape.
+      stop: when it is set, reading ends with an error.
 
     Returns:
       Arrays by field, with the shape of the indices in front.
@@ -289,7 +333,7 @@ def take(split: Mapping[str, Any], indices: Sequence[int] | np.ndarray) -> dict[
     streams = {x.stream for x in split.values() if isinstance(x, StreamedField)}
     if not streams:
         return {field: np.asarray(x)[np.asarray(indices)] for field, x in split.items()}
-    read = {stream: stream.read(indices) for stream in streams}
+    read = {stream: stream.read(indices, stop=stop) for stream in streams}
     return {field: read[x.stream][x.field] for field, x in split.items()}
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +26,7 @@ from batchscale.workloads import Workload
 
 CHUNK_BYTES = 2**26
 """A choice: about so much of a streamed split is on the devices at once, and as much is read."""
+_LARGE = 1000  # numbers of a sum that is not kept for every batch
 
 
 class _Chunk(NamedTuple):
@@ -32,6 +35,36 @@ class _Chunk(NamedTuple):
     of: Whole
     data: PyTree[Array]
     batches: int
+
+
+class _Parts:
+    """The sums of one trial, by evaluation batch; of large ones their sum so far, as exact.
+
+    Large ones are added one batch after the other, as NumPy adds those of a split that is resident.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[list[np.ndarray]] = []
+        self._treedef: Any = None
+
+    def add(self, parts: Parts) -> None:
+        """Takes the sums of further batches, arrays of shape (1, batches, ...)."""
+        leaves, self._treedef = jax.tree.flatten(parts)
+        if not self._kept:
+            self._kept = [[] for _ in leaves]
+        for kept, leaf in zip(self._kept, leaves, strict=True):
+            if math.prod(leaf.shape[2:]) < _LARGE:
+                kept.append(leaf)
+                continue
+            wide = leaf.astype(np.int64 if np.issubdtype(leaf.dtype, np.integer) else np.float64)
+            for place in range(leaf.shape[1]):
+                one = wide[:, place : place + 1]
+                kept[:] = [kept[0] + one] if kept else [one]
+
+    def joined(self) -> Parts:
+        """All of them, the batches along axis 1."""
+        leaves = [np.concatenate(kept, axis=1) for kept in self._kept]
+        return jax.tree.unflatten(self._treedef, leaves)
 
 
 class Chunks:
@@ -88,6 +121,7 @@ class Chunks:
         self._whole = whole(self._chunk)
         self._rest = whole(rest) if rest else None
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="evaluation")
+        self._stop = threading.Event()
 
     @property
     def seconds(self) -> float:
@@ -102,6 +136,7 @@ class Chunks:
 
     def close(self) -> None:
         """Stops reading."""
+        self._stop.set()
         self._reader.shutdown(wait=True, cancel_futures=True)
 
     def compile_ahead(self, layout: Layout) -> None:
@@ -129,7 +164,7 @@ class Chunks:
         """
         undecided = set(trials)
         evidence = dict.fromkeys(bounded if self._bound is not None else (), 0)
-        parts: dict[TrialId, list[Parts]] = {trial: [] for trial in trials}
+        parts = {trial: _Parts() for trial in trials}
         diverged: set[TrialId] = set()
         for chunk in self._chunks():
             for out in chunk.of.dispatch(packs, layout, undecided, chunk.data):
@@ -138,7 +173,7 @@ class Chunks:
                 sums = jax.tree.map(lambda x, n=chunk.batches: x[:, :n], sums)
                 for row, trial in enumerate(some):
                     own = jax.tree.map(lambda x, r=row: x[r : r + 1], sums)
-                    parts[trial].append(own)
+                    parts[trial].add(own)
                     if not finite[row]:
                         diverged.add(trial)
                     if trial in evidence and self._bound is not None:
@@ -151,9 +186,8 @@ class Chunks:
                 break
         found.diverged.update(diverged)
         for trial in sorted(undecided):
-            joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *parts[trial])
             finite = np.array([trial not in diverged])
-            self._whole.take_down([trial], finite, joined, found)
+            self._whole.take_down([trial], finite, parts[trial].joined(), found)
 
     def _chunks(self) -> Iterator[_Chunk]:
         """The chunks of the split in its order, each read while the one before it is in use."""
@@ -179,5 +213,5 @@ class Chunks:
         else:  # the last one is filled up; what it says of the last example again is left out
             padding = np.full(self._chunk - len(indices), indices[-1])
             indices = np.concatenate([indices, padding])
-        data = self._workload.read(self._name, indices)
+        data = self._workload.read(self._name, indices, stop=self._stop)
         return _Chunk(of, parallel.replicate(dict(data), self._mesh), batches)

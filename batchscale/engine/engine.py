@@ -44,6 +44,8 @@ class Training:
       names: of the hyperparameters.
       seed: of the study; with their names it makes the keys of trials.
       goal: what evaluations are compared with.
+      mixes_examples: whether the loss of an example hangs on others of its batch; None if it is not
+        known.
     """
 
     workload: Workload
@@ -52,6 +54,7 @@ class Training:
     names: tuple[str, ...]
     seed: int
     goal: Goal
+    mixes_examples: bool | None = None
 
 
 class Span(NamedTuple):
@@ -298,6 +301,7 @@ class Engine:
             training.schedule,
             batch_size=batch_size,
             microbatch=microbatch,
+            mixes_examples=training.mixes_examples,
         )
 
     def _init(self, lanes: int) -> Future[Any]:

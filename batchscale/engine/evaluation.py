@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from batchscale import arrays, datasets
-from batchscale.engine import devices, parallel
+from batchscale import arrays, datasets, keys
+from batchscale.engine import chunks, devices, parallel
 from batchscale.engine.bounded import Bound, Bounded, is_bounded
 from batchscale.engine.chunks import Chunks
 from batchscale.engine.evaluated import Evaluated
@@ -57,11 +58,15 @@ class Evaluations:
             examples = Evaluate().counts(splits, goal.split)
         self.splits = [name for name in splits if name in examples]
         limit = _most_resident(mesh)
+        evaluated = Evaluated(workload, mesh, programs, state)
         resident, streamed = {}, {}
         for name in self.splits:
             indices = _subset(splits[name], examples[name])
             part = arrays.like_examples(dict(splits[name]), len(indices))
-            if not datasets.is_streamed(splits[name]):
+            sums = _sums_of_a_batch(workload) * -(-len(indices) // evaluated.batch(part))
+            if sums > chunks.CHUNK_BYTES:
+                streamed[name] = indices  # those of all batches would not fit the devices
+            elif not datasets.is_streamed(splits[name]):
                 # What is measured whole is not copied.
                 whole = len(indices) == arrays.examples(splits[name])
                 resident[name] = splits[name] if whole else datasets.take(splits[name], indices)
@@ -73,7 +78,6 @@ class Evaluations:
         self._on_devices = {
             name: parallel.replicate(split, mesh) for name, split in resident.items()
         }
-        evaluated = Evaluated(workload, mesh, programs, state)
         self._goal_split = goal.split
         self._bounded: Bounded | None = None
         bound: Bound | None = None
@@ -115,19 +119,19 @@ class Evaluations:
     @property
     def waited(self) -> float:
         """How many seconds the devices waited for examples that are streamed."""
-        return sum(chunks.waited for chunks in self._chunks.values())
+        return sum(of.waited for of in self._chunks.values())
 
     @property
     def nbytes(self) -> int:
         """The bytes of the splits on each device."""
         more = 0 if self._bounded is None else self._bounded.nbytes
-        more += sum(chunks.nbytes for chunks in self._chunks.values())
+        more += sum(of.nbytes for of in self._chunks.values())
         return arrays.nbytes(self._on_devices) + more
 
     def close(self) -> None:
         """Stops reading."""
-        for chunks in self._chunks.values():
-            chunks.close()
+        for of in self._chunks.values():
+            of.close()
 
     def compile_ahead(self, layout: Layout) -> None:
         """Begins to compile the evaluations of a layout in the background."""
@@ -187,6 +191,16 @@ def _subset(split: Mapping[str, Any], size: int) -> Int[np.ndarray, " examples"]
     if total <= size:
         return np.arange(total)
     return np.sort(np.random.Generator(np.random.PCG64(0)).permutation(total)[:size])
+
+
+def _sums_of_a_batch(workload: Workload) -> int:
+    """The bytes of what the metrics of an evaluation batch return."""
+
+    def sums(key: Any, batch: Any) -> Any:
+        return workload.metrics(*workload.init(key), workload.prepare(batch, None))
+
+    one = arrays.like_examples(dict(workload.splits()["train"]), 1)
+    return arrays.nbytes(jax.eval_shape(sums, keys.shape(), one))
 
 
 def _most_resident(mesh: Mesh) -> int:

@@ -8,6 +8,7 @@ the window for what was drawn. The steps are the same program, and take the same
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -141,6 +142,7 @@ class Streamed:
         self._one = arrays.like_examples(split, 1)
         self._bytes = arrays.nbytes(self._one)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._stop = threading.Event()
 
     def places(self, batch_size: int, lanes: int) -> int:
         """See `Feed.places`; a power of two where it can be, which batch sizes share."""
@@ -182,6 +184,7 @@ class Streamed:
 
     def close(self) -> None:
         """See `Feed.close`."""
+        self._stop.set()
         self._reader.shutdown(wait=True, cancel_futures=True)
 
     def _size(self, batch_size: int, lanes: int) -> int:
@@ -214,7 +217,7 @@ class Streamed:
         examples = np.asarray(drawn)[:, : steps * batch_size].reshape(devices, -1)
         wanted, found = np.unique(examples, return_inverse=True)
         found = found.reshape(examples.shape)
-        read = self._workload.read("train", wanted)
+        read = self._workload.read("train", wanted, stop=self._stop)
         size = self._size(batch_size, lanes)
         window = {
             field: np.zeros((devices, size, *x.shape[1:]), x.dtype) for field, x in read.items()

@@ -77,13 +77,14 @@ def fast_dot_general(
     ):
         return native(lhs, rhs)
     examples, inputs = lhs.shape
+    if rhs.dtype.itemsize < 4:
+        return native(lhs, rhs)  # sums of products or of blocks would be rounded to 16 bits
     if _FEWEST <= examples <= _FEW:
         fast = _few_rows
     elif (
         _FEW < examples <= _SOME
         and rhs.size * rhs.dtype.itemsize > _LARGE
         and inputs % _BLOCKS == 0
-        and rhs.dtype.itemsize >= 4  # sums of blocks would be rounded to 16 bits
     ):
         fast = _in_blocks
     else:

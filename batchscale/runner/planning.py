@@ -191,11 +191,12 @@ def _find_out(plan: Plan, training: Training) -> None:
     workload, definition = training.workload, plan.definition
     splits = workload.splits()
     plan.examples = {split: arrays.examples(fields) for split, fields in splits.items()}
+    space = definition.spaces[definition.batch_sizes[0]]
     if plan.mixes_examples is None:
-        space = definition.spaces[definition.batch_sizes[0]]
         plan.mixes_examples = mixes_examples(workload, space.typical())
-        if plan.mixes_examples and not mixes_groups(workload, space.typical()):
-            plan.ghost_batch_size = workload.ghost_batch_size
+    grouped = plan.mixes_examples and workload.ghost_batch_size is not None
+    if grouped and plan.ghost_batch_size is None and not mixes_groups(workload, space.typical()):
+        plan.ghost_batch_size = workload.ghost_batch_size
     if not plan.measured:
         plan.measured = definition.evaluate.counts(splits, definition.goal.split)
         plan.counted = counted(workload, definition.goal, plan.measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ def opened(
         stored = stack.enter_context(StudyFolder.open(folder))
         stack.enter_context(compilation_cache.cached())
         plan = planning.planned(training, definition, layout_of, mesh, stored, extend=extend)
+        training = dataclasses.replace(training, mixes_examples=plan.mixes_examples)
         stored.identity = planning.identity(plan)
         written = stored
         if beside is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -330,12 +331,19 @@ class Workload:
         """
         return _loaded(self)
 
-    def read(self, split: str, indices: Sequence[int] | np.ndarray) -> Mapping[str, np.ndarray]:
+    def read(
+        self,
+        split: str,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        stop: threading.Event | None = None,
+    ) -> Mapping[str, np.ndarray]:
         """Some examples of a split, read where it is streamed, their labels checked.
 
         Args:
           split: its name.
           indices: of the examples; of any shape.
+          stop: when it is set, reading ends with an error.
 
         Returns:
           Arrays by field, with the shape of the indices in front.
@@ -344,7 +352,7 @@ class Workload:
           ValueError: an example cannot be read, or its label is out of range.
         """
         whole = self.splits()[split]
-        found = datasets.take(whole, indices)
+        found = datasets.take(whole, indices, stop=stop)
         if self.classes is not None and datasets.is_streamed(whole):
             datasets.check_labels({split: found}, self.classes, field=self.labels)
         return found
