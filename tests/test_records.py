@@ -667,7 +667,7 @@ def test_trials_of_another_form_are_refused(tmp_path, frame, message):
 def test_the_words_of_a_trial_are_those_a_user_reads():
     assert [*Status, *Origin, *StopReason] == [
         *("complete", "incomplete", "infeasible"),
-        *("plan", "topup", "refine", "expand", "confirm"),
+        *("plan", "topup", "refine", "expand", "confirm", "measure"),
         *("first crossing", "own crossing", "factor", "budget", "own budget"),
         *("diverged", "interrupted"),
     ]

@@ -35,7 +35,8 @@ def averaged(table: pd.DataFrame, *, confidence: float, luck: float) -> Fit:
     after = table["after"].to_numpy()
     # A crossing is as likely anywhere between two evaluations.
     low = np.log(np.where(np.isnan(after), np.exp(high), np.maximum(after, 0.5 * np.exp(high))))
-    grid = np.where(reached, (high - low) ** 2 / 12, 0.0)
+    with np.errstate(invalid="ignore"):  # of what was not reached both are infinite
+        grid = np.where(reached, (high - low) ** 2 / 12, 0.0)
     variance = (table["deviation"].to_numpy() ** 2 + grid)[reached]
     span = max(logs[reached][-1] - logs[reached][0], 1e-9)
     lucky = luck * (logs[reached][-1] - logs[reached]) / span
