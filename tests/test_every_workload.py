@@ -19,6 +19,7 @@ SIDE, LENGTH = 64, 6  # crops of 56 pixels; the parameters of ResNets do not han
 # The longest; of each family one is not left out.
 SLOW = {
     ("common_crawl/transformer_base", "nesterov"),
+    ("imagenet/resnet_50", "nesterov"),  # two steps of it are in test_images
     ("imagenet_half_classes/resnet_50", "nesterov"),
     ("imagenet_half_images/resnet_50", "nesterov"),
     ("lm1b/transformer_base", "nesterov"),

@@ -430,7 +430,7 @@ def test_the_whole_training_set_is_shuffled_where_its_order_matters(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         some.run(tmp_path, progress=False)
-        run = some.run_trial(batch_size=96, trial=0, folder=tmp_path)
+        run = some.run_trial(batch_size=96, trial=0, steps=2, folder=tmp_path)
     workload, sgd = some.workload, optimizers.get("sgd")
     recipe = train.Recipe.of(workload, sgd, schedules.constant, batch_size=96, microbatch=96)
     values = {"learning_rate": jnp.asarray(0.1)}

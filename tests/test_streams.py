@@ -57,7 +57,7 @@ def study(workload, **options):
 
 @pytest.mark.parametrize(
     ("window", "chunk"),
-    [(2**26, 2**26), (256, 2_000)],
+    [pytest.param(2**26, 2**26, marks=pytest.mark.slow), (256, 2_000)],
     ids=["a window that holds the set", "many small windows and chunks"],
 )
 def test_resident_and_streamed_data_give_the_same_tables(
