@@ -140,8 +140,8 @@ def array_records(name: str, folder: str | None) -> dict[str, Any]:
 
     splits = dict(workloads.get(name).splits())
     size = len(splits["train"]["label"])
-    builder = tfds.builder(name.partition("/")[0], data_dir=folder)
-    source: Any = builder.as_data_source(split=f"train[:{size}]")
+    builder: Any = tfds.builder(name.partition("/")[0], data_dir=folder)
+    source = builder.as_data_source(split=f"train[:{size}]")
     return {**splits, "train": datasets.Stream(source)}
 
 

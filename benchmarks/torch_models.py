@@ -5,22 +5,25 @@
 checks that each has as many parameters as ours, and the same logits with the same weights.
 """
 
-# pyright: reportMissingImports=false, reportPrivateImportUsage=false
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from typing import Any
 
 import numpy as np
 
-try:
-    import torch
-    from torch import nn
-    from torch.nn import functional
-except ImportError:  # the peers that are JAX do without
-    torch = nn = functional = None
 
+def _optional(name: str) -> Any:
+    """A module, or None: the peers that are JAX do without PyTorch."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+torch, nn, functional = map(_optional, ("torch", "torch.nn", "torch.nn.functional"))
 _Module: Any = nn.Module if nn is not None else object
 
 WORKLOADS = (
