@@ -26,7 +26,8 @@ def max_pool(
     maximum, and the gradient goes there: several times faster on the CPU than the gradient of
     `reduce_window`, which is what whole numbers, and windows of more than 255 places, get. Values
     and gradients are Flax's, also at ties: all of the gradient goes to the first of equal maxima,
-    in row-major order. A NaN in a window is its maximum.
+    in row-major order. A NaN in a window is its maximum; of several, another than Flax's may get
+    the gradient.
 
     The gradient is a `jax.custom_vjp`, so forward-mode differentiation (`jax.jvp`) of the pooling
     itself raises; second derivatives work, forward over reverse and reverse over reverse.
