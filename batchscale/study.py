@@ -40,7 +40,7 @@ from batchscale.schedules import Schedule
 from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
-from batchscale.workloads import Workload
+from batchscale.workloads import Workload, protocol
 from batchscale.workloads.coupling import mixes_examples
 
 _MEASURED_TOGETHER = 16  # trials, by which `Study.measure` chooses lanes
@@ -177,6 +177,27 @@ class Study:
     def _set(self, name: str, value: Any) -> None:
         """An argument as it is kept: a number of Python's own."""
         object.__setattr__(self, name, value)
+
+    @classmethod
+    def of_paper(cls, workload: str, optimizer: str, **others: Any) -> Study:
+        """The study that Shallue et al. (2019) made of a workload, with what is replaced of it.
+
+        Args:
+          workload: as `workloads.get` has it, or with the archive's name of the data set.
+          optimizer: `sgd`, `momentum` or `nesterov`.
+          **others: of the arguments of `Study`: a budget, which is not known of the paper, and
+            those that are to be other than the paper's.
+
+        Raises:
+          ValueError: the paper did not measure it, says with which optimizers it did; or an
+            argument is not as `Study` takes it.
+          TypeError: an argument is none of `Study`'s, or not of its kind.
+
+        >>> study = Study.of_paper("mnist/simple_cnn_base", "nesterov", max_steps=20_000, trials=16)
+        >>> study.goal, study.trials, study.resolved_batch_sizes()[-1]
+        (Goal(metric='validation/error', value=0.01, mode='min'), 16, 55000)
+        """
+        return cls(**{**protocol(workload, optimizer).arguments(), **others})
 
     def resolved_batch_sizes(self) -> list[int]:
         """The batch sizes as integers, in increasing order."""

@@ -48,8 +48,8 @@ class Process:
         self._process.start()
         there.close()
 
-    def seconds(self, steps: int) -> float:
-        """The wall time of one step of one trial, over so many steps."""
+    def seconds(self, steps: int) -> tuple[float, int]:
+        """The wall time of so many steps of all trials that it trains, and how many those are."""
         self._pipe.send(steps)
         found = self._pipe.recv()
         if isinstance(found, str):
@@ -69,7 +69,7 @@ def _serve(pipe: Connection, peer: str, workload: str, batch_size: int) -> None:
             steps = pipe.recv()
             began = time.perf_counter()
             advance(steps)
-            pipe.send((time.perf_counter() - began) / (steps * trials))
+            pipe.send((time.perf_counter() - began, trials))
     except EOFError:
         return
     except Exception as error:

@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import PEERS, Process, stacked, trains
+from benchmarks.peers import PEERS, Process, trains
 
 WORKLOADS = (
     "mnist/fc_128",
@@ -36,6 +36,7 @@ WORKLOADS = (
 )
 BATCH_SIZES = (1, 16, 64, 256, 1024)
 _PASSES = 5
+_FEWEST_STEPS = 4
 _PAUSE = 0.3  # seconds: threads that wait spin for 0.2
 
 
@@ -103,30 +104,27 @@ def measure(
     try:
         steps, times = {}, {peer: [] for peer in peers}
         for peer, process in running.items():
-            count, each = 1, 0.0
+            count = 1
             while True:
                 process.seconds(count)  # compiles, a loop of a fixed length each time
-                each = process.seconds(count) * _at_once(peer, batch_size)
-                if each * count >= seconds / 4:
+                took, _ = process.seconds(count)
+                if took >= seconds / 4:
                     break
                 count *= 8
-            steps[peer] = max(1, round(seconds / each))
+            # A step alone would be timed with what a call costs.
+            steps[peer] = max(_FEWEST_STEPS, round(seconds * count / took))
             for count in {steps[peer], max(1, steps[peer] // 4)}:
                 process.seconds(count)  # compiles loops of a fixed length
         for _ in range(rounds):
             for peer, process in running.items():
                 time.sleep(_PAUSE)
                 process.seconds(max(1, steps[peer] // 4))
-                times[peer].append(process.seconds(steps[peer]))
+                took, trials = process.seconds(steps[peer])
+                times[peer].append(took / (steps[peer] * trials))
         return times
     finally:
         for process in running.values():
             process.close()
-
-
-def _at_once(peer: str, batch_size: int) -> int:
-    """Roughly how many trials a peer trains at once."""
-    return {"batchscale": 8, "torch, vmap": stacked(batch_size)}.get(peer, 1)
 
 
 def main() -> None:

@@ -548,6 +548,17 @@ def test_a_study_comes_back_from_its_archive(ours, tmp_path):
     assert [found.of(key).verdict for key in known] == [former.of(key).verdict for key in known]
 
 
+def test_half_lives_come_back(square, tmp_path):
+    space = bs.SearchSpace(
+        learning_rate=bs.LogUniform(0.1, 1), momentum=bs.half_life(20, 400)
+    )
+    options = {"batch_sizes": [4, 32], "trials": 2, "optimizer": "momentum", "space": space}
+    result = study(square, **options).run(tmp_path / "study", progress=False)
+    again = assert_comes_back(result, tmp_path / "square" / "square" / "momentum")
+    halving = bs.LogHalfLife(0.5 ** (4 / 20), 0.5 ** (4 / 400))
+    assert again.definition.spaces[4]["momentum"] == halving
+
+
 def test_a_study_with_bounds_comes_back(tmp_path):
     from helpers import perceptron
 

@@ -7,10 +7,11 @@ import pytest
 
 from batchscale.design.asking import ask, scout
 from batchscale.design.axes import Axes
+from batchscale.design.basins import basins
 from batchscale.design.checking import design_trials, levels, medians
 from batchscale.design.design import Design
 from batchscale.design.doubting import doubtful
-from batchscale.design.fitting import fit, outside
+from batchscale.design.fitting import fit
 from batchscale.design.model import Model
 from batchscale.design.question import Question, Spent
 from batchscale.design.response import of_rate, of_second
@@ -218,18 +219,60 @@ def test_where_half_of_the_seeds_miss_the_model_is_rejected():
     assert levels(found, trials).rejected[4]
 
 
-def test_a_faster_basin_far_away_leaves_the_other_one_out():
+def two_basins(world, of_lower, seed=0):
+    """Trials about both optima: all of the upper one, and of the lower one at some batch sizes."""
+    upper = design_trials(drawn(world, seed))
+    shift = math.log(50)
+    moved = Trials(**{n: getattr(upper, n).copy() for n in Trials.__dataclass_fields__})
+    moved.rate[:] -= shift
+    random = np.random.default_rng(seed)
+    for place, (size, rate) in enumerate(zip(moved.size, moved.rate, strict=True)):
+        exact, _ = world.run(SIZES[size], np.array([rate]), np.zeros(1), random)
+        moved.log_steps[place] = math.log(exact[0])
+    kept = moved.where(np.isin(moved.size, of_lower))
+    names = Trials.__dataclass_fields__
+    return Trials(**{n: np.r_[getattr(upper, n), getattr(kept, n)] for n in names})
+
+
+def test_trials_of_one_basin_are_no_two():
     world = World(batch_sizes=SIZES)
-    trials = design_trials(drawn(world))
-    found = fit(question(world).model(), trials)
-    assert not outside(found).any()
-    here = np.flatnonzero(trials.size == 3)[:3]
-    trials.rate[here] = found.rate[3] - 4.0
-    trials.log_steps[here] = found.level[3] - 0.8
-    again = fit(found.model, trials, warm=found.parameters, fresh=False)
-    left = outside(again)
-    assert left[trials.size == 3].any()
-    assert not left[trials.size != 3].any()
+    assert basins(fit(question(world).model(), design_trials(drawn(world)))) is None
+
+
+def test_each_batch_size_gets_the_faster_of_two_basins():
+    world = World(batch_sizes=SIZES, basin=0.5, crosses=True, scatter=(0.1, 0.1))
+    found = basins(fit(question(world).model(), two_basins(world, range(6))))
+    assert found is not None
+    # From batch size 256 on the lower one is the faster.
+    assert found.chosen.tolist() == [True] * 4 + [False] * 2
+    assert not found.undecided.any()
+    best = [world.best_rate(size) - (math.log(50) if size >= 256 else 0) for size in SIZES]
+    np.testing.assert_allclose(found.fitted().rate, best, atol=0.7)
+    levels = [world.log_steps(size) for size in SIZES]
+    np.testing.assert_allclose(found.fitted().level, levels, atol=0.2)
+
+
+def test_what_is_known_too_little_of_the_other_basin_is_asked_for():
+    world = World(batch_sizes=SIZES, basin=0.3, crosses=True)
+    asked = question(world)
+    found = basins(fit(asked.model(), two_basins(world, [0, 2])))
+    assert found is not None
+    round_ = ask(found.fitted(), asked, 2, math.inf, found)
+    lower = {(one.size) for one in round_.asked if one.rate < world.best_rate(SIZES[one.size]) - 2}
+    assert {1, 3, 4, 5} <= lower
+    # Nothing is known there: what the model says of it is not believed.
+    other = np.array([one.rate for one in round_.asked if one.size == 5 and one.size in lower])
+    assert np.abs(other - world.best_rate(SIZES[5]) + math.log(50)).min() < 1.5
+
+
+def test_where_either_basin_may_be_the_faster_the_answer_is_doubted():
+    world = World(batch_sizes=SIZES, basin=0.0)
+    trials = two_basins(world, range(6))
+    found = basins(fit(question(world).model(), trials))
+    assert found is not None
+    assert found.undecided.sum() >= 4
+    fitted = found.fitted()
+    assert (doubtful(fitted, levels(fitted, trials), found) >= found.undecided).all()
 
 
 def test_the_same_trials_make_the_same_round():

@@ -80,15 +80,26 @@ def test_the_space_of_resnet_50_is_that_of_the_archives_example():
     ids=lambda p: f"{p.data_set}/{p.model} {p.optimizer}",
 )
 def test_what_is_small_makes_a_study(one):
-    study = bs.Study(**one.arguments(), max_steps=1000)
+    name = f"{one.data_set}/{one.model}"
+    study = bs.Study.of_paper(name, one.optimizer, max_steps=1000)
     assert study.definition().batch_sizes == list(one.batch_sizes)
     assert study.workload.train_examples == one.train_examples
 
 
 def test_what_is_large_makes_a_study_before_its_data_are_here():
-    one = workloads.protocol("lm1b/transformer_shallow", "sgd")
-    study = bs.Study(**one.arguments(), max_steps=1000)
-    assert study.workload.train_examples == one.train_examples == 30_301_028
+    study = bs.Study.of_paper("lm1b/transformer_shallow", "sgd", max_steps=1000)
+    assert study.workload.train_examples == 30_301_028
+
+
+def test_each_part_of_the_papers_study_can_be_replaced():
+    name, space = "mnist/fc_1024", bs.SearchSpace(learning_rate=bs.LogUniform(0.1, 1))
+    study = bs.Study.of_paper(name, "sgd", max_steps=50, trials=7, space=space, batch_sizes=[4, 8])
+    assert (study.trials, study.space, study.batch_sizes) == (7, space, [4, 8])
+    assert study.goal == bs.Goal("validation/error", 0.03)
+    with pytest.raises(ValueError, match="max_steps, max_epochs: got None and None"):
+        bs.Study.of_paper(name, "sgd")
+    with pytest.raises(TypeError, match="'steps'"):
+        bs.Study.of_paper(name, "sgd", steps=50)
 
 
 def test_what_is_not_the_papers_is_refused():

@@ -74,6 +74,12 @@ def test_resident_and_streamed_data_give_the_same_tables(
     assert resident.trials["first_crossing"].notna().any()
 
 
+def test_a_folder_of_arrays_refuses_a_stream_of_the_same(square, tmp_path):
+    study(square).run(tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"the data \(arrays and streams are not compared\) changed"):
+        study(streamed(square)).run(tmp_path, progress=False)
+
+
 def test_a_whole_batch_is_not_reordered_by_its_window(square, tmp_path, monkeypatch):
     options = {"batch_sizes": [8, "full"], "lanes": 1, "trials": 3}
     resident = study(square, **options).run(tmp_path / "resident", progress=False)

@@ -9,6 +9,7 @@ from batchscale.tuner import (
     Choice,
     Distribution,
     Integer,
+    LogHalfLife,
     LogUniform,
     ReverseLogUniform,
     SearchSpace,
@@ -21,6 +22,7 @@ _SCALES = {
     "LINEAR_SCALE": Uniform,
     "LOG_SCALE": LogUniform,
     "REVERSE_LOG_SCALE": ReverseLogUniform,  # the logarithm of 1 - value is uniform
+    "LOG_HALF_LIFE_SCALE": LogHalfLife,  # ours alone: of moving averages
     "": Uniform,  # a choice: only integers are known to have no scale
 }
 
@@ -111,7 +113,8 @@ def _config(name: str, of: object) -> dict[str, Any]:
     if isinstance(of, Integer):
         return {"type": "INTEGER", "min_value": of.low, "max_value": of.high, "scale": ""}
     for scale, kind in _SCALES.items():
-        if isinstance(of, Uniform | LogUniform | ReverseLogUniform) and type(of) is kind:
+        if type(of) is kind:
+            assert isinstance(of, Uniform | LogUniform | ReverseLogUniform | LogHalfLife)
             return {"type": "DOUBLE", "min_value": of.low, "max_value": of.high, "scale": scale}
     if isinstance(of, Distribution) or callable(of):
         raise ValueError(f"to_archive: {name} is {of!r}, which the archive has no scale for.")

@@ -8,6 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Bool, Float
 
+from batchscale.design.basins import Basins
 from batchscale.design.checking import Levels, levels
 from batchscale.design.doubting import doubtful, searched
 from batchscale.design.fitting import Fitted
@@ -79,12 +80,13 @@ class Answer:
         return self.levels.rejected
 
 
-def answer(fitted: Fitted, trials: Trials) -> Answer:
+def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answer:
     """The levels, checked, and the curve through them.
 
     Args:
-      fitted: to `design_trials(trials)`.
+      fitted: to `design_trials(trials)`; where there are two basins, to those of the faster.
       trials: all.
+      basins: where there are two.
     """
     found = levels(fitted, trials)
     model = fitted.model
@@ -92,7 +94,7 @@ def answer(fitted: Fitted, trials: Trials) -> Answer:
     rate, second = fitted.rate.copy(), fitted.second.copy()
     moved = fitted.deviation(model.at.rate)
     checked = bool((trials.purpose == Purpose.CHECK).any())
-    doubted = doubtful(fitted, found) & checked
+    doubted = doubtful(fitted, found, basins) & checked
     replaced = np.zeros(model.sizes, bool)
     for size in range(model.sizes):
         other = searched(trials, size, float(fitted.scatter[size]))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
+from batchscale.design.basins import Basins
 from batchscale.design.fitting import Fitted
 from batchscale.design.model import FREEDOM, GRID_SD
 from batchscale.design.question import Asked, Question, Round
@@ -25,7 +26,8 @@ _ASK_BELOW, _ASK_ABOVE = 0.8, 0.7
 _ENOUGH_LOSS = 0.015  # by an optimum that is not known better
 _LATE, _LATEST = 2.5, 1.6  # trials are cut so many deviations late, at most so far in log steps
 _LATE_EXPLORING = 0.4
-JUMP = 2.3  # of the best log rate between neighbours, besides what moves it on average
+_AT_LEAST, _IN_DOUBT = 2, 8  # trials of the basin that was not chosen, at a batch size
+_ABOUT_OTHERS = (-0.4, 0.4, 0.0, -0.8, 0.8, 0.2, -0.2, 0.0)  # about its best rate, in widths
 _LIKELY = 0.5  # nothing is asked that diverges more often than not
 _FIRST_ROUNDS = 4
 
@@ -53,7 +55,9 @@ def _stratified(random: np.random.Generator, count: int, low: float, high: float
     return low + (high - low) * (random.permutation(count) + random.random(count)) / count
 
 
-def ask(fitted: Fitted, question: Question, round_: int, left: float) -> Round:
+def ask(
+    fitted: Fitted, question: Question, round_: int, left: float, basins: Basins | None = None
+) -> Round:
     """The next trials, one after the other where the wanted variances fall most for the price.
 
     No optimum is believed that is not bracketed: first a trial below and one above each. What is
@@ -65,15 +69,19 @@ def ask(fitted: Fitted, question: Question, round_: int, left: float) -> Round:
       question: what is asked.
       round_: which round this is; the scout was 0.
       left: what may be spent on it, in the unit of `Question.seconds`.
+      basins: where there are two.
     """
     greedy = _Greedy(fitted, question, np.random.default_rng([question.seed, round_]))
     asked = _exploring(fitted, question, greedy.random) if round_ == 1 else []
-    asked += _across(fitted, question)
+    others = [] if basins is None else _of_other_basins(basins, question)
+    for size, rate in others:
+        limit = math.exp(fitted.level[size] + _LATE_EXPLORING)
+        asked.append(Asked(size, rate, float(fitted.second[size]), limit, Purpose.ASK))
     for one in asked:
         greedy.counts[one.size] += 1
     for size, offset in _brackets(fitted, greedy.width):
         asked.append(greedy.nearest(size, offset))
-    most = question.sizes * (1 if round_ < _FIRST_ROUNDS else 2)
+    most = len(others) + question.sizes * (1 if round_ < _FIRST_ROUNDS else 2)
     while len(asked) < most:
         aims = greedy.aims()
         if not aims.any():
@@ -249,24 +257,17 @@ def _exploring(fitted: Fitted, question: Question, random: np.random.Generator) 
     return asked
 
 
-def _across(fitted: Fitted, question: Question) -> list[Asked]:
-    """Where the best rate jumps from one batch size to the next, the rate of the other side.
+def _of_other_basins(basins: Basins, question: Question) -> list[tuple[int, float]]:
+    """Batch sizes and log rates where the basin that was not chosen is known too little.
 
-    Either the optimum has jumped, or one side is in another basin than the best.
+    Some trials are asked for at every batch size, more where either may be the faster.
     """
-    rate, drift = fitted.rate, 0.5 * fitted.model.centred
-    asked = []
-    for place in np.flatnonzero(np.abs(np.diff(rate - drift)) > JUMP).tolist():
-        for size, other in (
-            (place, place + 1), (place - 1, place + 1), (place + 1, place), (place + 2, place)
-        ):  # fmt: skip
-            if not 0 <= size < question.sizes:
-                continue
-            wanted = float(rate[other] - drift[other] + drift[size])
-            trials = fitted.trials
-            tried = (trials.size == size) & (np.abs(trials.rate - wanted) < 1.0)
-            if abs(wanted - rate[size]) > JUMP / 2 and tried.sum() < 2:
-                limit = math.exp(fitted.level[size] + _LATE_EXPLORING)
-                second = float(fitted.second[size])
-                asked += [Asked(size, wanted, second, limit, Purpose.ASK)] * 2
+    asked, ends = [], (question.low - _BEYOND, question.high + _BEYOND)
+    for size, other in enumerate(basins.others):
+        tried = basins.tried(size)
+        wanted = _IN_DOUBT if basins.undecided[size] else _AT_LEAST
+        width = math.sqrt(_LOSS / other.curvature[size])
+        offsets = _ABOUT_OTHERS[tried % len(_ABOUT_OTHERS) :][: max(min(2, wanted - tried), 0)]
+        rates = np.clip([other.rate[size] + offset * width for offset in offsets], *ends)
+        asked += [(size, float(rate)) for rate in rates]
     return asked

@@ -8,9 +8,10 @@ import numpy as np
 
 from batchscale.design.answering import Answer, answer
 from batchscale.design.asking import ask, scout
+from batchscale.design.basins import Basins, basins
 from batchscale.design.checking import design_trials
 from batchscale.design.doubting import final, search, select
-from batchscale.design.fitting import Fitted, fit, newton_without_curve, outside
+from batchscale.design.fitting import Fitted, fit, newton_without_curve
 from batchscale.design.model import Model
 from batchscale.design.question import Asked, Question, Round, Spent
 from batchscale.design.trials import Purpose, Trials
@@ -43,6 +44,7 @@ class Design:
         self.question, self.trials = question, trials
         self._warm = warm
         self._fitted: Fitted | None = None
+        self._basins: Basins | None = None
         self._answer: Answer | None = None
 
     @property
@@ -61,16 +63,16 @@ class Design:
                 model.misfit = max(known, 0.03)
             fresh = not late or self.round % 4 == 0
             self._fitted = fit(model, trials, warm=self._warm, fresh=fresh)
-            away = outside(self._fitted)
-            if away.any():
-                self._fitted = fit(model, trials.where(~away), warm=self._warm)
+            self._basins = basins(self._fitted)
+            if self._basins is not None:
+                self._fitted = self._basins.fitted()
         return self._fitted
 
     @property
     def answer(self) -> Answer:
         """What the trials say so far."""
         if self._answer is None:
-            self._answer = answer(self.fitted, self.trials)
+            self._answer = answer(self.fitted, self.trials, self._basins)
         return self._answer
 
     def next(self, spent: Spent) -> Round:
@@ -94,7 +96,7 @@ class Design:
         share = _ROUND * self._all()
         # Before the first rounds the price of the check is not known.
         most = max(min(left - reserved, share), 0.1 * left)
-        found = ask(self.fitted, self.question, self.round, most)
+        found = ask(self.fitted, self.question, self.round, most, self._basins)
         return found if found.asked else self._check(_SEEDS)
 
     def _checked(self) -> bool:
@@ -193,7 +195,8 @@ class Design:
         trials, n = self.trials, self.question.sizes
         if (np.bincount(trials.size, minlength=n) > _MOST_TRIALS).all():
             return Round([], why="trials")
-        found = ask(self.fitted, self.question, self.round, left - self._check_price())
+        left -= self._check_price()
+        found = ask(self.fitted, self.question, self.round, left, self._basins)
         return found if found.asked else Round([], why="precision of the model")
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from batchscale.design.asking import JUMP
+from batchscale.design.basins import JUMP, Basins
 from batchscale.design.checking import Levels
 from batchscale.design.fitting import Fitted
 from batchscale.design.question import Asked, Question, Round
@@ -24,15 +24,17 @@ _SETTINGS, _SEEDS, _FINAL_SEEDS = 4, 5, 15
 _PATIENCE = 4.0
 
 
-def doubtful(fitted: Fitted, levels: Levels) -> np.ndarray:
+def doubtful(fitted: Fitted, levels: Levels, basins: Basins | None = None) -> np.ndarray:
     """A mask of batch sizes where something speaks against the model.
 
     The median of fresh seeds is not as predicted; a trial far from the optimum was as fast as the
-    optimum; the best rate jumps to another one and back; the response is flat.
+    optimum; there are two basins, either of which may be the faster; the best rate jumps; the
+    response is flat.
 
     Args:
       fitted: to the trials of the design.
       levels: with the check.
+      basins: where there are two.
     """
     trials, model = fitted.trials, fitted.model
     said = fitted.describe(trials.size, trials.rate, trials.second)
@@ -42,6 +44,8 @@ def doubtful(fitted: Fitted, levels: Levels) -> np.ndarray:
     fast &= said.height > _FAR
     found = levels.rejected | (fitted.curvature < _FLAT)
     found[np.unique(trials.size[fast])] = True
+    if basins is not None:
+        return found | basins.undecided
     step = np.diff(fitted.rate - 0.5 * model.centred)
     for place in np.flatnonzero(np.abs(step) > JUMP).tolist():
         # Either side may be wrong: the one with fewer batch sizes is looked at.

@@ -150,28 +150,3 @@ def newton_without_curve(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
     moved = fitted.parameters - covariance @ gradient
     at = model.at.level
     return moved[at], covariance[at, at]
-
-
-def outside(fitted: Fitted) -> np.ndarray:
-    """A mask of trials in a basin that is not the best of their batch size.
-
-    Where the two fastest trials far from the fitted optimum are faster than the two fastest near
-    it, there is a better basin: the trials nearer to the fitted optimum than to that say nothing of
-    it.
-    """
-    trials, found = fitted.trials, np.zeros(len(fitted.trials), bool)
-    width = np.sqrt(0.35 / fitted.curvature)[trials.size]
-    away = (trials.rate - fitted.rate[trials.size]) / np.clip(width, 0.3, 1.5)
-    for size in range(fitted.model.sizes):
-        here = trials.size == size
-        near, far = (
-            here & trials.crossed & side for side in (np.abs(away) < 1.5, np.abs(away) > 2.2)
-        )
-        if near.sum() < 2 or far.sum() < 2:
-            continue
-        fast = np.flatnonzero(far)[np.argsort(trials.log_steps[far])[:2]]
-        if trials.log_steps[fast].max() < np.sort(trials.log_steps[near])[1]:
-            middle = (fitted.rate[size] + trials.rate[fast].mean()) / 2
-            above = trials.rate[fast].mean() > middle
-            found |= here & ((trials.rate < middle) == above)
-    return found

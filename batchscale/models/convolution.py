@@ -199,23 +199,68 @@ def _backward(
     cotangent: _Images,
 ) -> tuple[_Images, _Kernel]:
     lhs, rhs = operands
-    spatial = list(
-        zip(lhs.shape[1:3], rhs.shape[:2], cotangent.shape[1:3], strides, pads, strict=True)
-    )
-    # The pixels that the strides skipped are zeros in the cotangent of the stride-1 convolution.
-    gaps = [
-        (0, low + size + high - kernel - (out - 1) * stride, stride - 1)
-        for size, kernel, out, stride, (low, high) in spatial
-    ]
-    zero = jnp.zeros((), cotangent.dtype)
-    cotangent = lax.pad(cotangent, zero, [(0, 0, 0), *gaps, (0, 0, 0)])
+    if strides != (1, 1):
+        # The primal value is not used: XLA leaves it out.
+        return jax.vjp(
+            lambda lhs, rhs: _of_phases(lhs, rhs, cotangent.shape[1:3], strides, pads, precision),
+            lhs,
+            rhs,
+        )[1](cotangent)
     # Each image pixel meets the kernel in reverse; padding beyond kernel - 1 becomes a crop.
     complement = tuple(
-        (kernel - 1 - low, kernel - 1 - high) for _, kernel, _, _, (low, high) in spatial
+        (kernel - 1 - low, kernel - 1 - high)
+        for kernel, (low, high) in zip(rhs.shape[:2], pads, strict=True)
     )
     reverse = lax.rev(rhs, (0, 1)).swapaxes(2, 3)
     lhs_gradient = _convolve(cotangent, reverse, (1, 1), complement, precision)
     return lhs_gradient, _kernel_gradient(lhs, cotangent, pads, precision)
+
+
+def _of_phases(
+    lhs: _Images,
+    rhs: _Kernel,
+    out: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: _Pads,
+    precision: Any,
+) -> _Images:
+    """A strided convolution as one of stride 1, whose gradients skip no pixels.
+
+    Pixels that are as many strides apart become a channel each, and so do those of the kernel.
+
+    Args:
+      lhs: the images.
+      rhs: the kernel.
+      out: the height and width of the result.
+      strides: of the convolution.
+      pads: likewise.
+      precision: likewise.
+    """
+    images, kernel = lhs, rhs
+    for axis, (stride, (low, _), size) in enumerate(zip(strides, pads, out, strict=True)):
+        taps = -(-rhs.shape[axis] // stride)
+        used = min(stride, rhs.shape[axis])
+        length = stride * (size + taps - 1)
+        images = _padded(images, axis + 1, low, length - low - lhs.shape[axis + 1])
+        kernel = _padded(kernel, axis, 0, stride * taps - rhs.shape[axis])
+        images = _split(images, axis + 1, 3, stride, used)
+        kernel = _split(kernel, axis, 2, stride, used)
+    return _convolution(images, kernel, (1, 1), ((0, 0), (0, 0)), precision)
+
+
+def _padded(x: Array, axis: int, low: int, high: int) -> Array:
+    """Zeros before and after along an axis; a crop where fewer than none are wanted."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (low, high, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+def _split(x: Array, axis: int, channels: int, stride: int, used: int) -> Array:
+    """The first phases of an axis, those of the other places left out, joined to the channels."""
+    shape = x.shape
+    x = x.reshape(*shape[:axis], shape[axis] // stride, stride, *shape[axis + 1 :])
+    x = jnp.moveaxis(lax.slice_in_dim(x, 0, used, axis=axis + 1), axis + 1, channels)
+    return x.reshape(*x.shape[:channels], -1, *x.shape[channels + 2 :])
 
 
 def _kernel_gradient(lhs: _Images, cotangent: _Images, pads: _Pads, precision: Any) -> _Kernel:

@@ -207,12 +207,7 @@ def protocol(workload: str, optimizer: str) -> Protocol:
     >>> found.batch_sizes
     (1, 2, 8, 32, 128, 512, 2048, 8192, 32768, 55000)
 
-    Its study, each part of which can be replaced; the budget is not the paper's, but one's own.
-
-    >>> import batchscale as bs
-    >>> study = bs.Study(**{**found.arguments(), "trials": 16}, max_steps=20_000)
-    >>> study.goal
-    Goal(metric='validation/error', value=0.01, mode='min')
+    `Study.of_paper` makes a study of it, each part of which can be replaced.
     """
     same = [p for p in ALL if workload in (p.workload, f"{p.data_set}/{p.model}")]
     for one in same:
