@@ -123,6 +123,12 @@ class Measurement:
             if doubted
             else ""
         )
+        found = found.cautioned(
+            "the best settings of some batch sizes lie in another range of learning rates than "
+            "those of others, so that steps lie on no one curve"
+            if answer.mixed
+            else ""
+        )
         refusal = scaling.paced(self.steps_to_target(), self.paces).refusal
         return found.refuse(scaling.Refusal.SCHEDULE, refusal)
 

@@ -549,9 +549,7 @@ def test_a_study_comes_back_from_its_archive(ours, tmp_path):
 
 
 def test_half_lives_come_back(square, tmp_path):
-    space = bs.SearchSpace(
-        learning_rate=bs.LogUniform(0.1, 1), momentum=bs.half_life(20, 400)
-    )
+    space = bs.SearchSpace(learning_rate=bs.LogUniform(0.1, 1), momentum=bs.half_life(20, 400))
     options = {"batch_sizes": [4, 32], "trials": 2, "optimizer": "momentum", "space": space}
     result = study(square, **options).run(tmp_path / "study", progress=False)
     again = assert_comes_back(result, tmp_path / "square" / "square" / "momentum")

@@ -76,7 +76,9 @@ def test_resident_and_streamed_data_give_the_same_tables(
 
 def test_a_folder_of_arrays_refuses_a_stream_of_the_same(square, tmp_path):
     study(square).run(tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"the data \(arrays and streams are not compared\) changed"):
+    with pytest.raises(
+        ValueError, match=r"the data \(arrays and streams are not compared\) changed"
+    ):
         study(streamed(square)).run(tmp_path, progress=False)
 
 

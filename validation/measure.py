@@ -205,9 +205,13 @@ def summary(name: str, studies: list[dict[str, Any]], b_crit: float) -> dict[str
 
 
 def true_b_crit(world: World | NoisyQuadraticWorld) -> float:
-    """Of the world; NaN of a power law, and the fit of the truth where it has no closed form."""
+    """Of the world; NaN where there is none, and the fit of the truth where it has no closed form.
+
+    A power law has none, and steps that fall by a jump where another basin becomes the better one
+    lie on no one curve.
+    """
     if isinstance(world, World):
-        return math.nan if world.curve == "power" else world.b_crit
+        return math.nan if world.curve == "power" or world.crosses else world.b_crit
     from batchscale.scaling.posterior import posterior, scattered
 
     logs = np.log(world.batch_sizes)

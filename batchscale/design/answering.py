@@ -38,6 +38,7 @@ class Answer:
       second: the best second hyperparameter.
       doubted: where something speaks against the model.
       searched: where a search has taken its place.
+      mixed: whether some batch sizes have their best setting in another basin than others.
     """
 
     fitted: Fitted
@@ -52,6 +53,7 @@ class Answer:
     second: Float[np.ndarray, " batch_sizes"]
     doubted: Bool[np.ndarray, " batch_sizes"]
     searched: Bool[np.ndarray, " batch_sizes"]
+    mixed: bool
 
     @property
     def width(self) -> float:
@@ -110,7 +112,8 @@ def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answ
     log_batch = model.log_batch
     curve = posterior(log_batch, mean, covariance, smooth(log_batch))
     deviation = np.sqrt(np.diag(curve.covariance))
+    mixed = basins is not None and len(set(basins.chosen.tolist())) > 1
     return Answer(
         fitted, found, mean, covariance, curve, curve.levels, deviation, rate, moved, second,
-        doubted, replaced,
+        doubted, replaced, mixed,
     )  # fmt: skip

@@ -23,6 +23,9 @@ _FAR = 1.2  # above the best, by the model
 _SHARE, _MOST = 0.5, 1.2  # of that height, and in all: so much at most a fast trial is above it
 _APART = 1.5  # the least between two basins
 _NEAR = 1.2  # a trial so far from a basin's best rate is one of its own
+_GAIN = (
+    8.0  # in the log posterior, by which two basins have to explain trials better than a wide one
+)
 _UNSURE = 0.05  # the probability that the slower basin is the faster
 
 
@@ -71,7 +74,7 @@ class Basins(NamedTuple):
         start = (self.upper if upper.mean() > 0.5 else self.lower).parameters.copy()
         for part in (at.level, at.rate, at.cliff):
             start[part] = np.where(upper, self.upper.parameters[part], self.lower.parameters[part])
-        return fit(self.upper.model, self.trials.where(kept), warm=start)
+        return fit(self.upper.model, self.trials.where(kept), warm=start, fresh=False)
 
 
 def basins(fitted: Fitted) -> Basins | None:
@@ -82,7 +85,23 @@ def basins(fitted: Fitted) -> Basins | None:
     """
     lines = _lines(fitted)
     if lines is None:
-        return None
+        # A wide basin may lie over both, with its best rate between them.
+        lines = fitted.rate - _APART, fitted.rate + _APART
+        found = _split(fitted, lines, fresh=False)
+        if (
+            found is None
+            or found.lower.value + found.upper.value > fitted.value - _GAIN
+            or np.median(found.upper.rate - found.lower.rate) < _APART
+        ):
+            return None
+        lines = _where_apart(fitted, found)
+    return _split(fitted, lines)
+
+
+def _split(
+    fitted: Fitted, lines: tuple[np.ndarray, np.ndarray], *, fresh: bool = True
+) -> Basins | None:
+    """A model of the trials about each of two lines; None where one of them has no crossing."""
     lower, upper = lines
     trials = fitted.trials
     in_upper = trials.rate > ((lower + upper) / 2)[trials.size]
@@ -93,11 +112,27 @@ def basins(fitted: Fitted) -> Basins | None:
         start, at = fitted.parameters.copy(), fitted.model.at
         start[at.rate] = line
         start[at.cliff] = np.maximum(start[at.cliff], line + 1)
-        found.append(fit(fitted.model, trials.where(own), warm=start))
+        found.append(fit(fitted.model, trials.where(own), warm=start, fresh=fresh))
     by = found[0].level - found[1].level
     at = fitted.model.at.level
     deviation = np.hypot(found[0].deviation(at), found[1].deviation(at))
     return Basins(*found, scipy.special.ndtr(by / deviation), trials, in_upper)
+
+
+def _where_apart(fitted: Fitted, found: Basins) -> tuple[np.ndarray, np.ndarray]:
+    """The lines of two models; where they coincide, trials are of one basin, the nearer one."""
+    sizes, growth = np.arange(fitted.model.sizes), 0.5 * fitted.model.centred
+    gap = found.upper.rate - found.lower.rate
+    apart = gap > _APART
+    lower, upper = (
+        growth + np.interp(sizes, sizes[apart], (one.rate - growth)[apart])
+        for one in (found.lower, found.upper)
+    )
+    gap = np.interp(sizes, sizes[apart], gap[apart])
+    is_upper = np.abs(fitted.rate - upper) < np.abs(fitted.rate - lower)
+    lower = np.where(apart, lower, np.where(is_upper, fitted.rate - gap, fitted.rate))
+    upper = np.where(apart, upper, np.where(is_upper, fitted.rate, fitted.rate + gap))
+    return lower, upper
 
 
 def _lines(fitted: Fitted) -> tuple[np.ndarray, np.ndarray] | None:
