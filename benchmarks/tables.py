@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md from what the benchmarks have recorded.
+"""Writes the tables of the documentation from what benchmarks and validation have recorded.
 
     python -m benchmarks.tables
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path("benchmarks/results")
-PAGE = Path("docs/performance.md")
+PERFORMANCE, ANALYSIS = Path("docs/performance.md"), Path("docs/analysis.md")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -168,31 +168,84 @@ def pruning() -> str:
     return _table(head, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "throughput": throughput,
-    "cost": cost,
-    "scaling": scaling,
-    "pruning": pruning,
+def streaming() -> str:
+    """Training on streams beside resident data, and the share of time that devices wait."""
+    found = _read("streaming")
+    rows = [
+        (
+            row["workload"],
+            row["source"],
+            f"{row['batch_size']:,}",
+            _time(row["resident"]),
+            _time(row["streamed"]),
+            f"{row['ratio']:.2f}",
+            f"{row['waiting']:.1%}",
+        )
+        for row in found["rows"]
+    ]
+    head = ["workload", "source", "batch size", "resident, µs", "streamed, µs"]
+    head += ["ratio", "waiting"]
+    return f"{_made(found['machine'])}\n\n" + _table(head, rows)
+
+
+def measure() -> str:
+    """How often intervals of one design hold the truth, and how much cheaper it is."""
+    rows = []
+    for row in json.loads(Path("validation/results/measure_share_8.json").read_text()):
+        cheaper = row["times cheaper: runs, steps, examples"]
+        some = (row["b_crit: held"], row["b_crit: rms error"])
+        rows.append(
+            (
+                row["row"],
+                row["studies"],
+                " / ".join(f"{x:g}" for x in cheaper),
+                f"{row['steps: held']:.2f}",
+                f"{row['steps: rms error']:.3f}",
+                *("" if x is None else f"{x:{kind}}" for x, kind in zip(some, (".2f", ".3f"))),
+                f"{row['refused']:.2f}",
+                f"{row['doubted a study']:g}",
+                f"{row['searched a study']:g}",
+            )
+        )
+    head = [
+        *("simulated", "studies", "times fewer runs / steps / examples"),
+        *("steps held", "error of log steps", "B_crit held", "error of log B_crit"),
+        *("outside, refused", "doubted a study", "searched a study"),
+    ]
+    return _table(head, rows)
+
+
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    PERFORMANCE: {
+        "throughput": throughput,
+        "streaming": streaming,
+        "cost": cost,
+        "scaling": scaling,
+        "pruning": pruning,
+    },
+    ANALYSIS: {"measure": measure},
 }
 
 
-def written(page: str) -> str:
-    """The page with its tables replaced by those of the recorded results."""
-    for name, table in TABLES.items():
-        page, count = re.subn(
+def written(page: Path) -> str:
+    """A page with its tables replaced by those of the recorded results."""
+    text = page.read_text()
+    for name, table in TABLES[page].items():
+        text, count = re.subn(
             rf"(<!-- {name} -->\n)(?:.*?\n)??(<!-- end -->)",
             lambda match, table=table: match[1] + table() + "\n" + match[2],
-            page,
+            text,
             flags=re.DOTALL,
         )
         if count != 1:
-            raise ValueError(f"{PAGE}: got {count} places for the table {name!r}, wanted one.")
-    return page
+            raise ValueError(f"{page}: got {count} places for the table {name!r}, wanted one.")
+    return text
 
 
 def main() -> None:
-    """Rewrites the page."""
-    PAGE.write_text(written(PAGE.read_text()))
+    """Rewrites the pages."""
+    for page in TABLES:
+        page.write_text(written(page))
 
 
 if __name__ == "__main__":

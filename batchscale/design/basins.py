@@ -113,10 +113,11 @@ def _split(
         start[at.rate] = line
         start[at.cliff] = np.maximum(start[at.cliff], line + 1)
         found.append(fit(fitted.model, trials.where(own), warm=start, fresh=fresh))
-    by = found[0].level - found[1].level
+    of_lower, of_upper = found
     at = fitted.model.at.level
-    deviation = np.hypot(found[0].deviation(at), found[1].deviation(at))
-    return Basins(*found, scipy.special.ndtr(by / deviation), trials, in_upper)
+    deviation = np.hypot(of_lower.deviation(at), of_upper.deviation(at))
+    faster = scipy.special.ndtr((of_lower.level - of_upper.level) / deviation)
+    return Basins(of_lower, of_upper, faster, trials, in_upper)
 
 
 def _where_apart(fitted: Fitted, found: Basins) -> tuple[np.ndarray, np.ndarray]:

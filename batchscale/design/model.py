@@ -30,6 +30,7 @@ _EDGE = 0.25  # the width of the edge of divergence, in log learning rate
 _ROOM, _ROOM_WIDTH = 0.2, 0.1  # the best rate lies so far below what diverges
 _WALK, _WALK_FREEDOM = 0.35, 3.0  # of steps of the best rate a factor of two in batch size
 _CLIFF_WALK = 0.4
+_ON_ONE_THREAD = 200_000  # multiplications of a product that OpenBLAS does not share out
 _LOG_T = (
     scipy.special.gammaln((FREEDOM + 1) / 2)
     - scipy.special.gammaln(FREEDOM / 2)
@@ -280,7 +281,7 @@ class Model:
         )
         J, S = said.jacobian, self._of_log_scatter(trials.size)
         gradient = -J.T @ by_mean - S.T @ by_scatter
-        hessian = (J * of_mean[:, None]).T @ J + (S * of_scatter[:, None]).T @ S
+        hessian = _gram(J, of_mean) + _gram(S, of_scatter)
         by_miss = np.where(crossed, -missed, 0.0)
         by_miss = np.where(cut, missed * (1 - missed) * (1 - tail) / later, by_miss)
         gradient[at.miss] -= by_miss.sum()
@@ -345,6 +346,20 @@ class Model:
             gradient[part] += walked[1]
             hessian[part, part] += walked[2]
         return value, gradient, hessian
+
+
+def _gram(J: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The product J' diag(weight) J, in parts that are too small for a thread pool.
+
+    Threads of the linear algebra library wait for those that train, which may take a hundred times
+    as long as the product.
+    """
+    rows = max(_ON_ONE_THREAD // J.shape[1] ** 2, 1)
+    found = np.zeros((J.shape[1],) * 2)
+    for first in range(0, len(J), rows):
+        part = J[first : first + rows]
+        found += (part * weight[first : first + rows, None]).T @ part
+    return found
 
 
 def _walk(
