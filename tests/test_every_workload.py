@@ -177,6 +177,17 @@ def test_the_table_has_all_35_and_says_why_some_cannot_be_trained(monkeypatch, t
         ("imagenet/resnet_50", {"image": np.zeros((2, 9, 9, 3), np.uint8)}, "has the fields image"),
         ("lm1b/lstm", {"tokens": np.full((2, 4), 32_000)}, "labels: .* outside 0 to 31999"),
         (
+            "cifar10/resnet_8",
+            {"image": np.zeros((2, 3072), np.uint8), "label": np.zeros(2, np.int32)},
+            r"'image' holds examples of the shape \(3072,\) .* wanted \(32, 32, 3\)",
+        ),
+        (
+            "mnist/fc_64",
+            {"image": np.zeros((2, 28, 28, 1), np.float32), "label": np.zeros(2, np.int32)},
+            "the type float32, wanted .* and whole numbers",
+        ),
+        ("mnist/fc_64", {"x": np.zeros((2, 3), np.uint8)}, "has the fields x, wanted image, label"),
+        (
             "imagenet/vgg_11",
             {"image": np.zeros((2, 9, 8, 3), np.uint8), "label": np.zeros(2, int)},
             r"is uint8 of shape \(9, 8, 3\), wanted uint8",

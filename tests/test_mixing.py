@@ -244,6 +244,31 @@ def test_groups_are_found_to_be_as_large_as_a_model_says():
             mixed(norm, size)
 
 
+class Wide(nn.Module):
+    """Many groups of 16, in which one example changes little of another's loss."""
+
+    ghost_batch_size: int
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for _ in range(2):
+            x = nn.relu(GhostBatchNorm(16)(nn.Conv(8, (3, 3))(x), train=train))
+        return nn.Dense(4)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("size", "right"), [(8, False), (16, True), (20, False), (24, False), (32, True), (40, False)]
+)
+def test_large_groups_are_found_where_a_model_says_otherwise(size, right):
+    images = RANDOM.integers(0, 255, (200, 8, 8, 1)).astype(np.uint8), np.arange(200) % 4
+    workload = bs.Workload.from_flax(Wide(size), {"train": images})
+    if right:  # two groups of 16 are a group of 32
+        assert mixes_groups(workload, SPACE.typical()) is False
+    else:
+        with pytest.raises(ValueError, match=f"says {size}, and the loss"):
+            mixes_groups(workload, SPACE.typical())
+
+
 @pytest.mark.parametrize("microbatch", [4, 8, 12, 16])
 def test_the_gradient_of_ghost_batches_is_the_same_in_every_microbatch(microbatch):
     workload = bs.Workload.from_flax(Net("ghost", 4), {"train": IMAGES})

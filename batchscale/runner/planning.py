@@ -194,9 +194,10 @@ def _find_out(plan: Plan, training: Training) -> None:
     space = definition.spaces[definition.batch_sizes[0]]
     if plan.mixes_examples is None:
         plan.mixes_examples = mixes_examples(workload, space.typical())
-    grouped = plan.mixes_examples and workload.ghost_batch_size is not None
-    if grouped and plan.ghost_batch_size is None and not mixes_groups(workload, space.typical()):
-        plan.ghost_batch_size = workload.ghost_batch_size
+    group = workload.ghost_batch_size
+    other = plan.mixes_examples and group not in (None, plan.ghost_batch_size)
+    if other and not mixes_groups(workload, space.typical()) and plan.ghost_batch_size is None:
+        plan.ghost_batch_size = group
     if not plan.measured:
         plan.measured = definition.evaluate.counts(splits, definition.goal.split)
         plan.counted = counted(workload, definition.goal, plan.measured)

@@ -79,7 +79,8 @@ def get(name: str, *, data: Mapping[str, Any] | None = None) -> Workload:
         return _named(name)
     dataset, model = _parted(name)
     if dataset in _DATASETS:
-        return dataclasses.replace(_named(name), data=_from_arrays(data), train_examples=None)
+        splits = _in_format(dataset, _from_arrays(data))
+        return dataclasses.replace(_named(name), data=splits, train_examples=None)
     splits = large.in_format(dataset, _from_arrays(data))
     fields = large.fields(dataset, model, splits)
     return Workload(name=f"{dataset} (own data)/{model}", data=splits, **fields)
@@ -128,6 +129,26 @@ def _parted(name: str) -> tuple[str, str]:
             "workloads.table() lists them; write a Workload for data of your own."
         )
     return dataset, model
+
+
+def _in_format(dataset: str, splits: Splits) -> Splits:
+    """Splits of one's own, if their fields are those of a small data set."""
+    wanted = _example(_DATASETS[dataset])
+    for split, fields in splits.items():
+        where = f"data: split {split!r} of {dataset!r}"
+        if set(fields) != set(wanted):
+            raise ValueError(
+                f"{where} has the fields {', '.join(sorted(fields))}, wanted {', '.join(wanted)}."
+            )
+        for field, like in wanted.items():
+            shape, dtype = fields[field].shape[1:], np.dtype(fields[field].dtype)
+            if shape != like.shape[1:] or dtype.kind not in "ui":
+                raise ValueError(
+                    f"{where}: {field!r} holds examples of the shape {shape} and the type {dtype}, "
+                    f"wanted {like.shape[1:]} and whole numbers, as published. Reshape or round "
+                    "them; or make a workload of them with Workload.from_flax."
+                )
+    return splits
 
 
 def _titled(dataset: str, name: str, splits: Splits) -> str:
