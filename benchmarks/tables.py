@@ -201,7 +201,10 @@ def measure() -> str:
                 " / ".join(f"{x:g}" for x in cheaper),
                 f"{row['steps: held']:.2f}",
                 f"{row['steps: rms error']:.3f}",
-                *("" if x is None else f"{x:{kind}}" for x, kind in zip(some, (".2f", ".3f"))),
+                *(
+                    "" if x is None else f"{x:{kind}}"
+                    for x, kind in zip(some, (".2f", ".3f"), strict=True)
+                ),
                 f"{row['refused']:.2f}",
                 f"{row['doubted a study']:g}",
                 f"{row['searched a study']:g}",
