@@ -198,10 +198,8 @@ def test_the_words_say_where_doubling_is_free_where_it_ends_and_how_sure_that_is
             [100],
             [
                 "1 is the only batch size: where perfect scaling ends is not known.",
-                "1 is the knee among the batch sizes: 1.0 times the fewest steps and 1.0 times the "
-                "fewest examples. It is the smallest that reached the goal: the true one may lie "
-                "below.",
-                "No critical batch size is quoted: 1 batch sizes reach the goal, at least 4 are "
+                "Only 1 reached the goal: where the knee lies is not known.",
+                "No critical batch size is quoted: 1 batch size reaches the goal, at least 4 are "
                 "needed.",
                 "Only 1 reached the goal: where the gain ends is not known.",
             ],

@@ -214,7 +214,7 @@ def test_a_warm_up_of_ten_steps_does_not_pass_for_a_critical_batch_size(tmp_path
     assert fit.refused.startswith("the plateau may be the schedule's")
     check = late.audit().of(NAME)
     assert check.verdict == "fail"
-    assert "over an eighth of the steps is lost to it" in check.evidence
+    assert "its rise has cost over an eighth of the steps" in check.evidence
     # Tables alone say so too: the schedule is not at hand when a study is loaded.
     assert bs.load(tmp_path / "late").paces[256] == Pace(rises_until=35)
 

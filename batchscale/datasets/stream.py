@@ -200,8 +200,8 @@ class Stream:
                 fields = self._mapping(made, index)
                 found.append({field: np.array(x) for field, x in fields.items()})
             return found
-        except _WrongExampleError:
-            raise
+        except _WrongExampleError as error:
+            raise ValueError(str(error)) from None
         except Exception as error:
             raise ValueError(
                 f"{self._name}: {_these(indices)} cannot be read "

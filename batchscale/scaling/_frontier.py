@@ -258,14 +258,17 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit, unit: str) -> list[str]:
     row = reached[reached["batch_size"] == knee].iloc[0]
     time = row[unit] / reached[unit].min()
     examples = row["examples"] / reached["examples"].min()
-    words = (
-        f"{knee:,.0f} is the knee among the batch sizes: {time:.1f} times the fewest {unit} and "
-        f"{examples:.1f} times the fewest examples."
-    )
     sizes = reached["batch_size"].tolist()
-    if knee in (sizes[0], sizes[-1]):
-        which, beyond = ("smallest", "below") if knee == sizes[0] else ("largest", "above")
-        words += f" It is the {which} that reached the goal: the true one may lie {beyond}."
+    if len(sizes) == 1:
+        words = f"Only {knee:,.0f} reached the goal: where the knee lies is not known."
+    else:
+        words = (
+            f"{knee:,.0f} is the knee among the batch sizes: {time:.1f} times the fewest {unit} "
+            f"and {examples:.1f} times the fewest examples."
+        )
+        if knee in (sizes[0], sizes[-1]):
+            which, beyond = ("smallest", "below") if knee == sizes[0] else ("largest", "above")
+            words += f" It is the {which} that reached the goal: the true one may lie {beyond}."
     if fit.refused:
         return [words, f"No critical batch size is quoted: {fit.refused}."]
     return [

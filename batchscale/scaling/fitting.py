@@ -78,7 +78,8 @@ def fit(
     count, misses = int(reached.sum()), int((~reached).sum())
     nothing = Interval(math.nan, math.nan)
     if count < _FEWEST[form]:
-        why = f"{count} batch sizes reach the goal, at least {_FEWEST[form]} are needed"
+        reach = "batch size reaches" if count == 1 else "batch sizes reach"
+        why = f"{count} {reach} the goal, at least {_FEWEST[form]} are needed"
         few = Fit(
             form, math.nan, math.nan, math.nan, nothing, nothing, confidence, math.nan, count,
             misses, why, (Refusal.TOO_FEW,),

@@ -118,7 +118,8 @@ def paced(steps: pd.DataFrame, paces: Mapping[int, Pace]) -> Paced:
         until = max(of[size].rises_until for size in rising)
         words.append(
             f"the learning rate rises too long for the {_range(crossings, rising)} steps at "
-            f"{_sizes(rising)}: up to step {until:,} over an eighth of the steps is lost to it"
+            f"{_sizes(rising)}: of goals reached before step {until:,} its rise has cost over an "
+            "eighth of the steps, so that it decides when they are reached"
         )
     if falling:
         words.append(
