@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path("benchmarks/results")
+RESULTS, VALIDATION = Path("benchmarks/results"), Path("validation/results")
 PERFORMANCE, ANALYSIS = Path("docs/performance.md"), Path("docs/analysis.md")
 
 
@@ -22,8 +22,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def _read(name: str, folder: Path = RESULTS) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def _time(microseconds: float) -> str:
@@ -162,7 +162,7 @@ def pruning() -> str:
     """What dropping trials early would save, and lose."""
     rows = [
         (r["first"], r["factor"], f"{r['saved']:.0%}", f"{r['lost']} of {r['batch_sizes']}")
-        for r in _read("pruning")["rows"]
+        for r in _read("pruning", VALIDATION)["rows"]
     ]
     head = ["from step", "steps behind the best", "steps saved", "batch sizes with another answer"]
     return _table(head, rows)
@@ -191,7 +191,7 @@ def streaming() -> str:
 def measure() -> str:
     """How often intervals of one design hold the truth, and how much cheaper it is."""
     rows = []
-    for row in json.loads(Path("validation/results/measure_share_8.json").read_text()):
+    for row in _read("measure_share_8", VALIDATION):
         cheaper = row["times cheaper: runs, steps, examples"]
         some = (row["b_crit: held"], row["b_crit: rms error"])
         rows.append(
