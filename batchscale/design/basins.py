@@ -23,9 +23,7 @@ _FAR = 1.2  # above the best, by the model
 _SHARE, _MOST = 0.5, 1.2  # of that height, and in all: so much at most a fast trial is above it
 _APART = 1.5  # the least between two basins
 _NEAR = 1.2  # a trial so far from a basin's best rate is one of its own
-_GAIN = (
-    8.0  # in the log posterior, by which two basins have to explain trials better than a wide one
-)
+_GAIN = 8.0  # in the log posterior: so much better two explain trials than a wide one
 _UNSURE = 0.05  # the probability that the slower basin is the faster
 
 
@@ -124,7 +122,7 @@ def _where_apart(fitted: Fitted, found: Basins) -> tuple[np.ndarray, np.ndarray]
     """The lines of two models; where they coincide, trials are of one basin, the nearer one."""
     sizes, growth = np.arange(fitted.model.sizes), 0.5 * fitted.model.centred
     gap = found.upper.rate - found.lower.rate
-    apart = gap > _APART
+    apart = gap >= _APART
     lower, upper = (
         growth + np.interp(sizes, sizes[apart], (one.rate - growth)[apart])
         for one in (found.lower, found.upper)
