@@ -3,6 +3,7 @@
 Run it from the root of the repository:
 
     python -m benchmarks.convolution --batch-sizes 1 16 64 --lanes 1 4
+    python -m benchmarks.convolution --strided --batch-sizes 16 64
 
 Every step runs inside a `fori_loop`, as it does in a study. The ways take turns, so that a busy
 machine slows all of them, and each cell of the table is a median: milliseconds a step of one lane.
@@ -12,6 +13,9 @@ reduce_window: our convolution, Flax's max pooling. reshape-max: our convolution
 reshape and max, which splits the gradient of ties. grouped: our gradients without our batching
 rule. patches: the convolution as one matrix product over all patches of the images. jax, mapped:
 JAX's convolution and Flax's pooling, lanes one by one.
+
+With `--strided` the gradients of the strided convolutions of ResNet-8 and of ResNet-50's first
+(on images of 64) are timed instead, ours against JAX's own.
 """
 
 import argparse
@@ -157,6 +161,48 @@ def milliseconds(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+# Of strided convolutions: side and channels of the images, side of the kernel, its outputs.
+STRIDED = {
+    "resnet_8, 3x3, 16 to 32": (32, 16, 3, 32),
+    "resnet_8, 3x3, 32 to 64": (16, 32, 3, 64),
+    "resnet_8, 1x1, 16 to 32": (32, 16, 1, 32),
+    "resnet_8, 1x1, 32 to 64": (16, 32, 1, 64),
+    "resnet_50, 7x7, 3 to 64": (64, 3, 7, 64),
+}
+
+
+def strided(name: str, batch_size: int, *, steps: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of both gradients of a strided convolution, in a loop, by way."""
+    side, inputs, kernel_side, outputs = STRIDED[name]
+    images = jax.random.uniform(jax.random.key(0), (batch_size, side, side, inputs))
+    kernel = jax.random.uniform(jax.random.key(1), (kernel_side, kernel_side, inputs, outputs))
+    ways = {"ours": layers.fast_conv_general_dilated, "jax": lax.conv_general_dilated}
+
+    def loop(convolve: Callable[..., Any]) -> Callable[..., Any]:
+        def loss(operands: tuple[Array, Array]) -> Float[Array, ""]:
+            found = convolve(*operands, (2, 2), "SAME", dimension_numbers=_LAYOUT)
+            return 0.5 * (found**2).sum()
+
+        @jax.jit
+        def run(operands: tuple[Array, Array], steps: int) -> tuple[Array, Array]:
+            def step(_: int, operands: tuple[Array, Array]) -> tuple[Array, Array]:
+                return jax.tree.map(lambda x, g: x - 1e-9 * g, operands, jax.grad(loss)(operands))
+
+            return lax.fori_loop(0, steps, step, operands)
+
+        return run
+
+    runs = {way: loop(convolve) for way, convolve in ways.items()}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for repeat in range(repeats + 1):
+        for way, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run((images, kernel), steps))
+            if repeat:  # the first call compiles
+                times[way].append(1e3 * (time.perf_counter() - start) / steps)
+    return {way: statistics.median(values) for way, values in times.items()}
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(
@@ -167,7 +213,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="a lane, in each timed loop")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--strided", action="store_true", help="gradients of strided ones")
     arguments = parser.parse_args()
+    if arguments.strided:
+        print("ms of a convolution and its gradients, ours and JAX's, and the ratio")
+        for name in STRIDED:
+            for batch_size in arguments.batch_sizes:
+                found = strided(name, batch_size, steps=8, repeats=arguments.repeats)
+                ratio = found["jax"] / found["ours"]
+                cells = f"{found['ours']:>8.2f} {found['jax']:>8.2f} {ratio:>6.1f}x"
+                print(f"{name:>26} {batch_size:>5} {cells}", flush=True)
+        return
 
     ways = {name: WAYS[name] for name in arguments.ways}
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}: ms a step of one lane")
