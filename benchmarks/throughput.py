@@ -145,6 +145,7 @@ def main() -> None:
     if arguments.resume and arguments.output.exists():
         rows = json.loads(arguments.output.read_text())["rows"]
     known = {(row["workload"], row["batch_size"]) for row in rows}
+    order = [*WORKLOADS, *arguments.workloads, *(workload for workload, _ in known)]
     print({name: f"{rate:.3g} /s" for name, rate in rates.items()})
     for workload in arguments.workloads:
         flops, weights = work(workload)
@@ -173,6 +174,7 @@ def main() -> None:
                 },
             }
             rows.append(row)
+            rows.sort(key=lambda one: (order.index(one["workload"]), one["batch_size"]))
             print({k: v for k, v in row.items() if k != "all_microseconds"}, flush=True)
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             arguments.output.write_text(

@@ -89,6 +89,20 @@ def test_convolution_and_its_gradients_equal_jax_own(options):
         assert_close(value_and_gradients(fast)(*arrays), value_and_gradients(own)(*arrays))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "width", "together"),
+    [(3, 16, 8, 4), (4, 5, 6, 1), (5, 16, 8, 2), (16, 16, 6, 2), (5, 8, 7, 1), (3, 17, 8, 1)],
+)
+def test_convolutions_of_few_filters_take_some_pixels_at_once(inputs, outputs, width, together):
+    fast, own = fast_and_own()
+    with jax.enable_x64(True):
+        arrays = operands((2, 5, width, inputs), (3, 3, inputs, outputs), jnp.float64)
+        assert_close(value_and_gradients(fast)(*arrays), value_and_gradients(own)(*arrays))
+        compiled = jax.jit(fast).lower(*arrays).compile().as_text()
+    strided = re.search(rf"window={{size=3x{2 + together} [^}}]*stride=1x{together} ", compiled)
+    assert bool(strided) == (together > 1), compiled
+
+
 @pytest.mark.parametrize("examples", [7, 8, 9, 16, 21])
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_kernel_gradients_of_many_examples_equal_jax_own(examples, dtype):

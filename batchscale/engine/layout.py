@@ -21,7 +21,7 @@ _CPU_MICROBATCH = 256  # larger ones were slower, and each size is a program to 
 # Of sequences so many tokens: what is kept of more of them does not fit a core's cache.
 _CPU_TOKENS, _CPU_EVALUATED_TOKENS = 1024, 2048
 _BATCH_BYTES = 16_000_000
-_CONVOLUTION_MICROBATCH = 64
+_CONVOLUTION_MICROBATCH, _LIGHT_MICROBATCH = 64, 16  # the latter where all weights fit a cache
 _EVALUATION_BATCH = 500
 _SHORT_BATCH = 125
 _NARROW_MICROBATCH = 64  # sums of more numbers of 16 bits stop growing, at 256 in bfloat16
@@ -109,7 +109,10 @@ def choose(
         lanes = min(most, -(-trials // share))
     if microbatch is None:
         if cpu:
-            most = _CONVOLUTION_MICROBATCH if _convolves(workload) else _CPU_MICROBATCH
+            most = _CPU_MICROBATCH
+            if _convolves(workload):
+                light = _weight_bytes(workload) <= _CPU_WEIGHT_BYTES
+                most = _LIGHT_MICROBATCH if light else _CONVOLUTION_MICROBATCH
             most = min(most, max(_CPU_TOKENS // arrays.elements(workload.splits()["train"]), 1))
         else:
             train = workload.splits()["train"]
@@ -151,13 +154,16 @@ def evaluation_batch(
 def _cpu_lanes(workload: Workload) -> int:
     if _convolves(workload):
         return 1
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_parameters(workload)))
-    fit = _CPU_WEIGHT_BYTES // max(weights, 1)
+    fit = _CPU_WEIGHT_BYTES // max(_weight_bytes(workload), 1)
     return min(_CPU_LANES, 1 << max(fit.bit_length() - 1, 0))
 
 
 def _parameters(workload: Workload) -> PyTree:
     return jax.eval_shape(workload.init, keys.shape())[0]
+
+
+def _weight_bytes(workload: Workload) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_parameters(workload)))
 
 
 def _even(batch_size: int, most: int) -> int:

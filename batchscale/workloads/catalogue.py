@@ -30,11 +30,11 @@ SMALL = {
 # Parameters, and operations of one example's gradient as `Workload.flops` counts them, which takes
 # seconds of tracing each.
 LARGE = {
-    "imagenet/resnet_50": (25_549_352, 2.514e10),
+    "imagenet/resnet_50": (25_549_352, 2.391e10),
     "imagenet/vgg_11": (132_863_336, 4.397e10),
-    "imagenet_half_images/resnet_50": (25_549_352, 2.514e10),
-    "imagenet_half_classes/resnet_50": (24_524_852, 2.514e10),
-    "open_images_v4/resnet_50": (38_224_466, 2.522e10),
+    "imagenet_half_images/resnet_50": (25_549_352, 2.391e10),
+    "imagenet_half_classes/resnet_50": (24_524_852, 2.391e10),
+    "open_images_v4/resnet_50": (38_224_466, 2.399e10),
     "lm1b/lstm": (62_791_680, 2.376e10),
     "lm1b/transformer_base": (35_287_040, 2.776e10),
     "lm1b/transformer_shallow": (22_685_696, 1.767e10),

@@ -10,9 +10,13 @@ import jax
 from jax.extend import core
 from jaxtyping import PyTree
 
+from batchscale.models import convolution
+
 
 def flops(function: Callable[..., PyTree], *arguments: PyTree) -> float:
     """Floating-point operations of a call; starts the JAX backend.
+
+    Convolutions are counted as JAX has them: what `models` does to be fast is not part of a model.
 
     XLA counts the body of a loop once. Here that of a loop whose length is known (`scan`, `map`,
     `fori_loop` with constant bounds) is counted as often as it runs; of any other loop, once.
@@ -33,7 +37,9 @@ def flops(function: Callable[..., PyTree], *arguments: PyTree) -> float:
     >>> flops(product, x), round(flops(several, x) / flops(product, x))
     (1024.0, 10)
     """
-    return _of(jax.make_jaxpr(function)(*arguments))
+    with convolution.ways(cpu="grouped"):
+        traced = jax.make_jaxpr(function)(*arguments)
+    return _of(traced)
 
 
 def _of(jaxpr: core.ClosedJaxpr) -> float:
