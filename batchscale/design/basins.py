@@ -25,6 +25,8 @@ _APART = 1.5  # the least between two basins
 _NEAR = 1.2  # a trial so far from a basin's best rate is one of its own
 _GAIN = 8.0  # in the log posterior: so much better two explain trials than a wide one
 _UNSURE = 0.05  # the probability that the slower basin is the faster
+_KNOWN = 0.6  # the standard deviation of a level, in log steps: beyond, it is a guess
+_GUESSED = 0.49  # a basin whose level is a guess is the faster with this probability at most
 
 
 class Basins(NamedTuple):
@@ -113,8 +115,12 @@ def _split(
         found.append(fit(fitted.model, trials.where(own), warm=start, fresh=fresh))
     of_lower, of_upper = found
     at = fitted.model.at.level
-    deviation = np.hypot(of_lower.deviation(at), of_upper.deviation(at))
-    faster = scipy.special.ndtr((of_lower.level - of_upper.level) / deviation)
+    of_each = of_lower.deviation(at), of_upper.deviation(at)
+    faster = scipy.special.ndtr((of_lower.level - of_upper.level) / np.hypot(*of_each))
+    # A best rate that lies far beyond all trials may have any level.
+    guess_lower, guess_upper = (deviation > _KNOWN for deviation in of_each)
+    faster = np.where(guess_upper & ~guess_lower, np.minimum(faster, _GUESSED), faster)
+    faster = np.where(guess_lower & ~guess_upper, np.maximum(faster, 1 - _GUESSED), faster)
     return Basins(of_lower, of_upper, faster, trials, in_upper)
 
 
