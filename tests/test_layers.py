@@ -90,16 +90,27 @@ def test_convolution_and_its_gradients_equal_jax_own(options):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "width", "together"),
-    [(3, 16, 8, 4), (4, 5, 6, 1), (5, 16, 8, 2), (16, 16, 6, 2), (5, 8, 7, 1), (3, 17, 8, 1)],
+    ("inputs", "outputs", "width", "side", "together"),
+    [
+        (3, 16, 8, 3, 4),
+        (4, 5, 6, 3, 1),  # 6 is no multiple of 4
+        (5, 16, 8, 3, 2),
+        (16, 16, 6, 5, 2),
+        (5, 8, 7, 3, 1),
+        (3, 17, 8, 3, 1),
+        (8, 8, 8, 2, 1),
+    ],
 )
-def test_convolutions_of_few_filters_take_some_pixels_at_once(inputs, outputs, width, together):
+def test_convolutions_of_few_filters_take_some_pixels_at_once(
+    inputs, outputs, width, side, together
+):
     fast, own = fast_and_own()
     with jax.enable_x64(True):
-        arrays = operands((2, 5, width, inputs), (3, 3, inputs, outputs), jnp.float64)
+        arrays = operands((2, 5, width, inputs), (side, side, inputs, outputs), jnp.float64)
         assert_close(value_and_gradients(fast)(*arrays), value_and_gradients(own)(*arrays))
         compiled = jax.jit(fast).lower(*arrays).compile().as_text()
-    strided = re.search(rf"window={{size=3x{2 + together} [^}}]*stride=1x{together} ", compiled)
+    size = rf"size={side}x{side - 1 + together} "
+    strided = re.search(rf"window={{{size}[^}}]*stride=1x{together} ", compiled)
     assert bool(strided) == (together > 1), compiled
 
 

@@ -347,8 +347,9 @@ def _abreast(
 
 def _together(kernel: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Pixels whose filters stand side by side."""
-    inputs, outputs = kernel[2:]
-    if strides != (1, 1) or outputs > _FEW_FILTERS:
+    _, width, inputs, outputs = kernel
+    # Of a narrow kernel most of what is multiplied would be zeros.
+    if strides != (1, 1) or width < 3 or outputs > _FEW_FILTERS:
         return 1
     return 4 if inputs <= _FEW_CHANNELS else 2
 
