@@ -25,6 +25,7 @@ from batchscale.tuner import (
     Uniform,
 )
 from validation.measure import measured, trained
+from validation.noisy import leap
 from validation.worlds import WORLDS, World
 
 SIZES = tuple(4.0**k for k in range(6))
@@ -272,6 +273,16 @@ def test_where_either_basin_may_be_the_faster_the_answer_is_doubted():
     assert found.undecided.any()
     fitted = found.fitted()
     assert (doubtful(fitted, levels(fitted, trials), found) >= found.undecided).all()
+
+
+def test_noisy_steps_taken_at_once_are_those_taken_one_by_one():
+    shrink, kick = np.array([0.9, -0.7, 1.0, 1.1, 0.0]), np.array([0.1, 2.0, 1.0, 0.5, 1.0])
+    mean, variance = np.ones(5), np.zeros(5)
+    for _ in range(9):
+        mean, variance = mean * shrink, variance * shrink**2 + kick**2
+    power, deviation = leap(shrink, kick, 9)
+    np.testing.assert_allclose(power, mean, rtol=1e-12)
+    np.testing.assert_allclose(deviation**2, variance, rtol=1e-12)
 
 
 def test_a_basin_that_is_a_guess_is_not_the_faster_one():

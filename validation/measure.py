@@ -130,8 +130,6 @@ def searched(world: World | NoisyQuadraticWorld, seed: int) -> Cost:
         rate = (random.permutation(many) + random.random(many)) / many
         rate = math.log(world.low) + (math.log(world.high) - math.log(world.low)) * rate
         second = random.uniform(-2, 2, many) if world.second else np.zeros(many)
-        if isinstance(world, NoisyQuadraticWorld):
-            rate, second = rate[:48], second[:48]
         exact, diverged = world.run(batch_size, rate, second, random)
         last = int(np.searchsorted(np.cumsum(~diverged), 32)) + 1
         rate, second, exact = rate[:last], second[:last], exact[:last]
@@ -237,8 +235,7 @@ def main() -> None:
         path: Path = given.runs / f"{kind}_{name.replace(' ', '_').replace(',', '')}.json"
         stored = json.loads(path.read_text()) if path.exists() else {"cost": None, "studies": []}
         if stored["cost"] is None:
-            few = 3 if isinstance(world, NoisyQuadraticWorld) else 20
-            costs = [searched(world, seed) for seed in range(few)]
+            costs = [searched(world, seed) for seed in range(20)]
             stored["cost"] = np.mean(costs, 0).tolist()
         for seed in range(len(stored["studies"]), given.studies):
             stored["studies"].append(
