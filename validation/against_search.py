@@ -25,7 +25,9 @@ import pandas as pd
 
 import batchscale as bs
 from batchscale import records
+from batchscale.design.trials import middle
 from batchscale.files import local_path
+from batchscale.stopping import evaluation_grid
 from experiments import analysis
 
 REFERENCE_SEED = 1000
@@ -116,9 +118,23 @@ def _b_crit(fit: bs.scaling.Fit) -> dict[str, Any]:
     }
 
 
-def errors(one: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
-    """How far a study is from the reference: in log steps, log rates and log B_crit."""
+def errors(
+    one: dict[str, Any], reference: dict[str, Any], *, between: bool, most: int
+) -> dict[str, float]:
+    """How far a study is from the reference: in log steps, log rates and log B_crit.
+
+    Args:
+      one: the study.
+      reference: likewise.
+      between: whether the study's steps are not those of evaluations but in their middle, as a
+        measurement's: the reference's then are, too.
+      most: the steps of the longest trial.
+    """
     truth = np.array(reference["steps"])
+    if between:
+        grid = np.array([0, *evaluation_grid(most, 0.05)], float)
+        before = grid[np.searchsorted(grid, truth) - 1]
+        truth = np.exp([middle(at, previous) for at, previous in zip(truth, before, strict=True)])
     steps = np.log(np.array(one["steps"]) / truth)
     rate = np.log(np.array(one["rate"]) / np.array(reference["rate"]))
     held = (np.array(one["low"]) <= truth) & (truth <= np.array(one["high"]))
@@ -175,7 +191,13 @@ def main() -> None:
     if "reference" in stored:
         for kind in ("measure", "search"):
             for one in stored[kind]:
-                print(kind, one["seed"], errors(one, stored["reference"]))
+                found = errors(
+                    one,
+                    stored["reference"],
+                    between=kind == "measure",
+                    most=int(analysis.PRESETS[given.study].max_steps),
+                )
+                print(kind, one["seed"], found)
 
 
 if __name__ == "__main__":
