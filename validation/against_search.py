@@ -32,6 +32,7 @@ from experiments import analysis
 
 REFERENCE_SEED = 1000
 TRIALS, SEEDS = 64, 101
+_COSTS = "seconds", "cpu_seconds", "examples", "trials"
 
 
 def study(name: str, *, trials: int, seed: int) -> bs.Study:
@@ -190,6 +191,7 @@ def main() -> None:
             write()
     if "reference" in stored:
         for kind in ("measure", "search"):
+            rows = []
             for one in stored[kind]:
                 found = errors(
                     one,
@@ -198,6 +200,11 @@ def main() -> None:
                     most=int(analysis.PRESETS[given.study].max_steps),
                 )
                 print(kind, one["seed"], found)
+                rows.append({**found, **{key: one[key] for key in _COSTS}})
+            table = pd.DataFrame(rows)
+            squares = (table[["steps: rms", "rate: rms", "b_crit"]] ** 2).mean() ** 0.5
+            print(kind, "means", table.mean().round(3).to_dict())
+            print(kind, "root mean squares", squares.round(3).to_dict())
 
 
 if __name__ == "__main__":
