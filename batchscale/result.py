@@ -387,8 +387,9 @@ class Result:
         Returns:
           `batch_size`; `lanes`, trials vmapped together on a device; `microbatch`, examples whose
           gradient was taken at once; `evaluation_lanes`, trials vmapped together where they are
-          evaluated; `why`, what was found out about them before the first step: timings, or what
-          did not fit into memory.
+          evaluated; `shared`, whether batches of one microbatch have the program of several;
+          `why`, what was found out about them before the first step: timings, or what did not fit
+          into memory.
         """
         plan = self._plan()
         rows = [

@@ -454,6 +454,7 @@ class Study:
             folder,
             progress,
             devices,
+            share=self.microbatch == "auto",
             beside=records.MEASURED,
         ) as opened:
             measure(opened, precision=precision, minutes=minutes, examples=examples)

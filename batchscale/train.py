@@ -72,8 +72,8 @@ class Recipe:
       schedule: the learning rate at a step.
       microbatch: examples whose gradient is taken at once; gradients of microbatches are summed.
       rest: examples of the last, smaller microbatch; 0 where microbatches divide the batch.
-      whole: whether the batch is one microbatch; if not, their number is traced, so one
-        executable serves every batch size with the same microbatch and rest.
+      whole: whether the batch is taken at once; if not, the number of microbatches is traced, so
+        one executable serves every batch size with the same microbatch and rest.
       full: whether that is the whole training set, in an order that does not matter, which is
         then not drawn.
     """
@@ -95,6 +95,7 @@ class Recipe:
         *,
         batch_size: int,
         microbatch: int,
+        shared: bool = False,
         mixes_examples: bool | None = None,
     ) -> Recipe:
         """The recipe for a batch size.
@@ -105,10 +106,11 @@ class Recipe:
           schedule: see `Recipe`.
           batch_size: examples a step.
           microbatch: the examples of a microbatch at most.
+          shared: whether a batch of one microbatch has the executable of several.
           mixes_examples: whether the loss of an example hangs on others: it may then hang on their
             order, too, which is drawn. None if it is not known.
         """
-        if microbatch >= batch_size:
+        if microbatch >= batch_size and not shared:
             whole = batch_size == arrays.examples(workload.splits()["train"])
             full = whole and mixes_examples is False
             return cls(workload, optimizer, schedule, batch_size, full=full)

@@ -213,7 +213,7 @@ def measure() -> str:
     head = [
         *("simulated", "studies", "times fewer runs / steps / examples"),
         *("steps held", "error of log steps", "B_crit held", "error of log B_crit"),
-        *("outside, refused", "doubted a study", "searched a study"),
+        *("B_crit refused", "doubted a study", "searched a study"),
     ]
     return _table(head, rows)
 

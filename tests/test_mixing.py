@@ -1,5 +1,6 @@
 """Which losses are found to depend on more than their own example."""
 
+import contextlib
 import dataclasses
 import warnings
 
@@ -229,6 +230,29 @@ def test_the_audit_of_a_study_says_so_and_the_run_whatever_its_progress(tmp_path
     assert audited("ghost", "groups and microbatches", microbatch=8, ghosts=4) == ("pass", False)
     assert audited("ghost", "a rest", ghosts=4, batch_sizes=[4, 6]) == ("warn", True)
     assert audited("ghost", "cut groups", microbatch=6, ghosts=4) == ("warn", True)
+
+
+@pytest.mark.parametrize(("norm", "shared"), [("", True), ("batch", False), ("ghost", False)])
+def test_batches_that_mix_are_not_cut_to_share_a_program(norm, shared, tmp_path):
+    sizes = [1, 2, 4, 8]
+    study = bs.Study(
+        workload=bs.Workload.from_flax(Net(norm), {"train": IMAGES, "validation": IMAGES}),
+        optimizer="sgd",
+        space=SPACE,
+        batch_sizes=sizes,
+        goal=bs.Goal("validation/error", 0.5),
+        trials=2,
+        max_steps=4,
+    )
+    with (
+        warnings.catch_warnings(),
+        contextlib.suppress(ValueError),  # that nothing reached the goal
+    ):
+        warnings.simplefilter("ignore")
+        study.measure(tmp_path / "study", progress=False)
+    packed = bs.load(tmp_path / "study").layouts()
+    assert packed["shared"].tolist() == [shared] * 4
+    assert packed["microbatch"].tolist() == ([1, 1, 4, 4] if shared else sizes)
 
 
 def test_groups_are_found_to_be_as_large_as_a_model_says():

@@ -129,3 +129,19 @@ def test_states_survive_the_way_to_the_host_and_back(square):
         states = unpack(packs)
     moved = {trial: [leaf[i] for leaf in states.leaves] for i, trial in enumerate(states.ids)}
     assert_same_bits(moved, trained(square, TRIALS, lanes=4))
+
+
+def test_a_shared_program_trains_as_one_of_its_own(square):
+    whole, loop = Layout(4, 8), Layout(4, 8).sharing(8)
+    assert loop == Layout(4, 4, shared=True)
+    states = {}
+    with engine(square, 1) as some:
+        for layout in (whole, loop):
+            packs = some.start(TRIALS[:4], of(TRIALS[:4]), batch_size=8, layout=layout)
+            some.advance(packs, batch_size=8, layout=layout, step=0, to=50)
+            states[layout.shared] = unpack(packs).leaves
+        chex.assert_trees_all_close(states[False], states[True], rtol=1e-4, atol=1e-5)
+        shared = [some._segment(size, Layout(4, size).sharing(size)) for size in (4, 8, 4)]
+        own = [some._segment(size, Layout(4, size)) for size in (4, 8)]
+    assert shared[0] is shared[1] is shared[2]
+    assert own[0] is not own[1]

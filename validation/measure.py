@@ -7,7 +7,8 @@ Of every world (`validation.worlds`, `validation.noisy`) studies are measured by
 share of the examples that search and confirmation cost there (32 trials up to three times the first
 crossing, six settings under 7 seeds, the best under 21), or to a precision. Written are how often
 the 90% intervals of the steps of each batch size and of B_crit hold the truth, their errors, what
-it cost beside search and confirmation, and how often something was doubted, searched or refused.
+it cost beside search and confirmation, and how often something was doubted, searched or refused;
+a B_crit that is refused is left out of those that are held.
 An interrupted run goes on where it was.
 """
 
@@ -27,6 +28,8 @@ from batchscale.design.design import Design
 from batchscale.design.question import Question, Round, Spent
 from batchscale.design.trials import Outcome, Trials, middle
 from batchscale.files import local_path
+from batchscale.scaling.averaging import quoted
+from batchscale.scaling.posterior import posterior, scattered, smooth
 from validation.noisy import NoisyQuadraticWorld
 from validation.worlds import WORLDS, World
 
@@ -157,14 +160,15 @@ def study(
     answer, own, rounds, why = measured(world, seed, examples=examples, precision=precision)
     truth = np.array([world.log_steps(size) for size in world.batch_sizes])
     off = answer.log_steps - truth
-    low, middle_, high = (answer.curve.b_crit(q) for q in (0.05, 0.5, 0.95))
-    sizes = world.batch_sizes
+    sizes, logs = world.batch_sizes, np.log(world.batch_sizes)
+    fit = quoted(logs, answer.mean, answer.covariance, smooth(logs), confidence=0.9)
+    low, high = fit.b_crit_interval
     return {
         "seed": seed,
         "error": [round(float(x), 4) for x in off],
         "sd": [round(float(x), 4) for x in answer.log_steps_sd],
-        "b_crit": [round(x, 3) for x in (low, middle_, high)],
-        "refused": bool(low < sizes[0] or high > sizes[-1]),
+        "b_crit": None if fit.refused else [round(x, 3) for x in (low, fit.b_crit, high)],
+        "refused": fit.refused,
         "rate": [
             round(float(x - world.best_rate(b)), 3) for x, b in zip(answer.rate, sizes, strict=True)
         ],
@@ -180,11 +184,13 @@ def study(
 def summary(name: str, studies: list[dict[str, Any]], b_crit: float) -> dict[str, Any]:
     """What studies of a world come to."""
     error, sd = (np.array([one[k] for one in studies]) for k in ("error", "sd"))
-    intervals = np.array([one["b_crit"] for one in studies])
+    refused = sum(one["b_crit"] is None for one in studies)
+    intervals = np.array([one["b_crit"] for one in studies if one["b_crit"] is not None])
+    intervals = intervals.reshape(-1, 3)
     cost = np.exp(np.mean(np.log([one["cost"] for one in studies]), 0))
     held = (intervals[:, 0] <= b_crit) & (b_crit <= intervals[:, 2])
     off = np.log(intervals[:, 1] / b_crit)
-    has = math.isfinite(b_crit)
+    has = math.isfinite(b_crit) and len(intervals) > 0
     return {
         "row": name,
         "studies": len(studies),
@@ -194,7 +200,7 @@ def summary(name: str, studies: list[dict[str, Any]], b_crit: float) -> dict[str
         "steps: mean sd": round(float(sd.mean()), 3),
         "b_crit: held": round(float(held.mean()), 3) if has else None,
         "b_crit: rms error": round(float(np.sqrt((off**2).mean())), 3) if has else None,
-        "refused": round(float(np.mean([one["refused"] for one in studies])), 3),
+        "refused": round(refused / len(studies), 3),
         "doubted a study": round(float(np.mean([one["doubted"] for one in studies])), 2),
         "searched a study": round(float(np.mean([one["searched"] for one in studies])), 2),
         "rounds": round(float(np.mean([one["rounds"] for one in studies])), 1),
@@ -210,8 +216,6 @@ def true_b_crit(world: World | NoisyQuadraticWorld) -> float:
     """
     if isinstance(world, World):
         return math.nan if world.curve == "power" or world.crosses else world.b_crit
-    from batchscale.scaling.posterior import posterior, scattered
-
     logs = np.log(world.batch_sizes)
     levels = np.array([world.log_steps(size) for size in world.batch_sizes])
     return posterior(logs, levels, 1e-4 * np.eye(len(logs)), scattered(len(logs))).b_crit(0.5)

@@ -97,7 +97,7 @@ class Engine:
         scalar = jax.ShapeDtypeStruct((), arrays.float_type(), weak_type=True)
         self._values = Argument("trial", dict.fromkeys(training.names, scalar))
         self._typed = jax.eval_shape(
-            lambda key, values: train.init(self._recipe(1, 1), key, values),
+            lambda key, values: train.init(self._recipe(1, Layout(1, 1)), key, values),
             jax.ShapeDtypeStruct((2,), np.uint32),
             self._values.shapes,
         )
@@ -293,19 +293,20 @@ class Engine:
     def _numbers(self, numbers: Span | Position) -> Int[Array, " numbers"]:
         return parallel.replicate(np.array(numbers, np.int32), self.mesh)
 
-    def _recipe(self, batch_size: int, microbatch: int) -> Recipe:
+    def _recipe(self, batch_size: int, layout: Layout) -> Recipe:
         training = self._training
         return Recipe.of(
             training.workload,
             training.optimizer,
             training.schedule,
             batch_size=batch_size,
-            microbatch=microbatch,
+            microbatch=layout.microbatch,
+            shared=layout.shared,
             mixes_examples=training.mixes_examples,
         )
 
     def _init(self, lanes: int) -> Future[Any]:
-        recipe = self._recipe(1, 1)
+        recipe = self._recipe(1, Layout(1, 1))
 
         def init(name: UInt32[Array, " 4"], values: Mapping[str, Float[Array, ""]]) -> TrainState:
             return keys.raw(train.init(recipe, train.trial_key(*name), values))
@@ -324,7 +325,7 @@ class Engine:
         )
 
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:
-        recipe = self._recipe(batch_size, layout.microbatch)
+        recipe = self._recipe(batch_size, layout)
         drawn, data = self._drawn(batch_size, layout), self._feed.data(batch_size, layout.lanes)
 
         def segment(

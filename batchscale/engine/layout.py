@@ -22,6 +22,7 @@ _CPU_MICROBATCH = 256  # larger ones were slower, and each size is a program to 
 _CPU_TOKENS, _CPU_EVALUATED_TOKENS = 1024, 2048
 _BATCH_BYTES = 16_000_000
 _CONVOLUTION_MICROBATCH, _LIGHT_MICROBATCH = 64, 16  # the latter where all weights fit a cache
+_SHARED_WEIGHT_BYTES = 100_000  # of a trial; a loop costs digits nothing that shows, MNIST 20%
 _EVALUATION_BATCH = 500
 _SHORT_BATCH = 125
 _NARROW_MICROBATCH = 64  # sums of more numbers of 16 bits stop growing, at 256 in bfloat16
@@ -36,17 +37,20 @@ class Layout(NamedTuple):
       microbatch: examples whose gradient is taken at once.
       evaluation_lanes: trials vmapped together on a device where they are evaluated; a divisor of
         `lanes`. Those that are evaluated together stop together.
+      shared: whether a batch of one microbatch is trained by the program of several, so that batch
+        sizes share it.
     """
 
     lanes: int
     microbatch: int
     evaluation_lanes: int = 1
+    shared: bool = False
 
     def with_lanes(self, lanes: int) -> Layout:
         """The layout with another number of lanes.
 
         >>> Layout(8, 64, evaluation_lanes=8).with_lanes(4)
-        Layout(lanes=4, microbatch=64, evaluation_lanes=4)
+        Layout(lanes=4, microbatch=64, evaluation_lanes=4, shared=False)
         """
         together = 1 if self.evaluation_lanes == 1 else lanes
         return self._replace(lanes=lanes, evaluation_lanes=together)
@@ -58,13 +62,13 @@ class Layout(NamedTuple):
           group: examples that are not cut apart, such as a ghost batch.
 
         >>> Layout(2, 32).smaller()
-        Layout(lanes=2, microbatch=16, evaluation_lanes=1)
+        Layout(lanes=2, microbatch=16, evaluation_lanes=1, shared=False)
         >>> Layout(2, 16).smaller()
-        Layout(lanes=1, microbatch=16, evaluation_lanes=1)
+        Layout(lanes=1, microbatch=16, evaluation_lanes=1, shared=False)
         >>> Layout(1, 1).smaller() is None
         True
         >>> Layout(1, 96).smaller(group=32)
-        Layout(lanes=1, microbatch=32, evaluation_lanes=1)
+        Layout(lanes=1, microbatch=32, evaluation_lanes=1, shared=False)
         >>> Layout(1, 32).smaller(group=32) is None
         True
         """
@@ -74,6 +78,25 @@ class Layout(NamedTuple):
             half = self.microbatch // 2
             return self._replace(microbatch=max(half // group * group, min(half, group)))
         return self.with_lanes(self.lanes // 2) if self.lanes > 1 else None
+
+    def sharing(self, batch_size: int) -> Layout:
+        """The layout whose program batch sizes share: its microbatch is a power of four.
+
+        It is left as it is where batches are of several microbatches, whose program is shared
+        already, and where no such power divides the batch and is at least half of it.
+
+        Args:
+          batch_size: that is packed so.
+
+        >>> [Layout(4, min(size, 32)).sharing(size).microbatch for size in (1, 2, 4, 8, 24, 32, 64)]
+        [1, 1, 4, 4, 24, 16, 32]
+        """
+        power = 1
+        while 4 * power <= self.microbatch:
+            power *= 4
+        if batch_size > self.microbatch or batch_size % power or 2 * power < batch_size:
+            return self
+        return self._replace(microbatch=power, shared=True)
 
 
 LayoutOf = Callable[[int, Mesh], Layout]
@@ -123,6 +146,18 @@ def choose(
         group = workload.ghost_batch_size or 1
         microbatch = group * _even(-(-batch_size // group), max(most // group, 1))
     return Layout(lanes, min(microbatch, batch_size), 1 if cpu else lanes)
+
+
+def worth_sharing(workload: Workload, *, cpu: bool) -> bool:
+    """Whether batch sizes had better share programs, as `Layout.sharing` lets them.
+
+    To compile one takes a third of a second, and a model as small as digits' trains for less.
+
+    Args:
+      workload: what is trained.
+      cpu: whether the devices are CPUs; where they are not, a loop waits for the host.
+    """
+    return cpu and _weight_bytes(workload) <= _SHARED_WEIGHT_BYTES
 
 
 def evaluation_batch(

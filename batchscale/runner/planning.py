@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from batchscale import arrays, datasets, keys, records
 from batchscale.engine.engine import Training
 from batchscale.engine.evaluation import counted
-from batchscale.engine.layout import LayoutOf
+from batchscale.engine.layout import LayoutOf, worth_sharing
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin, StudyFolder
 from batchscale.runner.costs import work_of
@@ -125,6 +125,7 @@ def planned(
     folder: StudyFolder,
     *,
     extend: bool,
+    share: bool = False,
 ) -> Plan:
     """The plan on disk, after what is new in it has been written there.
 
@@ -135,6 +136,8 @@ def planned(
       mesh: the devices.
       folder: of the study.
       extend: whether a plan that is there may grow.
+      share: whether batch sizes that have no layout yet share programs where that is worth it;
+        never where an example's loss hangs on others of its microbatch.
 
     Raises:
       ValueError: the folder holds another study, or a smaller one that may not grow.
@@ -163,6 +166,8 @@ def planned(
         if extend:
             plan.definition = plan.definition.extended(definition)
     _find_out(plan, training)
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    share = share and plan.mixes_examples is False and worth_sharing(workload, cpu=cpu)
     for batch_size in plan.definition.batch_sizes:
         if batch_size not in plan.measured_from:
             plan.measured_from[batch_size] = definition.evaluate.first_steps(
@@ -173,7 +178,8 @@ def planned(
             )
         plan.extend(batch_size, plan.definition.trials, Origin.PLAN)
         if batch_size not in plan.layouts:
-            plan.layouts[batch_size] = layout_of(batch_size, mesh)
+            layout = layout_of(batch_size, mesh)
+            plan.layouts[batch_size] = layout.sharing(batch_size) if share else layout
     if plan.paces is None or extend:
         plan.paces = paces(
             training.schedule,

@@ -54,6 +54,7 @@ def opened(
     chosen: Sequence[Any] | None,
     *,
     extend: bool = False,
+    share: bool = False,
     beside: str | None = None,
 ) -> Iterator[Session]:
     """Holds the folder of a study, with its plan written, for as long as trials are trained.
@@ -66,6 +67,7 @@ def opened(
       progress: a bar, silence, or a function.
       chosen: devices; all if None.
       extend: whether the plan may grow.
+      share: whether batch sizes share programs where to compile them costs more.
       beside: the name of a folder in the study's, where its trials are written instead.
 
     Raises:
@@ -80,7 +82,9 @@ def opened(
         check(training)
         stored = stack.enter_context(StudyFolder.open(folder))
         stack.enter_context(compilation_cache.cached())
-        plan = planning.planned(training, definition, layout_of, mesh, stored, extend=extend)
+        plan = planning.planned(
+            training, definition, layout_of, mesh, stored, extend=extend, share=share
+        )
         training = dataclasses.replace(training, mixes_examples=plan.mixes_examples)
         stored.identity = planning.identity(plan)
         written = stored
