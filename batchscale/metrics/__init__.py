@@ -14,8 +14,10 @@ from batchscale.metrics._best_of import tuning_curve as tuning_curve
 from batchscale.metrics._tables import example_measurements as example_measurements
 from batchscale.metrics._tables import with_goal as with_goal
 from batchscale.metrics._variants import variants as variants
+from batchscale.metrics.budgets import best_by_budget as best_by_budget
 from batchscale.metrics.budgets import best_measurement as best_measurement
 from batchscale.metrics.budgets import epoch_budget as epoch_budget
+from batchscale.metrics.budgets import last_steps as last_steps
 from batchscale.metrics.budgets import step_budget as step_budget
 from batchscale.metrics.goal import BOUNDS as BOUNDS
 from batchscale.metrics.goal import Goal as Goal

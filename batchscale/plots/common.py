@@ -149,6 +149,11 @@ def new_axes() -> Axes:
     return plt.subplots(figsize=FIGURE_SIZE, layout="constrained")[1]
 
 
+def shades(number: int) -> list[Any]:
+    """Colours in an order that shows, from pale to dark."""
+    return [mpl.colormaps["viridis_r"](0.12 + 0.88 * i / max(number - 1, 1)) for i in range(number)]
+
+
 def mark_misses(ax: Axes, x: ArrayLike, **style: Any) -> None:
     """Open markers at the top edge, wherever the y axis ends."""
     ax.plot(

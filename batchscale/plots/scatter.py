@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
+from fractions import Fraction
 from typing import Any, Literal
 
 import matplotlib.pyplot as plt
@@ -12,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from batchscale.metrics import last_steps
 from batchscale.plots.common import (
     BLUE,
     FIGURE_SIZE,
@@ -20,6 +23,7 @@ from batchscale.plots.common import (
     GREY,
     ORANGE,
     VERMILION,
+    Goal,
     Result,
     axis_label,
     check_batch_size,
@@ -33,6 +37,7 @@ from batchscale.plots.common import (
     plain_rows,
     winners,
 )
+from batchscale.records import Status
 from batchscale.tuner import LogUniform, SearchSpace, derived
 
 _POINTS: dict[str, dict[str, Any]] = {
@@ -65,13 +70,17 @@ def hyperparameters(
     x: str = "learning_rate",
     y: str | None = None,
     refined: pd.DataFrame | None = None,
+    max_steps: float | None = None,
+    max_epochs: float | Fraction | None = None,
     ax: Axes | None = None,
 ) -> Axes | np.ndarray:
     """The trials of a batch size by their hyperparameters, and which of them reached the goal.
 
     Filled: reached the goal. Open: did not, in the steps that it was trained. Cross: diverged.
     Star: the fewest steps. Where learning rate meets 1 - momentum, grey lines join equal
-    effective learning rates, as in figures 9 and 10 of Shallue et al. (2019).
+    effective learning rates, as in figures 9 and 10 of Shallue et al. (2019). Within a budget of
+    steps or of epochs, if there is one: what was reached later was not reached, and a trial that
+    was stopped before the budget is refused.
 
     Args:
       result: of a study.
@@ -81,14 +90,16 @@ def hyperparameters(
         did not reach it at the top edge. If not given, `one_minus_momentum` where momentum is
         searched, else `first_crossing`.
       refined: the table of `Result.refined`, whose trials are drawn beside those of the search.
+      max_steps: a budget in steps; none if not given.
+      max_epochs: a budget in passes over the training set.
       ax: where to draw; a new figure if not given.
 
     Returns:
       The axes; of a grid, an array of them, one a batch size in ascending order.
 
     Raises:
-      ValueError: the result has no such batch size or hyperparameter, or `ax` is given without a
-        batch size.
+      ValueError: the result has no such batch size or hyperparameter, `ax` is given without a
+        batch size, both budgets are given, or a trial was stopped before the budget.
 
     >>> import pandas as pd
     >>> from types import SimpleNamespace
@@ -113,6 +124,7 @@ def hyperparameters(
     >>> plt.close(ax.figure)
     """
     _check_axes(result, x, y)
+    result = _within(result, batch_size, max_steps, max_epochs)
     if batch_size is None:
         if ax is not None:
             raise ValueError("hyperparameters: ax holds one batch size; give batch_size with it.")
@@ -128,6 +140,63 @@ def hyperparameters(
     title = f"{result.name}, batch size {batch_size:,}"
     head(ax, title, _handles(drawn), above=FONT_SIZE + 2 if _EQUAL in drawn else 0)
     return ax
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budgeted:
+    """A result of which what was reached after a budget was not reached."""
+
+    name: str
+    goal: Goal
+    train_examples: int
+    space: SearchSpace
+    trials: pd.DataFrame
+    measurements: pd.DataFrame
+
+    def steps_to_target(self) -> pd.DataFrame:
+        """By the rule that infeasible trials never count."""
+        counts = (self.trials["status"] != Status.INFEASIBLE).to_numpy()
+        counts &= self.trials.index.get_level_values("replicate") == 0
+        reached = self.trials["first_crossing"].where(counts, np.inf).rename("steps")
+        table = reached.reset_index().sort_values(["batch_size", "steps", "trial"])
+        table = table.drop_duplicates("batch_size")[["batch_size", "steps", "trial"]]
+        return table.assign(trial=table["trial"].where(np.isfinite(table["steps"])))
+
+
+def _within(
+    result: Result,
+    batch_size: int | None,
+    max_steps: float | None,
+    max_epochs: float | Fraction | None,
+) -> Result:
+    if max_steps is None and max_epochs is None:
+        return result
+    if max_steps is not None and max_epochs is not None:
+        raise ValueError("hyperparameters: got max_steps and max_epochs, wanted one budget.")
+    trials = result.trials
+    if batch_size is not None:
+        trials = trials.loc[trials.index.get_level_values("batch_size") == batch_size]
+    sizes = trials.index.get_level_values("batch_size").to_numpy()
+    last = last_steps(sizes, steps=max_steps, epochs=max_epochs, examples=result.train_examples)
+    crossing = trials["first_crossing"].to_numpy(float)
+    known = (trials["steps_trained"].to_numpy() >= last) | (crossing <= last)
+    short = trials.loc[~known & (trials["status"] != Status.INFEASIBLE).to_numpy()]
+    if len(short):
+        size, number, _ = short.index[0]
+        raise ValueError(
+            f"hyperparameters: of {result.name!r} trial {number} at batch size {size} was trained "
+            f"for {short['steps_trained'].iloc[0]} steps, less than the budget, and did not reach "
+            'the goal by then. To know, call study.extend(folder, stop="budget").'
+        )
+    within = trials.assign(first_crossing=np.where(crossing <= last, crossing, np.inf))
+    return _Budgeted(
+        result.name,
+        result.goal,
+        result.train_examples,
+        result.space,
+        within,
+        result.measurements,
+    )
 
 
 def _grid(result: Result, x: str, y: str | None, refined: pd.DataFrame | None) -> np.ndarray:

@@ -45,7 +45,8 @@ def steps_to_target(
     The dashed line is perfect scaling, `steps(B0) * B0 / B`, from the smallest batch size that
     reached the goal (Shallue et al. 2019). A batch size at which no trial reached it is an open
     marker at the top edge, and interrupts the line. A full batch that is not a power of two is
-    marked "full".
+    marked "full". Where a table has `low` and `high`, as of medians, they are drawn as bars; one
+    without an upper end goes to the edge.
 
     Args:
       result_or_results: a result, several, or several by label.
@@ -93,6 +94,7 @@ def steps_to_target(
         batch_sizes = np.unique(np.concatenate([table["batch_size"] for table in tables]))
         _perfect_scaling(ax, batch_sizes, start=normalize_at, steps=1)
     handles = []
+    _intervals(ax, tables)
     for index, ((label, _), table) in enumerate(zip(named, tables, strict=True)):
         color, marker = COLORS[index % len(COLORS)], _MARKERS[index % len(_MARKERS)]
         finite = np.isfinite(table["steps"])
@@ -174,7 +176,27 @@ def _normalized(label: str, table: pd.DataFrame, anchor: int) -> pd.DataFrame:
             f"steps_to_target: {label!r} has no steps to divide by at normalize_at={anchor}; "
             f"it reached its goal at batch size {listed(finite['batch_size'])}."
         )
-    return table.assign(steps=table["steps"] / at_anchor.iloc[0])
+    columns = ["steps", *(name for name in ("low", "high") if name in table)]
+    return table.assign(**{name: table[name] / at_anchor.iloc[0] for name in columns})
+
+
+def _intervals(ax: Axes, tables: Sequence[pd.DataFrame]) -> None:
+    """The intervals of those tables that have any, each in its colour."""
+    for index, table in enumerate(tables):
+        if not {"low", "high"} <= set(table.columns):
+            continue
+        finite = table[np.isfinite(table["steps"])]
+        # What has no upper end must not move the edge.
+        most = 2 * finite["steps"].max() if len(finite) else np.nan
+        ax.vlines(
+            finite["batch_size"],
+            finite["low"].clip(lower=finite["steps"] / 4),
+            finite["high"].clip(upper=most),
+            color=COLORS[index % len(COLORS)],
+            linewidth=5,
+            alpha=0.3,
+            zorder=2,
+        )
 
 
 def _perfect_scaling(ax: Axes, batch_sizes: np.ndarray, *, start: float, steps: float) -> None:

@@ -1,0 +1,88 @@
+"""How good solutions become within budgets of steps or of epochs, against batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from matplotlib.axes import Axes
+
+from batchscale import metrics
+from batchscale.plots.common import (
+    Result,
+    axis_label,
+    head,
+    log2_axis,
+    mark_full_batches,
+    new_axes,
+    shades,
+)
+
+
+def best_by_budget(
+    result: Result,
+    *,
+    steps: Sequence[float] | None = None,
+    epochs: Sequence[float | Fraction] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """The best value of the goal's metric within each budget, over all trials and evaluations.
+
+    After figure 11 of Shallue et al. (2019): the smallest budget is the palest line. A batch size
+    enters a line only if its trials were trained as long as the budget.
+
+    Args:
+      result: of a study whose trials were trained to the end of their budget (`stop="budget"`).
+      steps: budgets in steps.
+      epochs: or budgets in passes over the training set.
+      ax: where to draw; a new figure if not given.
+
+    Raises:
+      ValueError: not one kind of budget is given, or at no batch size trials were trained for it.
+
+    >>> import matplotlib.pyplot as plt, pandas as pd
+    >>> from types import SimpleNamespace
+    >>> from batchscale.records import TRIAL_INDEX
+    >>> index = pd.MultiIndex.from_tuples([(8, 0, 0), (8, 1, 0), (16, 0, 0)], names=TRIAL_INDEX)
+    >>> columns = {"status": "complete", "steps_trained": [20, 20, 10], "stop_reason": "budget"}
+    >>> result = SimpleNamespace(
+    ...     name="mine, sgd",
+    ...     goal=metrics.Goal("validation/error", 0.3),
+    ...     train_examples=100,
+    ...     trials=pd.DataFrame(columns, index),
+    ...     measurements=metrics.example_measurements(),
+    ... )
+    >>> ax = best_by_budget(result, steps=[10, 20])
+    >>> ax.get_ylabel(), [line.get_label() for line in ax.lines]
+    ('Best validation error', ['10 steps', '20 steps'])
+    >>> plt.close(ax.figure)
+    """
+    mode = "max" if result.goal.mode == "max" else "min"
+    table = metrics.best_by_budget(
+        result.measurements,
+        result.goal.metric,
+        trials=result.trials,
+        steps=steps,
+        epochs=epochs,
+        train_examples=result.train_examples,
+        mode=mode,
+    )
+    ax = new_axes() if ax is None else ax
+    log2_axis(ax, "x")
+    unit = "steps" if steps is not None else "epochs"
+    handles = []
+    budgets = table["budget"].unique().tolist()
+    for budget, color in zip(budgets, shades(len(budgets)), strict=True):
+        line = table.loc[(table["budget"] == budget).to_numpy()]
+        handles += ax.plot(
+            line["batch_size"], line["value"], "o-", color=color, label=f"{budget:,g} {unit}"
+        )
+    if mode == "min" and table["value"].min() > 0:
+        ax.set_yscale("log")
+    mark_full_batches(ax, {result.train_examples} & {*table["batch_size"].tolist()})
+    ax.set_xlabel("Batch size (examples)")
+    ax.set_ylabel(f"Best {axis_label(result.goal.metric).lower()}")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    head(ax, f"{result.name}: the best within a budget", handles)
+    return ax
