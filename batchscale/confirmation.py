@@ -163,6 +163,33 @@ def confirmation(
     )
 
 
+def at_goal(found: Confirmation, crossings: pd.DataFrame, best_of_n: pd.DataFrame) -> Confirmation:
+    """The same runs counted to another, easier goal; settings are those chosen for the study's.
+
+    Args:
+      found: by the study's goal.
+      crossings: of the other goal, as `metrics.first_crossings` says them.
+      best_of_n: the study's table of `metrics.steps_to_target` at that goal.
+    """
+    index = ["batch_size", "trial", "replicate"]
+    seen = crossings.rename(columns={"first_crossing": "steps"})
+    runs = found.runs[index].join(seen[["steps", "previous_evaluation"]], on=index)
+    runs["previous_evaluation"] = runs["previous_evaluation"].fillna(0.0)
+    best = dict(zip(best_of_n["batch_size"].tolist(), best_of_n["steps"].tolist(), strict=True))
+    rows = []
+    for row in found.table.to_dict("records"):
+        here = runs.loc[(runs["batch_size"] == row["batch_size"]).to_numpy()]
+        row["best_of_n"] = best.get(row["batch_size"], math.inf)
+        if len(here):
+            row |= _summary(
+                here.rename(columns={"previous_evaluation": "previous"}), found.confidence
+            )
+            row["luck"] = row["steps"] / row["best_of_n"] if row["best_of_n"] else math.nan
+        rows.append(row)
+    table = pd.DataFrame(rows)[list(found.table.columns)].astype({"trial": "Int64"})
+    return dataclasses.replace(found, table=table, runs=runs)
+
+
 _SUMMARY = columns.declare(
     "medians of confirmed settings",
     *("seeds", "steps", "previous_evaluation", "low", "high"),

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale import archive, audit, metrics, records, scaling, tuner
-from batchscale.confirmation import Confirmation, confirmation
+from batchscale.confirmation import Confirmation, at_goal, confirmation
 from batchscale.files import local_path
 from batchscale.measurement import Measurement, measurement
 from batchscale.metrics import Goal
@@ -158,12 +158,14 @@ class Result:
             return self.trials.iloc[:0]
         return _with_hyperparameters(found.trials, self.definition)
 
-    def confirmation(self, *, confidence: float = 0.9) -> Confirmation:
+    def confirmation(self, goal: Goal | None = None, *, confidence: float = 0.9) -> Confirmation:
         """The tuned settings under fresh seeds, as far as `Study.confirm` has run.
 
         A batch size whose steps to target have changed since, in an extension, is not done.
 
         Args:
+          goal: another, easier goal than the study's, to be read off the same runs, whose settings
+            were chosen for the study's.
           confidence: of the intervals of medians.
 
         Raises:
@@ -197,7 +199,11 @@ class Result:
         # Beyond an edge that was crowded `Study.refine` has looked.
         beyond = (self.refined()["origin"] == Origin.EXPAND).any()
         crowded = "" if beyond else self._crowded()
-        return dataclasses.replace(medians, paces=self.paces or {}, crowded=crowded)
+        medians = dataclasses.replace(medians, paces=self.paces or {}, crowded=crowded)
+        if goal is None:
+            return medians
+        crossings = metrics.first_crossings(measurements, self._goal(goal))
+        return at_goal(medians, crossings, self.steps_to_target(goal))
 
     def measurement(self) -> Measurement:
         """What `Study.measure` has found out, as far as it has come; nothing trains.

@@ -37,12 +37,12 @@ from typing import Any
 import numpy as np
 
 import batchscale as bs
-from experiments import digits, figure01
+from experiments import digits, mnist
 
 STUDIES: dict[str, Callable[[], bs.Study]] = {
     "digits": lambda: digits.study("sgd"),
-    "mnist": lambda: figure01.study("mnist", largest=1024),
-    "mnist_three": lambda: dataclasses.replace(figure01.study("mnist"), batch_sizes=[16, 64, 256]),
+    "mnist": lambda: mnist.study(largest=1024),
+    "mnist_three": lambda: dataclasses.replace(mnist.study(), batch_sizes=[16, 64, 256]),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "batchscale": {},

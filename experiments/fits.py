@@ -19,7 +19,7 @@ RESULTS = Path("results")
 BEST = {
     "digits, SGD": "digits/sgd",
     "digits, Nesterov": "digits/nesterov",
-    "MNIST, SGD": "figure01/mnist/mnist",
+    "MNIST, SGD": "mnist/mnist",
 }
 TUNED = {
     "digits, SGD": "digits",

@@ -1,0 +1,430 @@
+"""What is trained for each study of the paper, by preset; figures that share a study run it once.
+
+Figures ask for studies by the paper's names, `dataset/model/optimizer`, which are the folders of
+its archive. A preset says what is trained for each: of `paper` the same; of `mnist` and `cifar` the
+same with fewer trials and batch sizes; of `text` and `small` a stand-in, whose own name is what the
+figure shows. What a preset has nothing for is left out of its figures. Goals, budgets and spaces
+that are not the paper's are choices, made so that every batch size reaches the goal with its best
+trials away from the edges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import batchscale as bs
+from batchscale import models
+from batchscale.workloads.paper import ALL
+from experiments import mnist
+
+_RATE, _MOMENTUM = "learning_rate", "momentum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A study of a preset.
+
+    Attributes:
+      label: what a legend calls it.
+      title: what a panel of its own calls it.
+      arguments: those of `bs.Study`; `workload` is made when it is called.
+      goals: nearby goals, for the figure that asks whether the choice matters; besides its own.
+    """
+
+    label: str
+    title: str
+    arguments: Mapping[str, Any]
+    goals: tuple[float, ...] = ()
+
+    def study(self, *, trials: int | None = None, seed: int = 0) -> bs.Study:
+        """The study itself.
+
+        Args:
+          trials: feasible ones at every batch size; the preset's if not given.
+          seed: of all of it.
+        """
+        given = {**self.arguments, "workload": self.arguments["workload"](), "seed": seed}
+        if trials is not None:
+            given["trials"] = trials
+        return bs.Study(**given)
+
+
+Preset = Mapping[str, Entry]
+
+
+def _steps(steps: int, epochs: float, examples: int, batch_size: int) -> int:
+    """A budget of so many steps, and of so many epochs where these are more."""
+    return max(steps, round(epochs * examples / batch_size))
+
+
+def _named(workload: str) -> Callable[[], bs.Workload]:
+    return functools.partial(bs.workloads.get, workload)
+
+
+# Digits and tiny Shakespeare: seconds to a minute a study on two cores.
+_SIZES = (4, 16, 64, 256)
+
+
+@functools.cache
+def _digits() -> Mapping[str, Mapping[str, np.ndarray]]:
+    return bs.datasets.load("digits")
+
+
+def _digits_cnn(filters: int, *, shuffled: bool = False) -> bs.Workload:
+    """A convolutional network for 8x8 images; `shuffled`: their pixels are, in one fixed order."""
+
+    def split(fields: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        images = np.asarray(fields["image"])
+        if shuffled:
+            order = np.random.default_rng(0).permutation(64)
+            images = images.reshape(len(images), 64)[:, order].reshape(images.shape)
+        return images, np.asarray(fields["label"])
+
+    data = {name: split(fields) for name, fields in _digits().items()}
+    module = models.SimpleCNN((filters, 2 * filters), 8 * filters, 10)
+    name = f"{'shuffled digits' if shuffled else 'digits'}/cnn_{filters}_{2 * filters}"
+    return bs.Workload.from_flax(module, data, name=name, scale=16.0)
+
+
+def _digits_part(examples: int) -> bs.Workload:
+    """The perceptron on the first training examples of digits."""
+    splits = {name: dict(fields) for name, fields in _digits().items()}
+    splits["train"] = {field: x[:examples] for field, x in splits["train"].items()}
+    workload = bs.workloads.get("digits/fc_64", data=splits)
+    return dataclasses.replace(workload, name=f"digits_{examples}/fc_64")
+
+
+def _text(model: str) -> bs.Workload:
+    """A tiny model of text, evaluated on 96 sequences of the validation split: it is the price."""
+    splits = {name: dict(fields) for name, fields in bs.datasets.load("tiny_shakespeare").items()}
+    validation = {field: x[:96] for field, x in splits["validation"].items()}
+    data = {"train": splits["train"], "validation": validation}
+    workload = bs.workloads.get(f"tiny_shakespeare/{model}", data=data)
+    return dataclasses.replace(workload, name=f"tiny_shakespeare (96 sequences)/{model}")
+
+
+def _tuned(low: float, high: float) -> bs.SearchSpace:
+    return bs.SearchSpace(
+        learning_rate=bs.LogUniform(low, high), momentum=bs.ReverseLogUniform(0.5, 0.99)
+    )
+
+
+def _perceptron(
+    name: str, optimizer: str, label: str = "", title: str = "", **others: Any
+) -> Entry:
+    plain = bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 10))
+    given = {
+        "workload": _named(f"digits/{name}"),
+        "optimizer": optimizer,
+        "space": plain if optimizer == "sgd" else _tuned(1e-3, 10),
+        "batch_sizes": (1, *_SIZES, 1024),
+        "goal": bs.Goal("validation/error", 0.05),
+        "trials": 16,
+        "max_steps": 10_000,
+        "stop": 3.0,
+    }
+    return Entry(label or name, title or f"Perceptron on digits, {optimizer}", {**given, **others})
+
+
+def _cnn(workload: Callable[[], bs.Workload], optimizer: str, label: str, title: str = "") -> Entry:
+    plain = bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3))
+    arguments = {
+        "workload": workload,
+        "optimizer": optimizer,
+        "space": plain if optimizer == "sgd" else _tuned(1e-3, 3),
+        "batch_sizes": _SIZES,
+        "goal": bs.Goal("validation/error", 0.08),
+        "trials": 8,
+        "max_steps": 4_000,
+        "stop": 3.0,
+    }
+    return Entry(label, title, arguments)
+
+
+def _tiny_text(model: str, label: str) -> Entry:
+    arguments = {
+        "workload": functools.partial(_text, model),
+        "optimizer": "nesterov",
+        "space": bs.SearchSpace(learning_rate=bs.LogUniform(3e-3, 1), momentum=0.9),
+        "batch_sizes": (4, 16, 64),
+        "goal": bs.Goal("validation/loss", 2.9),
+        "trials": 6,
+        "max_steps": 1_500,
+        "stop": 3.0,
+    }
+    return Entry(label, f"{label} on tiny Shakespeare", arguments)
+
+
+def _small() -> Preset:
+    smoothed = bs.SearchSpace(
+        learning_rate=bs.LogUniform(1e-2, 10), label_smoothing=bs.Choice([0, 0.01, 0.1])
+    )
+    budget = {"stop": "budget", "curves": "exact", "trials": 24, "batch_sizes": (*_SIZES, 1024)}
+    whole = {**budget, "max_steps": functools.partial(_steps, 1000, 30, 1100)}
+    cnn, shuffled = (functools.partial(_digits_cnn, 8, shuffled=x) for x in (False, True))
+    subsets = {
+        f"mnist_subsets/mnist_{paper}/simple_cnn_base/nesterov_momentum": _perceptron(
+            "fc_64",
+            "nesterov",
+            f"{here:,} images",
+            workload=functools.partial(_digits_part, here),
+            batch_sizes=(1, *_SIZES),
+            goal=bs.Goal("validation/error", 0.08),
+        )
+        for paper, here in ((55_000, 1_100), (27_500, 550), (13_750, 275))
+    }
+    return {
+        "mnist/simple_cnn_base/nesterov_momentum": _cnn(
+            cnn, "nesterov", "Nesterov momentum", "CNN on digits"
+        ),
+        "mnist/simple_cnn_base/sgd": _cnn(cnn, "sgd", "SGD"),
+        "mnist/simple_cnn_base/momentum": _cnn(cnn, "momentum", "momentum"),
+        "mnist/simple_cnn_narrow/sgd": _cnn(functools.partial(_digits_cnn, 4), "sgd", "narrow"),
+        "fashion_mnist/simple_cnn_base/nesterov_momentum": _cnn(
+            shuffled, "nesterov", "shuffled pixels", "CNN on shuffled digits"
+        ),
+        "mnist/fc_1024_1024_1024/sgd": _perceptron("fc_64_64_64", "sgd", "64, 64, 64"),
+        "mnist/fc_1024/sgd": _perceptron("fc_64", "sgd", "64"),
+        "mnist/fc_128_128_128/sgd": _perceptron("fc_16_16_16", "sgd", "16, 16, 16"),
+        "mnist/fc_256_256_256/sgd": _perceptron("fc_32_32_32", "sgd", "32, 32, 32"),
+        "cifar_10/resnet_8/nesterov_momentum": dataclasses.replace(
+            _perceptron("fc_64", "nesterov", "Nesterov momentum", "Perceptron on digits", **whole),
+            goals=(0.06, 0.08, 0.1),
+        ),
+        "cifar_10/resnet_8/sgd": _perceptron("fc_64", "sgd", "SGD"),
+        "imagenet/resnet_50/nesterov_momentum": _perceptron(
+            "fc_64",
+            "sgd",
+            "label smoothing tuned",
+            "Perceptron on digits, smoothed labels",
+            **{**whole, "space": smoothed, "trials": 48},
+        ),
+        "digits/fc_8/nesterov_momentum": _perceptron(
+            "fc_8", "nesterov", "8", "8 units", **{**whole, "batch_sizes": (64,)}
+        ),
+        "digits/fc_16/nesterov_momentum": _perceptron(
+            "fc_16", "nesterov", "16", "16 units", **{**whole, "batch_sizes": (64,)}
+        ),
+        "digits/fc_64_64_64/nesterov_momentum": _perceptron(
+            "fc_64_64_64", "nesterov", "64, 64, 64", "Three layers of 64 units",
+            **{**whole, "batch_sizes": (64,)},
+        ),
+        "lm1b/transformer_base/nesterov_momentum": _tiny_text("transformer_tiny", "Transformer"),
+        "lm1b/lstm/nesterov_momentum": _tiny_text("lstm_tiny", "LSTM"),
+        **subsets,
+    }  # fmt: skip
+
+
+# MNIST, Fashion-MNIST: minutes on a GPU, up to hours on a CPU.
+
+
+def _mnist_fc(
+    widths: str, optimizer: str = "sgd", label: str = "", data_set: str = "mnist", **others: Any
+) -> Entry:
+    searched = {"momentum": bs.ReverseLogUniform(0.5, 0.99)} if optimizer != "sgd" else {}
+    low, high = (1e-3, 3) if optimizer != "sgd" else (None, None)
+    rate = mnist.rates if low is None or high is None else bs.LogUniform(low, high)
+    arguments = {
+        "workload": _named(f"{data_set}/fc_{widths}"),
+        "optimizer": optimizer,
+        "space": bs.SearchSpace(learning_rate=rate, **searched),
+        "batch_sizes": (*bs.powers_of_two(1, 8192), "full"),
+        "goal": bs.Goal("validation/error", 0.03),
+        "trials": 64,
+        "max_steps": 200_000,
+        "stop": 2.0,
+    }
+    words = widths.replace("_", ", ")
+    return Entry(label or words, f"Perceptron {words} on MNIST", {**arguments, **others})
+
+
+def _image_cnn(
+    data_set: str, goal: float, *, label: str = "", optimizer: str = "nesterov", **others: Any
+) -> Entry:
+    arguments = {
+        "workload": _named(f"{data_set}/simple_cnn_base"),
+        "optimizer": optimizer,
+        "space": _tuned(1e-3, 1),
+        "batch_sizes": (8, 32, 128, 512, 2048),
+        "goal": bs.Goal("validation/error", goal),
+        "trials": 24,
+        "max_steps": 50_000,
+    }
+    name = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[data_set]
+    return Entry(label or name, f"Simple CNN on {name}", {**arguments, **others})
+
+
+def _mnist() -> Preset:
+    few = {"batch_sizes": (*(4**n for n in range(1, 7)),), "trials": 32}
+    subsets = {
+        f"mnist_subsets/mnist_{n}/simple_cnn_base/nesterov_momentum": _mnist_fc(
+            "128_128_128",
+            label=f"{n:,} images",
+            data_set="mnist" if n == 55_000 else f"mnist_{n}",
+            goal=bs.Goal("validation/error", 0.05),
+            **few,
+        )
+        for n in (55_000, 27_500, 13_750, 6_875)
+    }
+    budget = {
+        "stop": "budget",
+        "curves": "exact",
+        "trials": 24,
+        "batch_sizes": (16, 64, 256, 1024),
+        "max_steps": functools.partial(_steps, 3000, 10, 55_000),
+    }
+    return {
+        "mnist/fc_128_128_128/sgd": dataclasses.replace(
+            _mnist_fc("128_128_128", curves="exact"), goals=(0.035, 0.04, 0.05)
+        ),
+        "mnist/fc_1024/sgd": _mnist_fc("1024"),
+        "mnist/fc_256_256_256/sgd": _mnist_fc("256_256_256"),
+        "mnist/fc_128_128_128/sgd, few": _mnist_fc("128_128_128", label="SGD", **few),
+        "mnist/fc_128_128_128/momentum": _mnist_fc("128_128_128", "momentum", "momentum", **few),
+        "mnist/fc_128_128_128/nesterov_momentum": _mnist_fc(
+            "128_128_128", "nesterov", "Nesterov momentum", **few
+        ),
+        "mnist/fc_128_128_128/nesterov_momentum, budget": _mnist_fc(
+            "128_128_128", "nesterov", **budget
+        ),
+        "mnist/simple_cnn_base/nesterov_momentum": _image_cnn("mnist", 0.01),
+        "fashion_mnist/simple_cnn_base/nesterov_momentum": _image_cnn("fashion_mnist", 0.1),
+        **subsets,
+    }
+
+
+def _cifar() -> Preset:
+    def resnet(optimizer: str, label: str) -> Entry:
+        arguments = {
+            "workload": _named("cifar10/resnet_8"),
+            "optimizer": optimizer,
+            "space": bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3))
+            if optimizer == "sgd"
+            else _tuned(1e-3, 0.3),
+            "batch_sizes": (16, 64, 256, 1024),
+            "goal": bs.Goal("validation/error", 0.3),
+            "trials": 8,
+            "max_steps": 20_000,
+        }
+        return Entry(label, "ResNet-8 on CIFAR-10", arguments)
+
+    return {
+        "cifar_10/resnet_8/nesterov_momentum": resnet("nesterov", "Nesterov momentum"),
+        "cifar_10/resnet_8/sgd": resnet("sgd", "SGD"),
+    }
+
+
+def _texts() -> Preset:
+    def entry(model: str, optimizer: str, label: str, title: str) -> Entry:
+        adam = bs.SearchSpace(learning_rate=bs.LogUniform(3e-4, 3e-2), b1=0.9, b2=0.999)
+        arguments = {
+            "workload": functools.partial(_text, model),
+            "optimizer": optimizer,
+            "space": adam if optimizer == "adam" else _tuned(1e-3, 3),
+            "batch_sizes": (4, 16, 64, 256, 1024),
+            "goal": bs.Goal("validation/loss", 2.4),
+            "trials": 12,
+            "max_steps": 5_000,
+        }
+        return Entry(label, f"{title} on tiny Shakespeare", arguments)
+
+    transformer, lstm = ("transformer_tiny", "Transformer"), ("lstm_tiny", "LSTM")
+    return {
+        "lm1b/transformer_base/nesterov_momentum": entry(
+            transformer[0], "momentum", "Transformer", transformer[1]
+        ),
+        "lm1b/lstm/nesterov_momentum": entry(lstm[0], "momentum", "LSTM", lstm[1]),
+        "lm1b/transformer_base/adam": entry(transformer[0], "adam", "Adam", transformer[1]),
+        "lm1b/lstm/adam": entry(lstm[0], "adam", "Adam", lstm[1]),
+    }
+
+
+# Passes over each data set that a trial may make; the paper's budgets are not known.
+_EPOCHS = {"imagenet": 120.0, "lm1b": 5.0, "common_crawl": 0.01, "cifar_10": 400.0}
+_WORDS = {
+    "simple_cnn_base": "Simple CNN",
+    "simple_cnn_narrow": "Simple CNN, narrow",
+    "simple_cnn_wide": "Simple CNN, wide",
+    "resnet_8": "ResNet-8",
+    "resnet_50": "ResNet-50",
+    "vgg_11": "VGG-11",
+    "lstm": "LSTM",
+    "transformer_base": "Transformer",
+    "transformer_shallow": "Transformer, shallow",
+    "transformer_narrow_and_shallow": "Transformer, narrow and shallow",
+    "transformer_wide": "Transformer, wide",
+}
+_SETS = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar_10": "CIFAR-10",
+    "imagenet": "ImageNet",
+    "open_images_v4": "Open Images",
+    "lm1b": "LM1B",
+    "common_crawl": "Common Crawl",
+}
+_ROOTS = {"mnist_": "mnist_subsets/", "imagenet_half": "imagenet_subsets/"}
+
+
+def archive_name(data_set: str, model: str, optimizer: str) -> str:
+    """The folder of a study in the paper's archive.
+
+    >>> archive_name("mnist_6875", "simple_cnn_base", "nesterov")
+    'mnist_subsets/mnist_6875/simple_cnn_base/nesterov_momentum'
+    """
+    root = next((root for start, root in _ROOTS.items() if data_set.startswith(start)), "")
+    called = "nesterov_momentum" if optimizer == "nesterov" else optimizer
+    return f"{root}{data_set}/{model}/{called}"
+
+
+def words(name: str) -> tuple[str, str]:
+    """What the paper's studies are called: the model, and the model on its data set.
+
+    >>> words("mnist/fc_1024/sgd")
+    ('FC-1024', 'FC-1024 on MNIST')
+    """
+    data_set, model, _ = name.split("/")[-3:]
+    called = _WORDS.get(model, model.replace("fc_", "FC-").replace("_", "-"))
+    return called, f"{called} on {_SETS.get(data_set, data_set)}"
+
+
+def _paper() -> Preset:
+    found = {}
+    for one in ALL:
+        name = archive_name(one.data_set, one.model, one.optimizer)
+        root = one.data_set.removeprefix("solution_quality/")
+        epochs = next((n for start, n in _EPOCHS.items() if root.startswith(start)), 200.0)
+        rule = {"stop": "budget"} if one.data_set.startswith("solution_quality") else {}
+        arguments = {
+            **{"optimizer": one.optimizer, "space": one.space, "goal": one.goal},
+            **{"batch_sizes": one.batch_sizes, "trials": one.trials, "schedule": one.schedule},
+            "workload": _named(one.workload),
+            "max_epochs": epochs,
+            **rule,
+        }
+        found[name] = Entry(*words(name), arguments)
+    return found
+
+
+PRESETS: Mapping[str, Callable[[], Preset]] = {
+    "small": _small,
+    "mnist": _mnist,
+    "cifar": _cifar,
+    "text": _texts,
+    "paper": _paper,
+}
+
+
+def entries(preset: str, names: Sequence[str]) -> dict[str, Entry]:
+    """Those of the studies that a preset trains something for.
+
+    >>> list(entries("cifar", ["cifar_10/resnet_8/sgd", "lm1b/lstm/nesterov_momentum"]))
+    ['cifar_10/resnet_8/sgd']
+    """
+    known = PRESETS[preset]()
+    return {name: known[name] for name in names if name in known}

@@ -1,0 +1,39 @@
+"""Figure 8 of Shallue et al. (2019): the best effective learning rate against batch size.
+
+    python -m experiments.figure08 --preset small
+    python -m experiments.figure08 --archive FOLDER
+
+Between the rules that it might follow, from the smallest batch size on: linear, and square root.
+The claim: neither holds reliably. Stars are the paper's, of single best trials; bars are the rates
+that are as good, which the paper does not have.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+import batchscale as bs
+from experiments import figure01, harness
+from experiments.harness import Figure, Studies, grid, present
+
+NAMES = (*figure01.NAMES, "mnist/fc_128_128_128/sgd")
+# The paper's notebook has this goal here, and 0.1 in Figure 1.
+GOALS = {"fashion_mnist/simple_cnn_base/nesterov_momentum": bs.Goal("validation/error", 0.3)}
+
+
+def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
+    """A panel for each study that there is."""
+    del tuned
+    found = present(studies, NAMES)
+    tables = []
+    for ax, one in zip(grid(len(found)), found, strict=True):
+        bs.plots.learning_rates(one.result, ax=ax)
+        ax.set_title(one.title, fontsize=10)
+        tables.append(one.result.learning_rates().assign(panel=one.title))
+    return {"learning_rates": pd.concat(tables, ignore_index=True)}
+
+
+FIGURE = Figure(8, NAMES, draw, tuned=False, goals=GOALS)
+
+if __name__ == "__main__":
+    harness.main(FIGURE, __doc__)

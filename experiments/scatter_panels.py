@@ -1,0 +1,87 @@
+"""Panels of trials by their hyperparameters: figures 9 and 10 of the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+import batchscale as bs
+from experiments.harness import Study, grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A panel.
+
+    Attributes:
+      study: whose trials are shown.
+      batch_size: of them.
+      title: of the panel.
+      max_steps: the budget in steps.
+      max_epochs: or the budget in epochs.
+    """
+
+    study: Study
+    batch_size: int
+    title: str
+    max_steps: float | None = None
+    max_epochs: float | None = None
+
+
+def draw(cells: Sequence[Cell], *, columns: int) -> dict[str, pd.DataFrame]:
+    """Draws the cells; returns how many trials of each got to the goal, did not, or diverged.
+
+    Args:
+      cells: in the order of panels.
+      columns: beside each other.
+    """
+    axes, rows, handles = grid(len(cells), columns=columns, width=3.6), [], {}
+    for ax, cell in zip(axes, cells, strict=True):
+        bs.plots.hyperparameters(
+            cell.study.result,
+            batch_size=cell.batch_size,
+            max_steps=cell.max_steps,
+            max_epochs=cell.max_epochs,
+            ax=ax,
+        )
+        ax.set_title(cell.title, fontsize=10)
+        legend = ax.get_legend()
+        handles |= {
+            text.get_text(): h
+            for text, h in zip(legend.get_texts(), legend.legend_handles, strict=True)
+        }
+        legend.remove()
+        rows.append(_counts(cell))
+    figure = axes[0].figure
+    figure.legend(
+        handles=list(handles.values()),
+        labels=list(handles),
+        loc="outside upper center",
+        ncols=5,
+        fontsize=9,
+        frameon=False,
+    )
+    return {"trials": pd.DataFrame(rows)}
+
+
+def _counts(cell: Cell) -> dict[str, Any]:
+    result, size = cell.study.result, cell.batch_size
+    trials = result.trials.xs(size, level="batch_size")
+    last = int(
+        bs.metrics.last_steps(
+            [size], steps=cell.max_steps, epochs=cell.max_epochs, examples=result.train_examples
+        )[0]
+    )
+    diverged = (trials["status"] == "infeasible").to_numpy()
+    reached = ~diverged & (trials["first_crossing"].to_numpy() <= last)
+    return {
+        "panel": cell.title,
+        "batch_size": size,
+        "last_step": last,
+        "reached": int(reached.sum()),
+        "not_reached": int((~reached & ~diverged).sum()),
+        "diverged": int(diverged.sum()),
+    }
