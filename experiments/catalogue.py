@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,20 +26,65 @@ _RATE, _MOMENTUM = "learning_rate", "momentum"
 
 
 @dataclasses.dataclass(frozen=True)
+class Words:
+    """What figures call a study.
+
+    Attributes:
+      model: what is trained.
+      data: on what.
+      optimizer: by which update.
+
+    >>> one = Words("CNN", "digits", "SGD")
+    >>> one.title, one.label("data"), one.label("optimizer")
+    ('CNN on digits', 'digits', 'SGD')
+    """
+
+    model: str
+    data: str
+    optimizer: str
+
+    @property
+    def title(self) -> str:
+        """Of a panel of its own."""
+        return f"{self.model} on {self.data}"
+
+    def label(self, by: Part) -> str:
+        """In the legend of a panel whose lines differ in one part."""
+        return getattr(self, by)
+
+
+Part = Literal["model", "data", "optimizer"]
+_OPTIMIZERS = {
+    "sgd": "SGD",
+    "momentum": "momentum",
+    "nesterov": "Nesterov momentum",
+    "nesterov_momentum": "Nesterov momentum",
+    "adam": "Adam",
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A study of a preset.
 
     Attributes:
-      label: what a legend calls it.
-      title: what a panel of its own calls it.
+      model: what figures call it.
+      data: what figures call what it is trained on.
       arguments: those of `bs.Study`; `workload` is made when it is called.
       goals: nearby goals, for the figure that asks whether the choice matters; besides its own.
+      place: its folder's name, where one study stands for several of the paper's.
     """
 
-    label: str
-    title: str
+    model: str
+    data: str
     arguments: Mapping[str, Any]
     goals: tuple[float, ...] = ()
+    place: str = ""
+
+    @property
+    def words(self) -> Words:
+        """What figures call it."""
+        return Words(self.model, self.data, _OPTIMIZERS[self.arguments["optimizer"]])
 
     def study(self, *, trials: int | None = None, seed: int = 0) -> bs.Study:
         """The study itself.
@@ -99,13 +144,13 @@ def _digits_part(examples: int) -> bs.Workload:
     return dataclasses.replace(workload, name=f"digits_{examples}/fc_64")
 
 
-def _text(model: str) -> bs.Workload:
-    """A tiny model of text, evaluated on 96 sequences of the validation split: it is the price."""
+def _text(model: str, sequences: int = 96) -> bs.Workload:
+    """A tiny model of text, evaluated on so many sequences of the validation split."""
     splits = {name: dict(fields) for name, fields in bs.datasets.load("tiny_shakespeare").items()}
-    validation = {field: x[:96] for field, x in splits["validation"].items()}
+    validation = {field: x[:sequences] for field, x in splits["validation"].items()}
     data = {"train": splits["train"], "validation": validation}
     workload = bs.workloads.get(f"tiny_shakespeare/{model}", data=data)
-    return dataclasses.replace(workload, name=f"tiny_shakespeare (96 sequences)/{model}")
+    return dataclasses.replace(workload, name=f"tiny_shakespeare ({sequences} sequences)/{model}")
 
 
 def _tuned(low: float, high: float) -> bs.SearchSpace:
@@ -115,11 +160,11 @@ def _tuned(low: float, high: float) -> bs.SearchSpace:
 
 
 def _perceptron(
-    name: str, optimizer: str, label: str = "", title: str = "", **others: Any
+    widths: str, optimizer: str, *, data: str = "digits", goals: Any = (), **others: Any
 ) -> Entry:
     plain = bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 10))
-    given = {
-        "workload": _named(f"digits/{name}"),
+    arguments = {
+        "workload": _named(f"digits/fc_{widths}"),
         "optimizer": optimizer,
         "space": plain if optimizer == "sgd" else _tuned(1e-3, 10),
         "batch_sizes": (1, *_SIZES, 1024),
@@ -127,51 +172,62 @@ def _perceptron(
         "trials": 16,
         "max_steps": 10_000,
         "stop": 3.0,
+        "evaluation_spacing": 0.1,
     }
-    return Entry(label or name, title or f"Perceptron on digits, {optimizer}", {**given, **others})
+    name = f"Perceptron {widths.replace('_', ', ')}"
+    return Entry(name, data, {**arguments, **others}, goals)
 
 
-def _cnn(workload: Callable[[], bs.Workload], optimizer: str, label: str, title: str = "") -> Entry:
+def _cnn(optimizer: str, *, filters: int = 8, shuffled: bool = False) -> Entry:
     plain = bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3))
     arguments = {
-        "workload": workload,
+        "workload": functools.partial(_digits_cnn, filters, shuffled=shuffled),
         "optimizer": optimizer,
         "space": plain if optimizer == "sgd" else _tuned(1e-3, 3),
         "batch_sizes": _SIZES,
-        "goal": bs.Goal("validation/error", 0.08),
-        "trials": 8,
+        "goal": bs.Goal("validation/error", 0.1),
+        "trials": 6,
         "max_steps": 4_000,
-        "stop": 3.0,
+        "stop": 2.0,
+        "evaluation_spacing": 0.1,
     }
-    return Entry(label, title, arguments)
+    name = f"CNN {filters}, {2 * filters}"
+    return Entry(name, "shuffled digits" if shuffled else "digits", arguments)
 
 
-def _tiny_text(model: str, label: str) -> Entry:
+def _tiny_text(model: str, name: str) -> Entry:
     arguments = {
-        "workload": functools.partial(_text, model),
+        "workload": functools.partial(_text, model, 32),
         "optimizer": "nesterov",
         "space": bs.SearchSpace(learning_rate=bs.LogUniform(3e-3, 1), momentum=0.9),
-        "batch_sizes": (4, 16, 64),
+        "batch_sizes": (1, 2, 4, 8),
         "goal": bs.Goal("validation/loss", 2.9),
-        "trials": 6,
+        "trials": 4,
         "max_steps": 1_500,
-        "stop": 3.0,
+        "stop": 2.0,
+        "evaluation_spacing": 0.1,
     }
-    return Entry(label, f"{label} on tiny Shakespeare", arguments)
+    return Entry(name, "tiny Shakespeare", arguments)
 
 
 def _small() -> Preset:
     smoothed = bs.SearchSpace(
         learning_rate=bs.LogUniform(1e-2, 10), label_smoothing=bs.Choice([0, 0.01, 0.1])
     )
-    budget = {"stop": "budget", "curves": "exact", "trials": 24, "batch_sizes": (*_SIZES, 1024)}
-    whole = {**budget, "max_steps": functools.partial(_steps, 1000, 30, 1100)}
-    cnn, shuffled = (functools.partial(_digits_cnn, 8, shuffled=x) for x in (False, True))
+    whole = {
+        **{"stop": "budget", "curves": "exact", "trials": 24, "batch_sizes": (*_SIZES, 1024)},
+        "max_steps": functools.partial(_steps, 1000, 30, 1100),
+    }
+    at_64 = {**whole, "batch_sizes": (64,)}
+    perceptron = dataclasses.replace(
+        _perceptron("64", "nesterov", goals=(0.06, 0.08, 0.1), **whole),
+        place="digits/fc_64/nesterov_momentum",
+    )
     subsets = {
         f"mnist_subsets/mnist_{paper}/simple_cnn_base/nesterov_momentum": _perceptron(
-            "fc_64",
+            "64",
             "nesterov",
-            f"{here:,} images",
+            data=f"{here:,} digits",
             workload=functools.partial(_digits_part, here),
             batch_sizes=(1, *_SIZES),
             goal=bs.Goal("validation/error", 0.08),
@@ -179,149 +235,122 @@ def _small() -> Preset:
         for paper, here in ((55_000, 1_100), (27_500, 550), (13_750, 275))
     }
     return {
-        "mnist/simple_cnn_base/nesterov_momentum": _cnn(
-            cnn, "nesterov", "Nesterov momentum", "CNN on digits"
+        "mnist/simple_cnn_base/nesterov_momentum": _cnn("nesterov"),
+        "mnist/simple_cnn_base/sgd": _cnn("sgd"),
+        "mnist/simple_cnn_base/momentum": _cnn("momentum"),
+        "mnist/simple_cnn_narrow/sgd": _cnn("sgd", filters=4),
+        "digits/shuffled/nesterov_momentum": _cnn("nesterov", shuffled=True),
+        "mnist/fc_1024_1024_1024/sgd": _perceptron("64_64_64", "sgd"),
+        "mnist/fc_1024/sgd": _perceptron("64", "sgd"),
+        "mnist/fc_128_128_128/sgd": _perceptron("16_16_16", "sgd"),
+        "mnist/fc_256_256_256/sgd": _perceptron("32_32_32", "sgd"),
+        "cifar_10/resnet_8/nesterov_momentum": perceptron,
+        "digits/fc_64/nesterov_momentum": perceptron,
+        "cifar_10/resnet_8/sgd": _perceptron("64", "sgd"),
+        "digits/smoothed/sgd": _perceptron(
+            "64", "sgd", **{**whole, "space": smoothed, "trials": 48}
         ),
-        "mnist/simple_cnn_base/sgd": _cnn(cnn, "sgd", "SGD"),
-        "mnist/simple_cnn_base/momentum": _cnn(cnn, "momentum", "momentum"),
-        "mnist/simple_cnn_narrow/sgd": _cnn(functools.partial(_digits_cnn, 4), "sgd", "narrow"),
-        "fashion_mnist/simple_cnn_base/nesterov_momentum": _cnn(
-            shuffled, "nesterov", "shuffled pixels", "CNN on shuffled digits"
-        ),
-        "mnist/fc_1024_1024_1024/sgd": _perceptron("fc_64_64_64", "sgd", "64, 64, 64"),
-        "mnist/fc_1024/sgd": _perceptron("fc_64", "sgd", "64"),
-        "mnist/fc_128_128_128/sgd": _perceptron("fc_16_16_16", "sgd", "16, 16, 16"),
-        "mnist/fc_256_256_256/sgd": _perceptron("fc_32_32_32", "sgd", "32, 32, 32"),
-        "cifar_10/resnet_8/nesterov_momentum": dataclasses.replace(
-            _perceptron("fc_64", "nesterov", "Nesterov momentum", "Perceptron on digits", **whole),
-            goals=(0.06, 0.08, 0.1),
-        ),
-        "cifar_10/resnet_8/sgd": _perceptron("fc_64", "sgd", "SGD"),
-        "imagenet/resnet_50/nesterov_momentum": _perceptron(
-            "fc_64",
-            "sgd",
-            "label smoothing tuned",
-            "Perceptron on digits, smoothed labels",
-            **{**whole, "space": smoothed, "trials": 48},
-        ),
-        "digits/fc_8/nesterov_momentum": _perceptron(
-            "fc_8", "nesterov", "8", "8 units", **{**whole, "batch_sizes": (64,)}
-        ),
-        "digits/fc_16/nesterov_momentum": _perceptron(
-            "fc_16", "nesterov", "16", "16 units", **{**whole, "batch_sizes": (64,)}
-        ),
-        "digits/fc_64_64_64/nesterov_momentum": _perceptron(
-            "fc_64_64_64", "nesterov", "64, 64, 64", "Three layers of 64 units",
-            **{**whole, "batch_sizes": (64,)},
-        ),
+        "digits/fc_8/nesterov_momentum": _perceptron("8", "nesterov", **at_64),
+        "digits/fc_16/nesterov_momentum": _perceptron("16", "nesterov", **at_64),
+        "digits/fc_64_64_64/nesterov_momentum": _perceptron("64_64_64", "nesterov", **at_64),
         "lm1b/transformer_base/nesterov_momentum": _tiny_text("transformer_tiny", "Transformer"),
         "lm1b/lstm/nesterov_momentum": _tiny_text("lstm_tiny", "LSTM"),
         **subsets,
-    }  # fmt: skip
+    }
 
 
 # MNIST, Fashion-MNIST: minutes on a GPU, up to hours on a CPU.
 
 
 def _mnist_fc(
-    widths: str, optimizer: str = "sgd", label: str = "", data_set: str = "mnist", **others: Any
+    widths: str,
+    optimizer: str = "sgd",
+    *,
+    examples: int = 55_000,
+    goals: Any = (),
+    **others: Any,
 ) -> Entry:
-    searched = {"momentum": bs.ReverseLogUniform(0.5, 0.99)} if optimizer != "sgd" else {}
-    low, high = (1e-3, 3) if optimizer != "sgd" else (None, None)
-    rate = mnist.rates if low is None or high is None else bs.LogUniform(low, high)
+    plain = bs.SearchSpace(learning_rate=mnist.rates)
     arguments = {
-        "workload": _named(f"{data_set}/fc_{widths}"),
+        "workload": _named(f"mnist{'' if examples == 55_000 else f'_{examples}'}/fc_{widths}"),
         "optimizer": optimizer,
-        "space": bs.SearchSpace(learning_rate=rate, **searched),
+        "space": plain if optimizer == "sgd" else _tuned(1e-3, 3),
         "batch_sizes": (*bs.powers_of_two(1, 8192), "full"),
         "goal": bs.Goal("validation/error", 0.03),
         "trials": 64,
         "max_steps": 200_000,
         "stop": 2.0,
     }
-    words = widths.replace("_", ", ")
-    return Entry(label or words, f"Perceptron {words} on MNIST", {**arguments, **others})
+    data = "MNIST" if examples == 55_000 else f"{examples:,} of MNIST"
+    return Entry(f"Perceptron {widths.replace('_', ', ')}", data, {**arguments, **others}, goals)
 
 
-def _image_cnn(
-    data_set: str, goal: float, *, label: str = "", optimizer: str = "nesterov", **others: Any
-) -> Entry:
+def _image_cnn(data_set: str, name: str, goal: float) -> Entry:
     arguments = {
         "workload": _named(f"{data_set}/simple_cnn_base"),
-        "optimizer": optimizer,
+        "optimizer": "nesterov",
         "space": _tuned(1e-3, 1),
         "batch_sizes": (8, 32, 128, 512, 2048),
         "goal": bs.Goal("validation/error", goal),
         "trials": 24,
         "max_steps": 50_000,
     }
-    name = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}[data_set]
-    return Entry(label or name, f"Simple CNN on {name}", {**arguments, **others})
+    return Entry("Simple CNN", name, arguments)
 
 
 def _mnist() -> Preset:
     few = {"batch_sizes": (*(4**n for n in range(1, 7)),), "trials": 32}
     subsets = {
         f"mnist_subsets/mnist_{n}/simple_cnn_base/nesterov_momentum": _mnist_fc(
-            "128_128_128",
-            label=f"{n:,} images",
-            data_set="mnist" if n == 55_000 else f"mnist_{n}",
-            goal=bs.Goal("validation/error", 0.05),
-            **few,
+            "128_128_128", examples=n, goal=bs.Goal("validation/error", 0.05), **few
         )
         for n in (55_000, 27_500, 13_750, 6_875)
     }
     budget = {
-        "stop": "budget",
-        "curves": "exact",
-        "trials": 24,
-        "batch_sizes": (16, 64, 256, 1024),
+        **{"stop": "budget", "curves": "exact", "trials": 24, "batch_sizes": (16, 64, 256, 1024)},
         "max_steps": functools.partial(_steps, 3000, 10, 55_000),
     }
+    widths = "128_128_128"
     return {
-        "mnist/fc_128_128_128/sgd": dataclasses.replace(
-            _mnist_fc("128_128_128", curves="exact"), goals=(0.035, 0.04, 0.05)
-        ),
+        "mnist/fc_128_128_128/sgd": _mnist_fc(widths, goals=(0.035, 0.04, 0.05), curves="exact"),
         "mnist/fc_1024/sgd": _mnist_fc("1024"),
         "mnist/fc_256_256_256/sgd": _mnist_fc("256_256_256"),
-        "mnist/fc_128_128_128/sgd, few": _mnist_fc("128_128_128", label="SGD", **few),
-        "mnist/fc_128_128_128/momentum": _mnist_fc("128_128_128", "momentum", "momentum", **few),
-        "mnist/fc_128_128_128/nesterov_momentum": _mnist_fc(
-            "128_128_128", "nesterov", "Nesterov momentum", **few
+        "mnist/fc_128_128_128/sgd, few": _mnist_fc(widths, **few),
+        "mnist/fc_128_128_128/momentum": _mnist_fc(widths, "momentum", **few),
+        "mnist/fc_128_128_128/nesterov_momentum": _mnist_fc(widths, "nesterov", **few),
+        "mnist/fc_128_128_128/nesterov_momentum, budget": _mnist_fc(widths, "nesterov", **budget),
+        "mnist/simple_cnn_base/nesterov_momentum": _image_cnn("mnist", "MNIST", 0.01),
+        "fashion_mnist/simple_cnn_base/nesterov_momentum": _image_cnn(
+            "fashion_mnist", "Fashion-MNIST", 0.1
         ),
-        "mnist/fc_128_128_128/nesterov_momentum, budget": _mnist_fc(
-            "128_128_128", "nesterov", **budget
-        ),
-        "mnist/simple_cnn_base/nesterov_momentum": _image_cnn("mnist", 0.01),
-        "fashion_mnist/simple_cnn_base/nesterov_momentum": _image_cnn("fashion_mnist", 0.1),
         **subsets,
     }
 
 
 def _cifar() -> Preset:
-    def resnet(optimizer: str, label: str) -> Entry:
+    def resnet(optimizer: str) -> Entry:
+        plain = bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3))
         arguments = {
             "workload": _named("cifar10/resnet_8"),
             "optimizer": optimizer,
-            "space": bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3))
-            if optimizer == "sgd"
-            else _tuned(1e-3, 0.3),
+            "space": plain if optimizer == "sgd" else _tuned(1e-3, 0.3),
             "batch_sizes": (16, 64, 256, 1024),
             "goal": bs.Goal("validation/error", 0.3),
             "trials": 8,
             "max_steps": 20_000,
         }
-        return Entry(label, "ResNet-8 on CIFAR-10", arguments)
+        return Entry("ResNet-8", "CIFAR-10", arguments)
 
     return {
-        "cifar_10/resnet_8/nesterov_momentum": resnet("nesterov", "Nesterov momentum"),
-        "cifar_10/resnet_8/sgd": resnet("sgd", "SGD"),
+        "cifar_10/resnet_8/nesterov_momentum": resnet("nesterov"),
+        "cifar_10/resnet_8/sgd": resnet("sgd"),
     }
 
 
 def _texts() -> Preset:
-    def entry(model: str, optimizer: str, label: str, title: str) -> Entry:
-        adam = bs.SearchSpace(learning_rate=bs.LogUniform(3e-4, 3e-2), b1=0.9, b2=0.999)
+    adam = bs.SearchSpace(learning_rate=bs.LogUniform(3e-4, 3e-2), b1=0.9, b2=0.999)
+
+    def entry(model: str, name: str, optimizer: str) -> Entry:
         arguments = {
             "workload": functools.partial(_text, model),
             "optimizer": optimizer,
@@ -331,22 +360,21 @@ def _texts() -> Preset:
             "trials": 12,
             "max_steps": 5_000,
         }
-        return Entry(label, f"{title} on tiny Shakespeare", arguments)
+        return Entry(name, "tiny Shakespeare", arguments)
 
-    transformer, lstm = ("transformer_tiny", "Transformer"), ("lstm_tiny", "LSTM")
     return {
         "lm1b/transformer_base/nesterov_momentum": entry(
-            transformer[0], "momentum", "Transformer", transformer[1]
+            "transformer_tiny", "Transformer", "momentum"
         ),
-        "lm1b/lstm/nesterov_momentum": entry(lstm[0], "momentum", "LSTM", lstm[1]),
-        "lm1b/transformer_base/adam": entry(transformer[0], "adam", "Adam", transformer[1]),
-        "lm1b/lstm/adam": entry(lstm[0], "adam", "Adam", lstm[1]),
+        "lm1b/lstm/nesterov_momentum": entry("lstm_tiny", "LSTM", "momentum"),
+        "lm1b/transformer_base/adam": entry("transformer_tiny", "Transformer", "adam"),
+        "lm1b/lstm/adam": entry("lstm_tiny", "LSTM", "adam"),
     }
 
 
 # Passes over each data set that a trial may make; the paper's budgets are not known.
 _EPOCHS = {"imagenet": 120.0, "lm1b": 5.0, "common_crawl": 0.01, "cifar_10": 400.0}
-_WORDS = {
+_MODELS = {
     "simple_cnn_base": "Simple CNN",
     "simple_cnn_narrow": "Simple CNN, narrow",
     "simple_cnn_wide": "Simple CNN, wide",
@@ -382,15 +410,16 @@ def archive_name(data_set: str, model: str, optimizer: str) -> str:
     return f"{root}{data_set}/{model}/{called}"
 
 
-def words(name: str) -> tuple[str, str]:
-    """What the paper's studies are called: the model, and the model on its data set.
+def words(name: str) -> Words:
+    """What the paper's studies are called.
 
     >>> words("mnist/fc_1024/sgd")
-    ('FC-1024', 'FC-1024 on MNIST')
+    Words(model='FC-1024', data='MNIST', optimizer='SGD')
     """
-    data_set, model, _ = name.split("/")[-3:]
-    called = _WORDS.get(model, model.replace("fc_", "FC-").replace("_", "-"))
-    return called, f"{called} on {_SETS.get(data_set, data_set)}"
+    data_set, model, optimizer = name.split("/")[-3:]
+    called = _MODELS.get(model, model.replace("fc_", "FC-").replace("_", "-"))
+    data = _SETS.get(data_set, data_set.replace("_", " "))
+    return Words(called, data, _OPTIMIZERS[optimizer])
 
 
 def _paper() -> Preset:
@@ -407,7 +436,8 @@ def _paper() -> Preset:
             "max_epochs": epochs,
             **rule,
         }
-        found[name] = Entry(*words(name), arguments)
+        called = words(name)
+        found[name] = Entry(called.model, called.data, arguments)
     return found
 
 

@@ -19,7 +19,7 @@ PAPER = {
     "lm1b/transformer_base/nesterov_momentum": (3.80, 3.85, 3.90, 3.95, 4.00, 4.05),
     "imagenet/resnet_50/nesterov_momentum": (0.25, 0.27, 0.29, 0.31),
 }
-OTHERS = ("cifar_10/resnet_8/nesterov_momentum", "mnist/fc_128_128_128/sgd")
+OTHERS = ("digits/fc_64/nesterov_momentum", "mnist/fc_128_128_128/sgd")
 
 
 def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:

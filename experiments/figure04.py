@@ -36,7 +36,7 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     return steps_panels.compared(PANELS, studies, tuned, by="optimizer")
 
 
-FIGURE = Figure(4, NAMES, draw)
+FIGURE = Figure(4, NAMES, draw, panels=tuple(panel.names for panel in PANELS))
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

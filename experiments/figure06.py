@@ -39,10 +39,10 @@ NAMES = tuple(name for panel in PANELS for name in panel.names)
 
 def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     """Those panels of which there are two lines at least."""
-    return steps_panels.compared(PANELS, studies, tuned, by="data set")
+    return steps_panels.compared(PANELS, studies, tuned, by="data")
 
 
-FIGURE = Figure(6, NAMES, draw)
+FIGURE = Figure(6, NAMES, draw, panels=tuple(panel.names for panel in PANELS))
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

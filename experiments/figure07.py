@@ -16,14 +16,15 @@ from batchscale.plots.common import axis_label, log2_axis
 from experiments import harness, shown
 from experiments.harness import Figure, Studies, grid
 
-NAME = "imagenet/resnet_50/nesterov_momentum"
+NAMES = ("imagenet/resnet_50/nesterov_momentum", "digits/smoothed/sgd")
 AMOUNTS = (0.0, 0.01, 0.1)
 
 
 def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     """Both panels, of the trials of each amount of smoothing."""
     del tuned
-    result, axes = studies[NAME].result, grid(2, columns=2)
+    (study,) = studies.values()
+    result, axes = study.result, grid(2, columns=2)
     parts = {f"{amount:g}": shown.where(result, label_smoothing=amount) for amount in AMOUNTS}
     goal, tables = result.goal, []
     for label, part in parts.items():
@@ -42,12 +43,12 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     minima = {label: shown.minima(part, name=label) for label, part in parts.items()}
     bs.plots.steps_to_target(minima, ax=axes[1])
     for ax in axes:
-        ax.set_title(studies[NAME].title, fontsize=10)
+        ax.set_title(study.title, fontsize=10)
     steps = [one.steps_to_target().assign(label_smoothing=k) for k, one in minima.items()]
     return {"best": pd.concat(tables, ignore_index=True), "steps_minima": pd.concat(steps)}
 
 
-FIGURE = Figure(7, (NAME,), draw, tuned=False)
+FIGURE = Figure(7, NAMES, draw, tuned=False)
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

@@ -25,11 +25,12 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     """A panel for each study that there is."""
     del tuned
     found = present(studies, NAMES)
-    tables = []
-    for ax, one in zip(grid(len(found)), found, strict=True):
+    tables, axes = [], grid(len(found))
+    for ax, one in zip(axes, found, strict=True):
         bs.plots.learning_rates(one.result, ax=ax)
         ax.set_title(one.title, fontsize=10)
         tables.append(one.result.learning_rates().assign(panel=one.title))
+    harness.one_legend(axes)
     return {"learning_rates": pd.concat(tables, ignore_index=True)}
 
 

@@ -32,7 +32,7 @@ STUDIES = {
     "lm1b/transformer_base/nesterov_momentum": Budgets(
         1, (128, 256, 512, 1024, 2048, 4096), 25_000, (512, 1024, 2048, 4096, 8192, 16_384)
     ),
-    "cifar_10/resnet_8/nesterov_momentum": Budgets(6, (16, 64, 256), 60, (16, 64, 256)),
+    "digits/fc_64/nesterov_momentum": Budgets(6, (16, 64, 256), 60, (16, 64, 256)),
     "mnist/fc_128_128_128/nesterov_momentum, budget": Budgets(
         5, (16, 64, 256, 1024), 600, (16, 64, 256, 1024)
     ),
@@ -44,14 +44,16 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     del tuned
     cells = []
     for name, one in studies.items():
-        budgets = STUDIES[name]
+        budgets, there = STUDIES[name], one.result.trials.index.unique("batch_size")
         cells += [
             Cell(one, size, f"B = {size:,}, {budgets.epochs:g} epochs", max_epochs=budgets.epochs)
             for size in budgets.epoch_sizes
+            if size in there
         ]
         cells += [
             Cell(one, size, f"B = {size:,}, {budgets.steps:,g} steps", max_steps=budgets.steps)
             for size in budgets.step_sizes
+            if size in there
         ]
     return scatter_panels.draw(cells, columns=3 if len(cells) % 3 == 0 else 4)
 

@@ -23,7 +23,7 @@ _PAPER = tuple(
 _SMALL = (
     "digits/fc_8/nesterov_momentum",
     "digits/fc_16/nesterov_momentum",
-    "cifar_10/resnet_8/nesterov_momentum",
+    "digits/fc_64/nesterov_momentum",
     "digits/fc_64_64_64/nesterov_momentum",
 )
 NAMES = (*_PAPER, *_SMALL)
@@ -42,7 +42,7 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     return scatter_panels.draw(cells, columns=2)
 
 
-FIGURE = Figure(10, NAMES, draw, tuned=False, goals=GOALS)
+FIGURE = Figure(10, NAMES, draw, tuned=False, goals=GOALS, panels=(_PAPER, _SMALL))
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

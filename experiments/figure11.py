@@ -23,7 +23,7 @@ BUDGETS = {
     "solution_quality/fashion_mnist/simple_cnn_base/nesterov_momentum": _CNN,
     "lm1b/transformer_narrow_and_shallow/nesterov_momentum": _WORDS,
     "lm1b/transformer_base/nesterov_momentum": _WORDS,
-    "cifar_10/resnet_8/nesterov_momentum": ((30, 100, 300, 1000), (2, 6, 20)),
+    "digits/fc_64/nesterov_momentum": ((30, 100, 300, 1000), (2, 6, 20)),
     "mnist/fc_128_128_128/nesterov_momentum, budget": ((100, 300, 1000, 3000), (1, 3, 10)),
 }
 

@@ -26,10 +26,10 @@ import batchscale as bs
 from batchscale import records
 from batchscale.files import local_path
 from experiments import catalogue
-from experiments.catalogue import Entry
+from experiments.catalogue import Entry, Words
 
 CONFIRMED: Mapping[str, dict[str, Any]] = {
-    "small": {"settings": 3, "selection_seeds": 5, "seeds": 11},
+    "small": {"settings": 2, "selection_seeds": 3, "seeds": 7},
     "paper": {"settings": 6, "selection_seeds": 7, "seeds": 21},
 }
 """How the settings of a preset are confirmed; as of `paper` where it is not here."""
@@ -42,19 +42,22 @@ class Study:
 
     Attributes:
       name: the paper's.
-      label: what a legend calls it.
-      title: what a panel of its own calls it.
+      words: what figures call it.
       result: its tables.
       goals: nearby goals besides its own.
       folder: where it was run; None of an archive.
     """
 
     name: str
-    label: str
-    title: str
+    words: Words
     result: bs.Result
     goals: tuple[float, ...] = ()
     folder: Path | None = None
+
+    @property
+    def title(self) -> str:
+        """What a panel of its own calls it."""
+        return self.words.title
 
 
 Studies = Mapping[str, Study]
@@ -72,6 +75,7 @@ class Figure:
         whether medians of tuned settings are shown, and not minima.
       tuned: whether there is a version of medians: where the paper has minima over trials.
       goals: what an archive is read at, by study; the goals of the paper's main figures otherwise.
+      panels: of a figure that compares, the studies of each panel, of which it needs two.
     """
 
     number: int
@@ -79,6 +83,25 @@ class Figure:
     draw: Draw
     tuned: bool = True
     goals: Mapping[str, bs.Goal] = dataclasses.field(default_factory=dict)
+    panels: tuple[tuple[str, ...], ...] = ()
+
+    def needed(self, known: Collection[str]) -> list[str]:
+        """Those of its studies that are shown where some are known.
+
+        >>> panels = (("a", "b"), ("c", "d"))
+        >>> Figure(4, ("a", "b", "c", "d"), lambda *_: {}, panels=panels).needed(["a", "b", "c"])
+        ['a', 'b']
+        """
+        panels = self.panels or tuple((name,) for name in self.studies)
+        least = 2 if self.panels else 1
+        shown = [[name for name in panel if name in known] for panel in panels]
+        names = {name for panel in shown if len(panel) >= least for name in panel}
+        return [name for name in self.studies if name in names]
+
+    def entries(self, preset: str) -> dict[str, Entry]:
+        """The studies of a preset that it shows."""
+        known = catalogue.entries(preset, self.studies)
+        return {name: known[name] for name in self.needed(known)}
 
     @property
     def name(self) -> str:
@@ -104,10 +127,13 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
         "--archive", type=local_path, help="the paper's archive, to be read instead"
     )
     parser.add_argument("--trials", type=int, help="feasible trials a batch size")
+    parser.add_argument("--minima", action="store_true", help="no medians of tuned settings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=local_path, default="runs/studies", help="raw tables")
     parser.add_argument("--output", type=local_path, default="results")
     given = parser.parse_args(arguments)
+    if given.minima or given.archive is not None:
+        figure = dataclasses.replace(figure, tuned=False)
     began = time.monotonic()
     if given.archive is not None:
         kind, studies = "archive", read(figure, given.archive)
@@ -123,7 +149,7 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
         )
     output = given.output / figure.name / kind
     output.mkdir(parents=True, exist_ok=True)
-    versions = (False, True) if figure.tuned and given.archive is None else (False,)
+    versions = (False, True) if figure.tuned else (False,)
     files = []
     with matplotlib.rc_context({"backend": "agg"}):
         for tuned in versions:
@@ -150,7 +176,7 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
 
 def having(figure: Figure) -> list[str]:
     """The presets that train something for a figure."""
-    return [name for name in catalogue.PRESETS if catalogue.entries(name, figure.studies)]
+    return [name for name in catalogue.PRESETS if figure.entries(name)]
 
 
 def run(
@@ -165,20 +191,31 @@ def run(
       trials: feasible ones at every batch size; the preset's if not given.
       seed: of every study.
     """
-    found = catalogue.entries(preset, figure.studies)
-    todo = [name for name in found if not _finished(runs / _folder(name), figure.tuned)]
+    found = figure.entries(preset)
+    todo = [
+        name
+        for name, entry in found.items()
+        if not _finished(folder_of(runs, name, entry), figure.tuned)
+    ]
     if todo:
         print(price({name: found[name] for name in todo}, trials=trials, seed=seed), flush=True)
     studies = {}
     for name, entry in found.items():
-        folder = runs / _folder(name)
+        folder = folder_of(runs, name, entry)
         one(entry, folder, preset, confirm=figure.tuned, trials=trials, seed=seed)
-        studies[name] = Study(name, entry.label, entry.title, bs.load(folder), entry.goals, folder)
+        studies[name] = Study(name, entry.words, bs.load(folder), entry.goals, folder)
     return studies
 
 
 def one(
-    entry: Entry, folder: Path, preset: str, *, confirm: bool, trials: int | None, seed: int
+    entry: Entry,
+    folder: Path,
+    preset: str,
+    *,
+    confirm: bool,
+    trials: int | None = None,
+    seed: int = 0,
+    progress: bool | Callable[[bs.Progress], None] = True,
 ) -> None:
     """Runs a study, and confirms its settings; nothing that has been run is run again.
 
@@ -189,15 +226,29 @@ def one(
       confirm: whether to.
       trials: feasible ones at every batch size; the preset's if not given.
       seed: of the study.
+      progress: as in `Study.run`.
     """
     study = entry.study(trials=trials, seed=seed)
-    study.run(folder)
-    if confirm and study.stop not in ("first", "all"):
-        study.confirm(folder, **CONFIRMED.get(preset, CONFIRMED["paper"]))
+    study.run(folder, progress=progress)
+    if confirm and can_be_confirmed(entry):
+        seeds = CONFIRMED.get(preset, CONFIRMED["paper"])
+        study.confirm(folder, progress=progress, **seeds)
 
 
-def _folder(name: str) -> str:
-    return name.replace("/", "-").replace(", ", "-")
+def can_be_confirmed(entry: Entry) -> bool:
+    """Whether trials go on after the first crossing, so that it is known which settings lead."""
+    return entry.arguments.get("stop", "first") not in ("first", "all")
+
+
+def folder_of(runs: Path, name: str, entry: Entry) -> Path:
+    """Where a study of a preset is.
+
+    Args:
+      runs: the folder of the preset's studies.
+      name: the paper's.
+      entry: what is trained for it.
+    """
+    return runs / (entry.place or name).replace("/", "-").replace(", ", "-")
 
 
 def _finished(folder: Path, confirmed: bool) -> bool:
@@ -226,7 +277,8 @@ def price(found: Mapping[str, Entry], *, trials: int | None = None, seed: int = 
         weights = _weights(study.workload)
         memory = max(memory, data + 4 * weights * definition.trials)
         lines.append(
-            f"  {entry.title}: {len(table)} batch sizes, {definition.trials} trials each, at most "
+            f"  {entry.words.title}, {entry.words.optimizer}: {len(table)} batch sizes, "
+            f"{definition.trials} trials each, at most "
             f"{table['flops'].sum():.2g} operations of training"
         )
     total = (
@@ -266,15 +318,10 @@ def read(figure: Figure, archive: Path) -> dict[str, Study]:
       archive: the folder of all studies.
     """
     studies = {}
-    for name in figure.studies:
-        folder = archive / name
-        if not folder.is_dir():
-            continue
-        result = bs.load_archive(
-            folder, goal=figure.goals.get(name), train_examples=_examples(name)
-        )
-        label, title = catalogue.words(name)
-        studies[name] = Study(name, label, title, result)
+    for name in figure.needed([name for name in figure.studies if (archive / name).is_dir()]):
+        goal, examples = figure.goals.get(name), _examples(name)
+        result = bs.load_archive(archive / name, goal=goal, train_examples=examples)
+        studies[name] = Study(name, catalogue.words(name), result)
     return studies
 
 
@@ -318,3 +365,23 @@ def grid(panels: int, *, columns: int = 3, width: float = 4.4) -> list[Any]:
     for spare in axes.flat[panels:]:
         spare.remove()
     return list(np.asarray(axes).flat[:panels])
+
+
+def one_legend(axes: Sequence[Any]) -> None:
+    """One legend above all panels in the place of theirs."""
+    handles = {}
+    for ax in axes:
+        legend = ax.get_legend()
+        names = [text.get_text() for text in legend.get_texts()]
+        handles |= dict(zip(names, legend.legend_handles, strict=True))
+        legend.remove()
+        ax.set_title(ax.get_title(), fontsize=10, pad=6)
+    figure = axes[0].figure
+    figure.legend(
+        handles=list(handles.values()),
+        labels=list(handles),
+        loc="outside upper center",
+        ncols=min(len(handles), 4 if figure.get_figwidth() > 8 else 2),
+        fontsize=9,
+        frameon=False,
+    )

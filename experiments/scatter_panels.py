@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 import batchscale as bs
-from experiments.harness import Study, grid
+from experiments.harness import Study, grid, one_legend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def draw(cells: Sequence[Cell], *, columns: int) -> dict[str, pd.DataFrame]:
       cells: in the order of panels.
       columns: beside each other.
     """
-    axes, rows, handles = grid(len(cells), columns=columns, width=3.6), [], {}
+    axes, rows = grid(len(cells), columns=columns, width=3.6), []
     for ax, cell in zip(axes, cells, strict=True):
         bs.plots.hyperparameters(
             cell.study.result,
@@ -48,22 +48,8 @@ def draw(cells: Sequence[Cell], *, columns: int) -> dict[str, pd.DataFrame]:
             ax=ax,
         )
         ax.set_title(cell.title, fontsize=10)
-        legend = ax.get_legend()
-        handles |= {
-            text.get_text(): h
-            for text, h in zip(legend.get_texts(), legend.legend_handles, strict=True)
-        }
-        legend.remove()
         rows.append(_counts(cell))
-    figure = axes[0].figure
-    figure.legend(
-        handles=list(handles.values()),
-        labels=list(handles),
-        loc="outside upper center",
-        ncols=5,
-        fontsize=9,
-        frameon=False,
-    )
+    one_legend(axes)
     return {"trials": pd.DataFrame(rows)}
 
 

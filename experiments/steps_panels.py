@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 import batchscale as bs
 from experiments import shown
+from experiments.catalogue import Part
 from experiments.harness import Studies, Study, grid, present
 from experiments.shown import Shown
 
@@ -34,7 +35,12 @@ class Panel:
 
 
 def draw(
-    panels: Sequence[Panel], studies: Studies, tuned: bool, *, columns: int = 3
+    panels: Sequence[Panel],
+    studies: Studies,
+    tuned: bool,
+    *,
+    by: Part = "model",
+    columns: int = 3,
 ) -> dict[str, pd.DataFrame]:
     """Draws those panels that there are studies of; returns the steps of all lines.
 
@@ -42,11 +48,12 @@ def draw(
       panels: of the figure.
       studies: that there are.
       tuned: whether medians of tuned settings are shown, and not minima.
+      by: what differs within a panel.
       columns: panels beside each other.
     """
     lines = {}
     for panel in panels:
-        found = _lines(panel, present(studies, panel.names), tuned)
+        found = _lines(panel, present(studies, panel.names), tuned, by)
         if found:
             title = panel.title
             if not title and len(present(studies, panel.names)) == 1:
@@ -67,7 +74,7 @@ def draw(
 
 
 def compared(
-    panels: Sequence[Panel], studies: Studies, tuned: bool, *, by: str = "model"
+    panels: Sequence[Panel], studies: Studies, tuned: bool, *, by: Part = "model"
 ) -> dict[str, pd.DataFrame]:
     """Draws those panels of which there are two lines at least, each called by what differs.
 
@@ -75,9 +82,8 @@ def compared(
       panels: of the figure.
       studies: that there are.
       tuned: as for `draw`.
-      by: what differs within a panel of the archive: `model`, `optimizer` or `data set`.
+      by: what differs within a panel.
     """
-    named = {name: _called(one, by) if one.folder is None else one for name, one in studies.items()}
     # Goals of panels are the paper's, which stand-ins have not.
     own = {name for name, one in studies.items() if one.folder is not None}
     chosen = [
@@ -87,14 +93,7 @@ def compared(
         for panel in panels
         if len(present(studies, panel.names)) > 1
     ]
-    return draw(chosen, named, tuned)
-
-
-def _called(one: Study, by: str) -> Study:
-    """A study of the archive, called by its optimizer or its data set."""
-    *_, data_set, _, optimizer = one.name.split("/")
-    names = {"optimizer": optimizer.replace("_", " "), "data set": data_set.replace("_", " ")}
-    return dataclasses.replace(one, label=names.get(by, one.label))
+    return draw(chosen, studies, tuned, by=by)
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
@@ -102,13 +101,13 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table[[*first, *(name for name in table if name not in first)]]
 
 
-def _lines(panel: Panel, studies: Sequence[Study], tuned: bool) -> dict[str, Shown]:
+def _lines(panel: Panel, studies: Sequence[Study], tuned: bool, by: Part) -> dict[str, Shown]:
     found = {}
     for study in studies:
         values = panel.goals.get(study.name, ())
         goals = [dataclasses.replace(study.result.goal, value=value) for value in values]
         for goal in goals or [study.result.goal]:
-            label = f"{goal.value:g}" if values else study.label
+            label = f"{goal.value:g}" if len(values) > 1 else study.words.label(by)
             if not tuned:
                 found[label] = shown.minima(study.result, goal, name=study.title)
             elif study.result.definition.stop not in ("first", "all"):

@@ -155,8 +155,8 @@ class _Budgeted:
 
     def steps_to_target(self) -> pd.DataFrame:
         """By the rule that infeasible trials never count."""
-        counts = (self.trials["status"] != Status.INFEASIBLE).to_numpy()
-        counts &= self.trials.index.get_level_values("replicate") == 0
+        feasible = (self.trials["status"] != Status.INFEASIBLE).to_numpy()
+        counts = feasible & (self.trials.index.get_level_values("replicate") == 0)
         reached = self.trials["first_crossing"].where(counts, np.inf).rename("steps")
         table = reached.reset_index().sort_values(["batch_size", "steps", "trial"])
         table = table.drop_duplicates("batch_size")[["batch_size", "steps", "trial"]]

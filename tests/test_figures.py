@@ -1,0 +1,195 @@
+"""Every figure of the paper, of an archive that is written here, and of studies that are run."""
+
+import csv
+import json
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import batchscale as bs
+from experiments import catalogue, harness, record, shown
+from experiments.harness import Figure
+
+FIGURES = {number: record.figure(number) for number in range(1, 12)}
+NAMES = sorted({name for figure in FIGURES.values() for name in figure.studies})
+PAPER = [name for name in NAMES if name in catalogue.PRESETS["paper"]()]
+SIZES = {"lm1b": (128, 512, 1024, 2048), "common": (32, 1024), "imagenet": (64, 1024, 65_536)}
+GRID = [0, *(10 * 2**n for n in range(14))]  # up to 81,920 steps
+RATE = {"type": "DOUBLE", "min_value": 1e-4, "max_value": 10.0, "scale": "LOG_SCALE"}
+MOMENTUM = {"type": "DOUBLE", "min_value": 0.9, "max_value": 0.999, "scale": "REVERSE_LOG_SCALE"}
+SMOOTHING = {"type": "DISCRETE", "feasible_points": [0.0, 0.01, 0.1]}
+
+
+def crossing(name, batch_size, trial):
+    """When a trial first gets to 0.7 times the goal, and so past it: an exact power of the grid."""
+    first = 40 + 40_960 // batch_size
+    needed = first * (1 + trial % 3)
+    return next(step for step in GRID if step >= needed)
+
+
+def write(root, name, goal):
+    """An archive of a study: six trials a batch size, of which the last diverges."""
+    data_set, model, optimizer = name.split("/")[-3:]
+    sizes = next(
+        (sizes for start, sizes in SIZES.items() if data_set.startswith(start)), (2, 64, 512)
+    )
+    column = {
+        "validation/error": "val/classification_error",
+        "validation/loss": "val/cross_entropy_error",
+    }.get(goal.metric, "val/average_precision")
+    configs = {"learning_rate": RATE, "momentum": MOMENTUM}
+    if model == "resnet_50":
+        configs["label_smoothing"] = SMOOTHING
+    for size in sizes:
+        folder = root / name / str(size)
+        folder.mkdir(parents=True)
+        about = {
+            "batch_size": size, "dataset": data_set, "model": model, "optimizer": optimizer,
+            "early_stopping": False, "parameter_configs": configs, "train_steps": GRID[-1],
+        }  # fmt: skip
+        (folder / "study.json").write_text(json.dumps(about))
+        for trial in range(6):
+            place = folder / str(trial)
+            place.mkdir()
+            values = {"learning_rate": 10.0 ** (trial / 2 - 2), "momentum": 0.9 + 0.015 * trial}
+            if model == "resnet_50":
+                values["label_smoothing"] = (0.0, 0.01, 0.1)[trial % 3]
+            status = "INFEASIBLE" if trial == 5 else "COMPLETE"
+            said = {"trial_id": trial, "status": status, "steps": GRID[-1], "parameters": values}
+            (place / "metadata.json").write_text(json.dumps(said))
+            past, before = (0.7, 3.0) if goal.mode == "min" else (1.2, 0.3)
+            rows = [
+                (step, goal.value * (past if step >= crossing(name, size, trial) else before))
+                for step in GRID
+            ]
+            with open(place / "measurements.csv", "w", newline="") as file:
+                csv.writer(file).writerows([("step", column), *rows])
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    root = tmp_path_factory.mktemp("archive")
+    for name in PAPER:
+        write(root, name, catalogue.PRESETS["paper"]()[name].arguments["goal"])
+    return root
+
+
+def drawn(figure: Figure, archive, folder):
+    arguments = ["--archive", str(archive), "--output", str(folder)]
+    harness.main(figure, "A figure.", arguments)
+    return folder / figure.name / "archive"
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_every_figure_is_drawn_of_an_archive(number, archive, tmp_path):
+    folder = drawn(FIGURES[number], archive, tmp_path)
+    image = plt.imread(folder / f"figure{number:02d}.png")
+    assert image.min() < 0.5 < image.mean()  # something dark on a light ground
+    about = json.loads((folder / "about.json").read_text())
+    assert list(about["studies"]) == FIGURES[number].needed(PAPER)
+    assert about["made_by"]["versions"]["batchscale"] == bs.__version__
+
+
+def test_the_steps_of_figure_1_are_the_fewest_of_complete_trials(archive, tmp_path):
+    table = pd.read_csv(drawn(FIGURES[1], archive, tmp_path) / "steps_minima.csv")
+    assert table["panel"].nunique() == 9
+    for row in table.to_dict("records"):
+        wanted = min(crossing("", row["batch_size"], trial) for trial in range(5))
+        assert row["steps"] == wanted
+
+
+def test_figure_2_has_every_goal_of_the_paper(archive, tmp_path):
+    table = pd.read_csv(drawn(FIGURES[2], archive, tmp_path) / "steps_minima.csv")
+    lines = table.groupby("panel")["line"].nunique()
+    assert lines.to_dict() == {
+        "Simple CNN on MNIST": 5,
+        "Transformer on LM1B": 6,
+        "ResNet-50 on ImageNet": 4,
+    }
+
+
+def test_figure_3_divides_by_the_steps_at_an_anchor(archive, tmp_path):
+    studies = harness.read(FIGURES[3], archive)
+    FIGURES[3].draw(studies, False)
+    by_title = {ax.get_title(): ax for ax in plt.gcf().axes}
+    assert len(by_title) == 6
+    ax = by_title["ResNet and VGG"]
+    assert ax.get_ylabel() == "Steps / (steps at B=64)"
+    first = [
+        line.get_ydata()[0] for line in ax.lines if str(line.get_label()).startswith(("R", "V"))
+    ]
+    assert first == [1.0, 1.0]
+    plt.close("all")
+
+
+def test_figure_7_shows_each_amount_of_smoothing_alone(archive, tmp_path):
+    table = pd.read_csv(drawn(FIGURES[7], archive, tmp_path) / "steps_minima.csv")
+    for row in table.to_dict("records"):
+        trials = [t for t in range(5) if (0, 0.01, 0.1)[t % 3] == row["label_smoothing"]]
+        assert row["steps"] == min(crossing("", row["batch_size"], trial) for trial in trials)
+
+
+def test_figure_9_counts_what_is_reached_within_each_budget(archive, tmp_path):
+    table = pd.read_csv(drawn(FIGURES[9], archive, tmp_path) / "trials.csv")
+    epoch = table[table["panel"].str.contains("epochs")].set_index("batch_size")
+    assert epoch.loc[512, "last_step"] == 30_301_028 // 512
+    for row in table.to_dict("records"):
+        steps = [crossing("", row["batch_size"], trial) for trial in range(5)]
+        assert row["reached"] == sum(step <= row["last_step"] for step in steps)
+        assert row["diverged"] == 1
+        assert row["reached"] + row["not_reached"] == 5
+
+
+def test_figure_11_leaves_out_budgets_that_nothing_was_trained_for(archive, tmp_path):
+    table = pd.read_csv(drawn(FIGURES[11], archive, tmp_path) / "best_by_budget.csv")
+    steps = table[table["unit"] == "steps"]
+    assert steps["budget"].max() <= GRID[-1]
+    for row in steps[steps["panel"] == "Simple CNN on MNIST"].to_dict("records"):
+        first = min(crossing("", row["batch_size"], trial) for trial in range(5))
+        assert row["value"] == pytest.approx(0.01 * (0.7 if first <= row["budget"] else 3.0))
+
+
+def test_what_a_preset_has_nothing_for_is_told(capsys, tmp_path):
+    with pytest.raises(SystemExit, match=r"none of its studies. Presets that have: small, paper"):
+        harness.main(FIGURES[10], "A figure.", ["--preset", "cifar", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="none of its studies is in"):
+        harness.main(FIGURES[1], "A figure.", ["--archive", str(tmp_path)])
+
+
+def test_every_study_of_every_preset_can_be_made():
+    for preset in ("small", "mnist", "cifar", "text", "paper"):
+        for entry in catalogue.PRESETS[preset]().values():
+            assert entry.arguments["workload"] is not None
+            assert math.isfinite(entry.arguments["goal"].value)
+    for number, figure in FIGURES.items():
+        assert figure.entries("small"), number  # every figure has a small version
+        assert figure.entries("paper"), number
+
+
+def test_a_small_figure_runs_and_goes_on_from_its_studies(tmp_path, capsys):
+    name = "mnist/fc_1024/sgd"
+    figure = Figure(1, (name,), FIGURES[8].draw, tuned=False)
+    arguments = ["--trials", "4", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path)]
+    run = harness.run(figure, "small", tmp_path / "runs" / "small", trials=4)
+    assert "1 studies; at most" in capsys.readouterr().out
+    again = harness.run(figure, "small", tmp_path / "runs" / "small", trials=4)
+    pd.testing.assert_frame_equal(run[name].result.trials, again[name].result.trials)
+    entry = figure.entries("small")[name]
+    folder = harness.folder_of(tmp_path / "runs" / "small", name, entry)
+    assert record.state(record.Task("small", name, entry, False, folder)) == "done"
+    assert record.state(record.Task("small", name, entry, True, folder)) == "to be confirmed"
+    assert arguments
+
+
+def test_another_goal_is_read_off_the_same_curves(archive):
+    name = "mnist/simple_cnn_base/nesterov_momentum"
+    result = bs.load_archive(archive / name)
+    easier = shown.minima(result, bs.Goal("validation/error", 0.02))
+    assert easier.goal.value == 0.02
+    assert np.isfinite(easier.trials["first_crossing"]).all()
+    harder = shown.minima(result, bs.Goal("validation/error", 0.005))
+    assert np.isinf(harder.trials["first_crossing"]).all()
+    assert np.isinf(harder.steps_to_target()["steps"]).all()
