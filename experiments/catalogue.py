@@ -197,10 +197,10 @@ def _cnn(optimizer: str, *, filters: int = 8, shuffled: bool = False) -> Entry:
 
 def _tiny_text(model: str, name: str) -> Entry:
     arguments = {
-        "workload": functools.partial(_text, model, 32),
+        "workload": functools.partial(_text, model, 16),
         "optimizer": "nesterov",
         "space": bs.SearchSpace(learning_rate=bs.LogUniform(3e-3, 1), momentum=0.9),
-        "batch_sizes": (1, 2, 4, 8),
+        "batch_sizes": (1, 4, 8),
         "goal": bs.Goal("validation/loss", 2.9),
         "trials": 4,
         "max_steps": 1_500,
@@ -218,6 +218,7 @@ def _small() -> Preset:
         **{"stop": "budget", "curves": "exact", "trials": 24, "batch_sizes": (*_SIZES, 1024)},
         "max_steps": functools.partial(_steps, 1000, 30, 1100),
     }
+    sgd = dataclasses.replace(_perceptron("64", "sgd"), place="digits/fc_64/sgd")
     at_64 = {**whole, "batch_sizes": (64,)}
     perceptron = dataclasses.replace(
         _perceptron("64", "nesterov", goals=(0.06, 0.08, 0.1), **whole),
@@ -237,16 +238,16 @@ def _small() -> Preset:
     return {
         "mnist/simple_cnn_base/nesterov_momentum": _cnn("nesterov"),
         "mnist/simple_cnn_base/sgd": _cnn("sgd"),
-        "mnist/simple_cnn_base/momentum": _cnn("momentum"),
         "mnist/simple_cnn_narrow/sgd": _cnn("sgd", filters=4),
         "digits/shuffled/nesterov_momentum": _cnn("nesterov", shuffled=True),
         "mnist/fc_1024_1024_1024/sgd": _perceptron("64_64_64", "sgd"),
-        "mnist/fc_1024/sgd": _perceptron("64", "sgd"),
+        "mnist/fc_1024/sgd": sgd,
         "mnist/fc_128_128_128/sgd": _perceptron("16_16_16", "sgd"),
         "mnist/fc_256_256_256/sgd": _perceptron("32_32_32", "sgd"),
         "cifar_10/resnet_8/nesterov_momentum": perceptron,
         "digits/fc_64/nesterov_momentum": perceptron,
-        "cifar_10/resnet_8/sgd": _perceptron("64", "sgd"),
+        "digits/fc_64/sgd": sgd,
+        "digits/fc_64/momentum": _perceptron("64", "momentum"),
         "digits/smoothed/sgd": _perceptron(
             "64", "sgd", **{**whole, "space": smoothed, "trials": 48}
         ),
@@ -312,7 +313,9 @@ def _mnist() -> Preset:
     }
     widths = "128_128_128"
     return {
-        "mnist/fc_128_128_128/sgd": _mnist_fc(widths, goals=(0.035, 0.04, 0.05), curves="exact"),
+        "mnist/fc_128_128_128/sgd": _mnist_fc(
+            widths, goals=(0.035, 0.04, 0.05), curves="exact", stop=3.0
+        ),
         "mnist/fc_1024/sgd": _mnist_fc("1024"),
         "mnist/fc_256_256_256/sgd": _mnist_fc("256_256_256"),
         "mnist/fc_128_128_128/sgd, few": _mnist_fc(widths, **few),

@@ -28,11 +28,11 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     for name, one in studies.items():
         goals = (one.result.goal.value, *one.goals) if one.folder else PAPER.get(name, ())
         if len(goals) > 1:
-            panels.append(Panel(one.title, (name,), goals={name: goals}))
+            panels.append(Panel(one.title, (name,), goals={name: goals}, perfect_scaling=False))
     return steps_panels.draw(panels, studies, tuned)
 
 
-FIGURE = Figure(2, (*PAPER, *OTHERS), draw)
+FIGURE = Figure(2, (*PAPER, *OTHERS), draw, usable=lambda entry: bool(entry.goals))
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

@@ -25,6 +25,7 @@ PANELS = (
             f"mnist/fc_128_128_128/{name}" for name in ("sgd, few", "momentum", "nesterov_momentum")
         ),
     ),
+    Panel("Perceptron", tuple(f"digits/fc_64/{name}" for name in _ALL)),
     Panel("Transformer", ("lm1b/transformer_base/nesterov_momentum", "lm1b/transformer_base/adam")),
     Panel("LSTM", ("lm1b/lstm/nesterov_momentum", "lm1b/lstm/adam")),
 )

@@ -16,7 +16,7 @@ import batchscale as bs
 from experiments import figure01, harness
 from experiments.harness import Figure, Studies, grid, present
 
-NAMES = (*figure01.NAMES, "mnist/fc_128_128_128/sgd")
+NAMES = (*figure01.NAMES, "mnist/fc_128_128_128/sgd", "digits/fc_64/sgd")
 # The paper's notebook has this goal here, and 0.1 in Figure 1.
 GOALS = {"fashion_mnist/simple_cnn_base/nesterov_momentum": bs.Goal("validation/error", 0.3)}
 
@@ -34,7 +34,7 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     return {"learning_rates": pd.concat(tables, ignore_index=True)}
 
 
-FIGURE = Figure(8, NAMES, draw, tuned=False, goals=GOALS)
+FIGURE = Figure(8, NAMES, draw, tuned=False, goals=GOALS, usable=harness.trained_on)
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

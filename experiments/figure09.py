@@ -32,7 +32,7 @@ STUDIES = {
     "lm1b/transformer_base/nesterov_momentum": Budgets(
         1, (128, 256, 512, 1024, 2048, 4096), 25_000, (512, 1024, 2048, 4096, 8192, 16_384)
     ),
-    "digits/fc_64/nesterov_momentum": Budgets(6, (16, 64, 256), 60, (16, 64, 256)),
+    "digits/fc_64/nesterov_momentum": Budgets(10, (16, 64, 256), 120, (16, 64, 256)),
     "mnist/fc_128_128_128/nesterov_momentum, budget": Budgets(
         5, (16, 64, 256, 1024), 600, (16, 64, 256, 1024)
     ),
@@ -58,7 +58,7 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     return scatter_panels.draw(cells, columns=3 if len(cells) % 3 == 0 else 4)
 
 
-FIGURE = Figure(9, tuple(STUDIES), draw, tuned=False)
+FIGURE = Figure(9, tuple(STUDIES), draw, tuned=False, usable=harness.trained_whole)
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

@@ -42,7 +42,9 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     return scatter_panels.draw(cells, columns=2)
 
 
-FIGURE = Figure(10, NAMES, draw, tuned=False, goals=GOALS, panels=(_PAPER, _SMALL))
+FIGURE = Figure(
+    10, NAMES, draw, tuned=False, goals=GOALS, panels=(_PAPER, _SMALL), usable=harness.trained_whole
+)
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

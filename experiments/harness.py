@@ -29,7 +29,7 @@ from experiments import catalogue
 from experiments.catalogue import Entry, Words
 
 CONFIRMED: Mapping[str, dict[str, Any]] = {
-    "small": {"settings": 2, "selection_seeds": 3, "seeds": 7},
+    "small": {"settings": 2, "selection_seeds": 3, "seeds": 5, "patience": 2.0},
     "paper": {"settings": 6, "selection_seeds": 7, "seeds": 21},
 }
 """How the settings of a preset are confirmed; as of `paper` where it is not here."""
@@ -76,6 +76,7 @@ class Figure:
       tuned: whether there is a version of medians: where the paper has minima over trials.
       goals: what an archive is read at, by study; the goals of the paper's main figures otherwise.
       panels: of a figure that compares, the studies of each panel, of which it needs two.
+      usable: which studies of a preset it can show.
     """
 
     number: int
@@ -84,6 +85,7 @@ class Figure:
     tuned: bool = True
     goals: Mapping[str, bs.Goal] = dataclasses.field(default_factory=dict)
     panels: tuple[tuple[str, ...], ...] = ()
+    usable: Callable[[Entry], bool] = lambda _: True
 
     def needed(self, known: Collection[str]) -> list[str]:
         """Those of its studies that are shown where some are known.
@@ -101,6 +103,7 @@ class Figure:
     def entries(self, preset: str) -> dict[str, Entry]:
         """The studies of a preset that it shows."""
         known = catalogue.entries(preset, self.studies)
+        known = {name: entry for name, entry in known.items() if self.usable(entry)}
         return {name: known[name] for name in self.needed(known)}
 
     @property
@@ -235,6 +238,17 @@ def one(
         study.confirm(folder, progress=progress, **seeds)
 
 
+def trained_on(entry: Entry) -> bool:
+    """Whether trials are trained to three times the first crossing, or to their budget."""
+    stop = entry.arguments.get("stop", "first")
+    return stop == "budget" or (not isinstance(stop, str) and stop >= 3)
+
+
+def trained_whole(entry: Entry) -> bool:
+    """Whether every trial is trained to the end of its budget."""
+    return entry.arguments.get("stop") == "budget"
+
+
 def can_be_confirmed(entry: Entry) -> bool:
     """Whether trials go on after the first crossing, so that it is known which settings lead."""
     return entry.arguments.get("stop", "first") not in ("first", "all")
@@ -367,15 +381,20 @@ def grid(panels: int, *, columns: int = 3, width: float = 4.4) -> list[Any]:
     return list(np.asarray(axes).flat[:panels])
 
 
-def one_legend(axes: Sequence[Any]) -> None:
-    """One legend above all panels in the place of theirs."""
+def one_legend(axes: Sequence[Any], *, pad: float = 6) -> None:
+    """One legend above all panels in the place of theirs.
+
+    Args:
+      axes: of the panels.
+      pad: between a panel and its title, in points.
+    """
     handles = {}
     for ax in axes:
         legend = ax.get_legend()
         names = [text.get_text() for text in legend.get_texts()]
         handles |= dict(zip(names, legend.legend_handles, strict=True))
         legend.remove()
-        ax.set_title(ax.get_title(), fontsize=10, pad=6)
+        ax.set_title(ax.get_title(), fontsize=10, pad=pad)
     figure = axes[0].figure
     figure.legend(
         handles=list(handles.values()),

@@ -49,7 +49,7 @@ def draw(cells: Sequence[Cell], *, columns: int) -> dict[str, pd.DataFrame]:
         )
         ax.set_title(cell.title, fontsize=10)
         rows.append(_counts(cell))
-    one_legend(axes)
+    one_legend(axes, pad=18)
     return {"trials": pd.DataFrame(rows)}
 
 

@@ -26,12 +26,14 @@ class Panel:
       anchor: the batch size whose steps the others are divided by; None for none. Where a line
         has no steps there, the smallest at which all have is taken.
       goals: by study, the goals that it is shown at; its own if it is not here.
+      perfect_scaling: whether its lines are drawn.
     """
 
     title: str
     names: tuple[str, ...]
     anchor: int | None = None
     goals: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    perfect_scaling: bool = True
 
 
 def draw(
@@ -129,7 +131,9 @@ def _panel(ax: Axes, panel: Panel, found: Mapping[str, Shown]) -> None:
                 f"{panel.title}: there is no batch size at which all lines have steps."
             )
         anchor = anchor if anchor in common else min(common)
-    bs.plots.steps_to_target(dict(found), ax=ax, normalize_at=anchor)
+    bs.plots.steps_to_target(
+        dict(found), ax=ax, normalize_at=anchor, perfect_scaling=panel.perfect_scaling
+    )
     if len(found) == 1 and not panel.goals:  # its title says what it is
         handles = ax.get_legend_handles_labels()[0]
         ax.legend(handles=handles[:1], labels=["perfect scaling"], fontsize=9)

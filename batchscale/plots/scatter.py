@@ -124,11 +124,12 @@ def hyperparameters(
     >>> plt.close(ax.figure)
     """
     _check_axes(result, x, y)
+    budgeted = max_steps is not None or max_epochs is not None
     result = _within(result, batch_size, max_steps, max_epochs)
     if batch_size is None:
         if ax is not None:
             raise ValueError("hyperparameters: ax holds one batch size; give batch_size with it.")
-        return _grid(result, x, y, refined)
+        return _grid(result, x, y, refined, budgeted)
     check_batch_size(result, batch_size, caller="hyperparameters")
     y = _default_y(result, [batch_size]) if y is None else y
     ax = new_axes() if ax is None else ax
@@ -138,7 +139,7 @@ def hyperparameters(
     )
     ax.set(xlabel=_label(result, x), ylabel=_label(result, y))
     title = f"{result.name}, batch size {batch_size:,}"
-    head(ax, title, _handles(drawn), above=FONT_SIZE + 2 if _EQUAL in drawn else 0)
+    head(ax, title, _handles(drawn, budgeted), above=FONT_SIZE + 2 if _EQUAL in drawn else 0)
     return ax
 
 
@@ -199,7 +200,9 @@ def _within(
     )
 
 
-def _grid(result: Result, x: str, y: str | None, refined: pd.DataFrame | None) -> np.ndarray:
+def _grid(
+    result: Result, x: str, y: str | None, refined: pd.DataFrame | None, budgeted: bool
+) -> np.ndarray:
     batch_sizes = result.trials.index.unique("batch_size").sort_values().tolist()
     y = _default_y(result, batch_sizes) if y is None else y
     columns = min(len(batch_sizes), 4)
@@ -227,7 +230,7 @@ def _grid(result: Result, x: str, y: str | None, refined: pd.DataFrame | None) -
         panel.tick_params(labelbottom=True)
     figure.supxlabel(_label(result, x), fontsize=FONT_SIZE + 1)
     figure.supylabel(_label(result, y), fontsize=FONT_SIZE + 1)
-    handles = _handles(drawn)
+    handles = _handles(drawn, budgeted)
     figure.legend(
         handles=handles,
         loc="outside upper center",
@@ -338,10 +341,12 @@ def _label(result: Result, name: str) -> str:
     return axis_label(name)
 
 
-def _handles(drawn: set[str]) -> list[Line2D]:
+def _handles(drawn: set[str], budgeted: bool) -> list[Line2D]:
     styles = {kind: {"linestyle": "none", **style} for kind, style in _POINTS.items()}
     styles[_EQUAL] = _EQUAL_STYLE
     names = {"best": "best of the search"} if any("refined" in kind for kind in drawn) else {}
+    if budgeted:
+        names["not reached when stopped"] = "not reached in the budget"
     return [
         Line2D([], [], label=names.get(kind, kind), **styles[kind])
         for kind in styles

@@ -39,6 +39,7 @@ def steps_to_target(
     ax: Axes | None = None,
     normalize_at: int | None = None,
     labels: Sequence[str] | None = None,
+    perfect_scaling: bool = True,
 ) -> Axes:
     """Steps to the goal against batch size, on log2 axes, for one result or several.
 
@@ -55,6 +56,7 @@ def steps_to_target(
         models compare, and perfect scaling is one line from there.
       labels: what the legend calls the results, in order. If not given, their names, with their
         goals where these differ, and numbered where they do not.
+      perfect_scaling: whether its lines are drawn.
 
     Returns:
       The axes.
@@ -90,7 +92,7 @@ def steps_to_target(
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
     log2_axis(ax, "y")
-    if normalize_at is not None:
+    if normalize_at is not None and perfect_scaling:
         batch_sizes = np.unique(np.concatenate([table["batch_size"] for table in tables]))
         _perfect_scaling(ax, batch_sizes, start=normalize_at, steps=1)
     handles = []
@@ -98,7 +100,7 @@ def steps_to_target(
     for index, ((label, _), table) in enumerate(zip(named, tables, strict=True)):
         color, marker = COLORS[index % len(COLORS)], _MARKERS[index % len(_MARKERS)]
         finite = np.isfinite(table["steps"])
-        if normalize_at is None and finite.any():
+        if normalize_at is None and perfect_scaling and finite.any():
             first = table[finite].iloc[0]
             _perfect_scaling(
                 ax,
@@ -134,7 +136,7 @@ def steps_to_target(
         ax.set_ylabel(f"Steps / (steps at B={normalize_at})")
     ax.grid(color="0.92", linewidth=0.6)
     ax.set_axisbelow(True)
-    if any(np.isfinite(table["steps"]).any() for table in tables):
+    if perfect_scaling and any(np.isfinite(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], **_PERFECT))
     if any(np.isinf(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], color="black", marker="o", **MISS))
