@@ -205,7 +205,7 @@ def measure() -> str:
                     "" if x is None else f"{x:{kind}}"
                     for x, kind in zip(some, (".2f", ".3f"), strict=True)
                 ),
-                f"{row['refused']:.2f}",
+                "" if row["refused"] is None else f"{row['refused']:.2f}",
                 f"{row['doubted a study']:g}",
                 f"{row['searched a study']:g}",
             )
