@@ -90,12 +90,12 @@ class Entry:
         """The study itself.
 
         Args:
-          trials: feasible ones at every batch size; the preset's if not given.
+          trials: feasible ones at every batch size, at most; the preset's if not given.
           seed: of all of it.
         """
         given = {**self.arguments, "workload": self.arguments["workload"](), "seed": seed}
         if trials is not None:
-            given["trials"] = trials
+            given["trials"] = min(trials, given["trials"])
         return bs.Study(**given)
 
 

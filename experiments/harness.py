@@ -129,7 +129,7 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
     parser.add_argument(
         "--archive", type=local_path, help="the paper's archive, to be read instead"
     )
-    parser.add_argument("--trials", type=int, help="feasible trials a batch size")
+    parser.add_argument("--trials", type=int, help="feasible trials a batch size, at most")
     parser.add_argument("--minima", action="store_true", help="no medians of tuned settings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=local_path, default="runs/studies", help="raw tables")
@@ -164,6 +164,7 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
                 table.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
     about = {
         "seconds": round(time.monotonic() - began, 1),
+        "seconds_of_studies": round(sum(_seconds(one) for one in studies.values()), 1),
         "seed": given.seed,
         "studies": {name: one.title for name, one in studies.items()},
         "made_by": records.provenance(),
@@ -175,6 +176,14 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
     print(
         f"{about['seconds']:.0f} s; wrote {', '.join(map(str, files))} and the tables beside them"
     )
+
+
+def _seconds(study: Study) -> float:
+    """What all runs of a study took, whichever figure began them; nothing of an archive."""
+    if study.folder is None:
+        return 0.0
+    runs = json.loads((study.folder / "provenance.json").read_text())["runs"]
+    return sum(run.get("seconds", {}).get("total", 0.0) for run in runs)
 
 
 def having(figure: Figure) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import batchscale as bs
-from batchscale.confirmation import Confirmation, confirmation, median_ranks
+from batchscale.confirmation import Confirmation, at_goal, confirmation, median_ranks
 from batchscale.engine.engine import Engine
 from batchscale.records import TRIAL_INDEX
 from batchscale.tuner import medians
@@ -52,6 +52,19 @@ def test_seeds_that_chose_a_setting_do_not_report_it():
     assert found.settings["median"].tolist() == [60, 65]
     assert found.settings["chosen"].tolist() == [True, False]
     assert found.runs["replicate"].tolist() == [4, 5, 6, 7, 8]
+
+
+def test_an_easier_goal_is_read_off_the_same_runs_of_the_same_settings():
+    trials, crossings = runs({3: [50, 60, 70, 81, 92, 95, 101, 103], 5: [40, 65, 90]})
+    found = confirmation(trials, crossings, BEST, selection_seeds=3)
+    easier = crossings.assign(first_crossing=crossings["first_crossing"] - 30)
+    easier["previous_evaluation"] -= 30
+    other = at_goal(found, easier, BEST.assign(steps=20.0))
+    row = other.table.iloc[0]
+    assert (row["trial"], row["steps"], row["previous_evaluation"]) == (3, 65, 60)
+    assert (row["low"], row["high"], row["luck"]) == (46, 73, 65 / 20)
+    assert other.runs["steps"].tolist() == [51, 62, 65, 71, 73]
+    assert found.table.iloc[0]["steps"] == 95  # the other is as it was
 
 
 def test_misses_and_divergences_are_infinite_and_stay():

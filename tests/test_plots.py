@@ -100,6 +100,23 @@ def test_a_curve_is_drawn_through_the_steps_on_log2_axes():
     assert legend(ax) == ["mnist/fc, sgd", "perfect scaling"]
 
 
+def test_intervals_of_medians_are_bars_and_open_ones_do_not_move_the_view():
+    table = pd.DataFrame(
+        {"batch_size": [8, 16], "steps": [100.0, 60], "low": [80.0, 50], "high": [130.0, MISS]}
+    )
+    result = types.SimpleNamespace(
+        name="mine", goal=curve().goal, train_examples=100, steps_to_target=lambda: table
+    )
+    ax = plots.steps_to_target(result, perfect_scaling=False)
+    (bars,) = ax.collections
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [[80, 130], [50, 200]]  # the open one goes to twice the most steps
+    assert legend(ax) == ["mine"]
+    halved = plots.steps_to_target(result, normalize_at=8)
+    ends = [segment[:, 1].tolist() for segment in halved.collections[0].get_segments()]
+    assert ends[0] == [0.8, 1.3]
+
+
 def test_perfect_scaling_starts_at_the_smallest_batch_size():
     (line,) = lines(plots.steps_to_target(curve()), "perfect scaling")
     assert points(line) == [(1, 4096), (4, 1024), (16, 256), (64, 64), (256, 16)]
@@ -389,6 +406,26 @@ def test_refined_trials_are_drawn_beside_those_of_the_search():
     panels = plots.hyperparameters(sgd_study(), refined=refined)
     drawn = [[points(line) for line in lines(p, "refined, goal reached")] for p in panels]
     assert drawn == [[], [], [[(0.7, 650)]], [[(0.6, 10)]], []]
+
+
+def test_what_is_reached_after_a_budget_is_not_reached():
+    whole = momentum_study()
+    trials = whole.trials.assign(steps_trained=60)
+    study = dataclasses.replace(whole, trials=trials, train_examples=640)
+    at_45 = plots.hyperparameters(study, batch_size=16, max_steps=45)
+    assert points(*lines(at_45, "goal reached")) == [(0.2, pytest.approx(0.2))]
+    assert "not reached in the budget" in legend(at_45)
+    assert len(points(*lines(at_45, "diverged"))) == 1
+    one_epoch = plots.hyperparameters(study, batch_size=16, max_epochs=1)  # 40 steps
+    assert len(points(*lines(one_epoch, "goal reached"))) == 1
+    assert points(*lines(one_epoch, "best")) == [(0.2, pytest.approx(0.2))]
+    none = plots.hyperparameters(study, batch_size=16, max_steps=39)
+    assert not lines(none, "goal reached")
+    assert not lines(none, "best")
+    with pytest.raises(ValueError, match="was trained for 60 steps, less than the budget"):
+        plots.hyperparameters(study, batch_size=16, max_steps=61)
+    with pytest.raises(ValueError, match="wanted one budget"):
+        plots.hyperparameters(study, batch_size=16, max_steps=1, max_epochs=1)
 
 
 def test_linear_axes_have_no_lines_of_equal_rate():
