@@ -29,7 +29,7 @@ from experiments import catalogue
 from experiments.catalogue import Entry, Words
 
 CONFIRMED: Mapping[str, dict[str, Any]] = {
-    "small": {"settings": 2, "selection_seeds": 3, "seeds": 5, "patience": 2.0},
+    "small": {"settings": 2, "selection_seeds": 3, "seeds": 5},
     "paper": {"settings": 6, "selection_seeds": 7, "seeds": 21},
 }
 """How the settings of a preset are confirmed; as of `paper` where it is not here."""
@@ -376,7 +376,7 @@ def grid(panels: int, *, columns: int = 3, width: float = 4.4) -> list[Any]:
       columns: at most so many beside each other.
       width: of a panel, in inches.
     """
-    across = min(panels, columns)
+    across = 2 if panels == 4 else min(panels, columns)
     rows = -(-panels // across)
     _, axes = plt.subplots(
         rows,
