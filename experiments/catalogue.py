@@ -204,7 +204,6 @@ def _tiny_text(model: str, name: str) -> Entry:
         "goal": bs.Goal("validation/loss", 3.0),
         "trials": 4,
         "max_steps": 1_500,
-        "stop": 2.0,
         "evaluation_spacing": 0.1,
     }
     return Entry(name, "tiny Shakespeare", arguments)
@@ -214,8 +213,9 @@ def _small() -> Preset:
     smoothed = bs.SearchSpace(
         learning_rate=bs.LogUniform(1e-2, 10), label_smoothing=bs.Choice([0, 0.01, 0.1])
     )
+    most = (*_SIZES, 1024)
     whole = {
-        **{"stop": "budget", "curves": "exact", "trials": 24, "batch_sizes": (*_SIZES, 1024)},
+        **{"stop": "budget", "curves": "exact", "trials": 24, "batch_sizes": most},
         "max_steps": functools.partial(_steps, 1000, 30, 1100),
     }
     sgd = dataclasses.replace(_perceptron("64", "sgd"), place="digits/fc_64/sgd")
@@ -240,9 +240,9 @@ def _small() -> Preset:
         "mnist/simple_cnn_base/sgd": _cnn("sgd"),
         "mnist/simple_cnn_narrow/sgd": _cnn("sgd", filters=4),
         "digits/shuffled/nesterov_momentum": _cnn("nesterov", shuffled=True),
-        "mnist/fc_1024_1024_1024/sgd": _perceptron("64_64_64", "sgd"),
+        "mnist/fc_1024_1024_1024/sgd": _perceptron("64_64_64", "sgd", batch_sizes=most),
         "mnist/fc_1024/sgd": sgd,
-        "mnist/fc_128_128_128/sgd": _perceptron("16_16_16", "sgd"),
+        "mnist/fc_128_128_128/sgd": _perceptron("16_16_16", "sgd", batch_sizes=most),
         "cifar_10/resnet_8/nesterov_momentum": perceptron,
         "digits/fc_64/nesterov_momentum": perceptron,
         "digits/fc_64/sgd": sgd,

@@ -183,7 +183,8 @@ def _seconds(study: Study) -> float:
     if study.folder is None:
         return 0.0
     runs = json.loads((study.folder / "provenance.json").read_text())["runs"]
-    return sum(run.get("seconds", {}).get("total", 0.0) for run in runs)
+    seconds = [run["seconds"] for run in runs if "seconds" in run]
+    return sum(one["total"] for one in seconds if one["training"])  # others have but read it
 
 
 def having(figure: Figure) -> list[str]:
