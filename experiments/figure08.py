@@ -28,8 +28,9 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     tables, axes = [], grid(len(found))
     for ax, one in zip(axes, found, strict=True):
         bs.plots.learning_rates(one.result, ax=ax)
-        ax.set_title(one.title, fontsize=10)
-        tables.append(one.result.learning_rates().assign(panel=one.title))
+        title = f"{one.title}, {one.words.optimizer}"
+        ax.set_title(title, fontsize=10)
+        tables.append(one.result.learning_rates().assign(panel=title))
     harness.one_legend(axes)
     return {"learning_rates": pd.concat(tables, ignore_index=True)}
 

@@ -403,6 +403,9 @@ def one_legend(axes: Sequence[Any], *, pad: float = 6) -> None:
         legend = ax.get_legend()
         names = [text.get_text() for text in legend.get_texts()]
         handles |= dict(zip(names, legend.legend_handles, strict=True))
+        drawn, labels = ax.get_legend_handles_labels()
+        own = dict(zip(labels, drawn, strict=True))  # of error bars with their markers
+        handles |= {name: own[name] for name in names if name in own}
         legend.remove()
         ax.set_title(ax.get_title(), fontsize=10, pad=pad)
     figure = axes[0].figure
