@@ -158,6 +158,9 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
         for tuned in versions:
             stem = f"{figure.name}_tuned" if tuned else figure.name
             tables = figure.draw(studies, tuned)
+            if not tables:
+                print(f"{stem}: nothing to show; medians need trials beyond the first crossing.")
+                continue
             files += bs.plots.save(plt.gcf(), output / stem, ["png"])
             plt.close("all")
             for name, table in tables.items():

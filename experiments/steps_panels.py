@@ -61,6 +61,8 @@ def draw(
             if not title and len(present(studies, panel.names)) == 1:
                 title = present(studies, panel.names)[0].title
             lines[title] = (panel, found)
+    if not lines:
+        return {}
     tables = []
     for ax, (title, (panel, found)) in zip(
         grid(len(lines), columns=columns), lines.items(), strict=True
@@ -72,7 +74,7 @@ def draw(
             for label, one in found.items()
         ]
     what = "medians" if tuned else "minima"
-    return {f"steps_{what}": _ordered(pd.concat(tables, ignore_index=True))} if tables else {}
+    return {f"steps_{what}": _ordered(pd.concat(tables, ignore_index=True))}
 
 
 def compared(

@@ -1,6 +1,7 @@
 """Every figure of the paper, of an archive that is written here, and of studies that are run."""
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 import batchscale as bs
-from experiments import catalogue, harness, record, shown
+from experiments import catalogue, figure08, harness, record, shown
 from experiments.harness import Figure
 
 FIGURES = {number: record.figure(number) for number in range(1, 12)}
@@ -18,6 +19,7 @@ NAMES = sorted({name for figure in FIGURES.values() for name in figure.studies})
 PAPER = [name for name in NAMES if name in catalogue.PRESETS["paper"]()]
 SIZES = {"lm1b": (128, 512, 1024, 2048), "common": (32, 1024), "imagenet": (64, 1024, 65_536)}
 GRID = [0, *(10 * 2**n for n in range(14))]  # up to 81,920 steps
+LOSS = bs.Goal("validation/loss", 3.9)
 RATE = {"type": "DOUBLE", "min_value": 1e-4, "max_value": 10.0, "scale": "LOG_SCALE"}
 MOMENTUM = {"type": "DOUBLE", "min_value": 0.9, "max_value": 0.999, "scale": "REVERSE_LOG_SCALE"}
 SMOOTHING = {"type": "DISCRETE", "feasible_points": [0.0, 0.01, 0.1]}
@@ -67,6 +69,11 @@ def write(root, name, goal):
             ]
             with open(place / "measurements.csv", "w", newline="") as file:
                 csv.writer(file).writerows([("step", column), *rows])
+
+
+def write_one(root, name):
+    write(root, name, LOSS)
+    return root / name
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +189,44 @@ def test_a_small_figure_runs_and_goes_on_from_its_studies(tmp_path, capsys):
     assert record.state(record.Task("small", name, entry, False, folder)) == "done"
     assert record.state(record.Task("small", name, entry, True, folder)) == "to be confirmed"
     assert arguments
+
+
+def test_a_record_goes_on_where_its_slice_ended(tmp_path, monkeypatch, capsys):
+    name = "digits/fc_64/sgd"
+    one = Figure(8, (name,), FIGURES[8].draw, tuned=False)
+    monkeypatch.setattr(figure08, "FIGURE", one)
+    monkeypatch.setattr(record, "ORDER", (("small", (8,)),))
+    runs, results = tmp_path / "runs", tmp_path / "results"
+
+    def slice_of(minutes):
+        places = ["--runs", str(runs), "--output", str(results)]
+        monkeypatch.setattr("sys.argv", ["record", "--minutes", str(minutes), *places])
+        record.main()
+        return capsys.readouterr().out
+
+    assert "the same command goes on" in slice_of(1e-9)
+    assert "not begun" in slice_of(1e-9)
+    assert "the same command goes on" in slice_of(0.01)
+    assert "of 6 batch sizes" in slice_of(1e-9)
+    assert "done" in slice_of(10)
+    assert (results / "figure08" / "small" / "figure08.png").exists()
+    entry = one.entries("small")[name]
+    whole = entry.study().run(tmp_path / "whole", progress=False)
+    sliced = bs.load(harness.folder_of(runs / "small", name, entry))
+    pd.testing.assert_frame_equal(sliced.trials, whole.trials)
+
+
+def test_a_version_without_anything_to_show_is_left_out(tmp_path, monkeypatch, capsys):
+    name = "lm1b/lstm/nesterov_momentum"
+    first = Figure(1, (name,), FIGURES[1].draw)
+    result = bs.load_archive(write_one(tmp_path / "archive", name), goal=LOSS)
+    first_stop = dataclasses.replace(
+        result, definition=dataclasses.replace(result.definition, stop="first")
+    )
+    study = harness.Study(name, catalogue.words(name), first_stop, folder=tmp_path)
+    assert set(first.draw({name: study}, False)) == {"steps_minima"}
+    assert first.draw({name: study}, True) == {}
+    plt.close("all")
 
 
 def test_another_goal_is_read_off_the_same_curves(archive):
