@@ -11,14 +11,10 @@ from __future__ import annotations
 import pandas as pd
 
 from experiments import harness, steps_panels
+from experiments.catalogue import GOALS
 from experiments.harness import Figure, Studies
 from experiments.steps_panels import Panel
 
-PAPER = {
-    "mnist/simple_cnn_base/nesterov_momentum": (0.008, 0.010, 0.012, 0.014, 0.016),
-    "lm1b/transformer_base/nesterov_momentum": (3.80, 3.85, 3.90, 3.95, 4.00, 4.05),
-    "imagenet/resnet_50/nesterov_momentum": (0.25, 0.27, 0.29, 0.31),
-}
 OTHERS = ("digits/fc_64/nesterov_momentum", "mnist/fc_128_128_128/sgd")
 
 
@@ -26,13 +22,14 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     """A panel for each study that has several goals."""
     panels = []
     for name, one in studies.items():
-        goals = (one.result.goal.value, *one.goals) if one.folder else PAPER.get(name, ())
+        own = tuple(dict.fromkeys((one.result.goal.value, *one.goals)))
+        goals = GOALS.get(name, ()) if one.folder is None else own
         if len(goals) > 1:
             panels.append(Panel(one.title, (name,), goals={name: goals}, perfect_scaling=False))
     return steps_panels.draw(panels, studies, tuned)
 
 
-FIGURE = Figure(2, (*PAPER, *OTHERS), draw, usable=lambda entry: bool(entry.goals))
+FIGURE = Figure(2, (*GOALS, *OTHERS), draw, usable=lambda entry: bool(entry.goals))
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

@@ -17,6 +17,7 @@ from batchscale.plots.common import (
     new_axes,
     shades,
 )
+from batchscale.records import Status
 
 
 def best_by_budget(
@@ -33,7 +34,8 @@ def best_by_budget(
 
     Args:
       result: of a study whose trials were trained to the end of their budget (`stop="budget"`).
-      steps: budgets in steps.
+      steps: budgets in steps; by default, if there are none in epochs, four up to what all trials
+        of some batch size were trained for.
       epochs: or budgets in passes over the training set.
       ax: where to draw; a new figure if not given.
 
@@ -58,6 +60,8 @@ def best_by_budget(
     >>> plt.close(ax.figure)
     """
     mode = "max" if result.goal.mode == "max" else "min"
+    if steps is None and epochs is None:
+        steps = _steps(result)
     table = metrics.best_by_budget(
         result.measurements,
         result.goal.metric,
@@ -86,3 +90,10 @@ def best_by_budget(
     ax.set_axisbelow(True)
     head(ax, f"{result.name}: the best within a budget", handles)
     return ax
+
+
+def _steps(result: Result) -> list[float]:
+    """Four budgets, a factor of about three apart."""
+    feasible = result.trials.loc[(result.trials["status"] != Status.INFEASIBLE).to_numpy()]
+    longest = feasible["steps_trained"].groupby(level="batch_size").min().max()
+    return sorted({max(round(longest / 10 ** (n / 2)), 1) for n in range(4)})
