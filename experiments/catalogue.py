@@ -22,8 +22,6 @@ from batchscale import models
 from batchscale.workloads.paper import ALL
 from experiments import mnist
 
-_RATE, _MOMENTUM = "learning_rate", "momentum"
-
 
 @dataclasses.dataclass(frozen=True)
 class Words:

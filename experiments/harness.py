@@ -46,6 +46,7 @@ class Study:
       result: its tables.
       goals: nearby goals besides its own.
       folder: where it was run; None of an archive.
+      stands_in: whether something else is trained for the paper's, to goals of its own.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Study:
     result: bs.Result
     goals: tuple[float, ...] = ()
     folder: Path | None = None
+    stands_in: bool = False
 
     @property
     def title(self) -> str:
@@ -219,7 +221,9 @@ def run(
     for name, entry in found.items():
         folder = folder_of(runs, name, entry)
         one(entry, folder, preset, confirm=figure.tuned, trials=trials, seed=seed)
-        studies[name] = Study(name, entry.words, bs.load(folder), entry.goals, folder)
+        studies[name] = Study(
+            name, entry.words, bs.load(folder), entry.goals, folder, stands_in=preset != "paper"
+        )
     return studies
 
 

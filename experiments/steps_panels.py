@@ -89,7 +89,7 @@ def compared(
       by: what differs within a panel.
     """
     # Goals of panels are the paper's, which stand-ins have not.
-    own = {name for name, one in studies.items() if one.folder is not None}
+    own = {name for name, one in studies.items() if one.stands_in}
     chosen = [
         dataclasses.replace(
             panel, goals={name: goals for name, goals in panel.goals.items() if name not in own}
