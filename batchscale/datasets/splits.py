@@ -154,7 +154,11 @@ def not_finite(splits: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
 
 
 def check_labels(
-    splits: Mapping[str, Mapping[str, np.ndarray]], classes: int, *, field: str = "label"
+    splits: Mapping[str, Mapping[str, np.ndarray]],
+    classes: int,
+    *,
+    field: str = "label",
+    ignored: int | None = None,
 ) -> None:
     """Refuses labels that are not the integers 0 to `classes` - 1.
 
@@ -165,6 +169,7 @@ def check_labels(
       splits: what to check, every split of it.
       classes: the number of classes, at least 1.
       field: the field that holds the labels.
+      ignored: a label that is allowed besides.
 
     Raises:
       ValueError: a split has no such field, or labels that are out of range or not integers.
@@ -184,6 +189,8 @@ def check_labels(
             )
         labels = _some(fields[field])
         _check_integers(f"labels: split {split!r}", field, labels)
+        if ignored is not None:
+            labels = labels[labels != ignored]
         bad = int(np.count_nonzero((labels < 0) | (labels >= classes)))
         if bad:
             raise ValueError(

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from batchscale import arrays, columns, datasets, keys, numeric
 from batchscale.datasets.narrow import check_unmasked
-from batchscale.workloads import _fields, classifier, operations
+from batchscale.workloads import _fields, losses, networks, operations, supervised
 from batchscale.workloads._sums import finalized, loss_sums, sums
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
@@ -35,7 +35,7 @@ _OTHER_CALLS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)  # its functions have no equality but identity
 class Workload:
-    """What is trained and how it is judged; see `from_functions` and `from_flax` for short ways.
+    """What is trained and how it is judged; see `from_model` and `from_functions` for short ways.
 
     Attributes:
       name: what tables and figures call it.
@@ -59,6 +59,7 @@ class Workload:
       hyperparameters: the names that the loss reads; None where it is not known.
       classes: where it is given, labels are checked to lie in 0 to classes - 1.
       labels: the field of the labels.
+      ignored_label: a label besides, of what is padded.
       train_examples: the size of the training set, where it is known before loading.
       titled: `titled(name, splits) -> name`, where the name depends on the data that are found.
       ghost_batch_size: where the loss of an example depends on the others of its group alone, the
@@ -116,6 +117,7 @@ class Workload:
     hyperparameters: tuple[str, ...] | None = None
     classes: int | None = None
     labels: str = "label"
+    ignored_label: int | None = None
     train_examples: int | None = None
     titled: Callable[[str, Splits], str] | None = None
     unpaired: tuple[str, ...] = ()
@@ -267,43 +269,123 @@ class Workload:
         )
 
     @classmethod
-    def from_flax(
+    def from_model(
         cls,
-        module: nn.Module,
+        model: Any,
         data: Any,
+        loss: str | Callable[[Any, Any], Any] = "cross_entropy",
         *,
+        ignore_label: int | None = None,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+        finalize: Mapping[str, Callable[[PyTree], float]] | None = None,
         name: str | None = None,
         labels: str = "label",
         scale: float = 255.0,
         mode: Mapping[str, tuple[Any, Any]] | None = None,
         **others: Any,
     ) -> Workload:
-        """A classifier from a Flax (Linen) module that maps inputs to logits.
+        """A workload from a model of Flax, Equinox or Haiku, or of plain functions.
 
-        The loss is the softmax cross-entropy, with `label_smoothing` where that is a
-        hyperparameter, and `l2` / 2 times the sum of squared parameters, where that is one; the
-        metrics are `error`, the share of wrong examples, and `loss`. A module
-        whose call takes `train`, `deterministic` or `use_running_average` is told whether it is
-        trained, and by `mode` whatever its switch is called. `dropout_rate` reaches a module whose
-        call takes it, for `models.layers.dropout`, whose rate can be tuned (that of `nn.Dropout` is
-        a constant). Convolutions are several times as fast on a CPU with
+        Dropout gets keys, and batch statistics and other state are kept. A switch by which a model
+        is told whether it is trained is used (`train`, `deterministic`, `use_running_average`) or
+        named in `mode`; none is left to its default. A Linen module whose call takes `dropout_rate`
+        gets it where it is a hyperparameter, and so does the loss with `label_smoothing`, and `l2`,
+        a penalty of l2 / 2 times the sum of squared parameters. Convolutions of Linen are several
+        times as fast on a CPU with
         `nn.Conv(..., conv_general_dilated=models.layers.fast_conv_general_dilated)`.
 
         Args:
-          module: called as `module(inputs)`.
+          model: a Flax (Linen) module; a function of a key that makes a Flax NNX or an Equinox
+            module, which may come with its state; what `haiku.transform` or `transform_with_state`
+            returns; or a pair `(init, apply)`, called as `init(key)` and `apply(params, inputs)`.
+            Equinox's are called on one example, and all others on a batch.
           data: splits by name: pairs `(inputs, labels)`, or mappings with the field of the labels
-            and one more, the inputs; or a function that returns them, which is called here.
-          name: what tables and figures call it; the module's class by default.
-          labels: the field of the labels, integers from 0.
+            and the inputs, which the model gets as a mapping if they are several; or a function
+            that returns them, which is called here.
+          loss: `"cross_entropy"`, of logits and integers; `"next_token"`, the same of sequences of
+            tokens, each split of which is one array; `"sigmoid_cross_entropy"`, of logits and 0 or
+            1 for each class; `"squared_error"`; or `f(outputs, labels)`, which returns values whose
+            mean is trained, or `(sum, count)`. With them `error`, `perplexity` or `r2` is measured.
+          ignore_label: labels of this value (padding) count for nothing, in loss and metrics.
+          metrics: more, by name: functions of (outputs, labels) that return values whose mean is
+            measured, booleans in integers, or `(sum, count)`.
+          finalize: for metrics that are no mean, as in `from_functions`.
+          name: what tables and figures call it; the model's class by default.
+          labels: the field of the labels.
           scale: unsigned 8-bit inputs are divided by it; others are taken as they are.
-          mode: other arguments of the module's call, each with its value in training and its value
-            in evaluation: `{"is_train": (True, False)}`. A switch that the call has by default, or
-            another one within it, is not left to its default.
+          mode: switches of the model, each with its value in training and in evaluation:
+            `{"is_train": (True, False)}`.
           **others: further fields of `Workload`.
 
         Raises:
-          ValueError: a switch of the module is neither known nor in `mode`; labels are not integers
-            of the shape that the logits have, or out of range; the data is not as above.
+          TypeError: the model, the loss or the mode is of another kind.
+          ValueError: a switch of the model is neither known nor in `mode`; labels do not fit the
+            outputs, or are out of range; the data is not as above.
+
+        >>> from flax import nnx
+        >>> images = np.zeros((32, 8), np.float32)
+        >>> digits = {"train": (images, np.arange(32) % 10)}
+        >>> def model(key):
+        ...     return nnx.Linear(8, 10, rngs=nnx.Rngs(key))
+        >>> workload = Workload.from_model(model, digits)
+        >>> workload.name, workload.classes
+        ('Linear', 10)
+
+        Of functions, with labels that are masked:
+
+        >>> labels = np.where(np.arange(6) < 4, np.arange(32)[:, None] % 3, -100)
+        >>> workload = Workload.from_model(
+        ...     (lambda key: jnp.zeros((8, 6, 3)), lambda w, x: jnp.einsum("ni,itc->ntc", x, w)),
+        ...     {"train": (images, labels)},
+        ...     ignore_label=-100,
+        ... )
+        >>> sums = workload.metrics(*workload.init(jax.random.key(0)), workload.splits()["train"])
+        >>> int(sums["error"][1]), 32 * 4
+        (128, 128)
+        """
+        given, split = data() if callable(data) else data, "train"
+        tokens = isinstance(loss, str) and loss == "next_token"
+        if tokens and isinstance(given, Mapping):
+            given = {k: {"tokens": x} if hasattr(x, "shape") else x for k, x in given.items()}
+        splits = _from_arrays(given)
+        batch = supervised.batch_of_one(splits[split])
+        if tokens:
+            labels = supervised.only_field(splits[split])
+        if labels not in batch or (len(batch) < 2 and not tokens):
+            raise ValueError(
+                f"data: got the fields {sorted(batch)}, wanted the labels as {labels!r} and the "
+                "inputs. Name the field of the labels with labels=..., or write a Workload."
+            )
+        preprocess = supervised.shifted(labels) if tokens else supervised.scaled(labels, scale)
+        preprocess = others.pop("preprocess", None) or preprocess
+        target = "label" if tokens else labels
+        prepared = jax.eval_shape(lambda batch, key: preprocess(batch, key), batch, keys.shape())
+        ignored = (
+            None
+            if ignore_label is None
+            else numeric.integer("ignore_label", ignore_label, -(2**31), 2**31 - 1)
+        )
+        values = splits[split][labels]
+        streamed = datasets.is_streamed(splits[split])
+        judge = losses.get(loss, ignored=ignored, labels=None if streamed else values)
+        made = networks.network(model, supervised.inputs(prepared, target), mode)
+        classes = judge.check(made.outputs, prepared[target], labels)
+        fields = supervised.fields(
+            made,
+            judge,
+            labels=target,
+            preprocess=preprocess,
+            metrics=_fields.functions("metrics", metrics, "f(outputs, labels)"),
+            finalize=_fields.functions("finalize", finalize, "f(added sums)"),
+        )
+        fields |= {"labels": labels, "classes": classes, "ignored_label": ignored}
+        return cls(name=name or made.title, data=splits, **{**fields, **others})
+
+    @classmethod
+    def from_flax(cls, module: nn.Module, data: Any, **others: Any) -> Workload:
+        """A classifier from a Flax (Linen) module that maps inputs to logits.
+
+        `from_model` with cross-entropy, whose arguments it takes.
 
         >>> from batchscale import models
         >>> images = np.zeros((32, 8, 8, 1), np.uint8)
@@ -312,16 +394,7 @@ class Workload:
         >>> workload.name, workload.classes
         ('Perceptron', 10)
         """
-        splits = _from_arrays(data() if callable(data) else data)
-        fields = classifier.fields(
-            module,
-            example=classifier.example(splits["train"], labels),
-            labels=labels,
-            scale=scale,
-            mode=mode or {},
-            label_shape=splits["train"][labels].shape[1:],
-        )
-        return cls(name=name or type(module).__name__, data=splits, **{**fields, **others})
+        return cls.from_model(module, data, **others)
 
     def splits(self) -> Splits:
         """The data, loaded and checked.
@@ -354,7 +427,9 @@ class Workload:
         whole = self.splits()[split]
         found = datasets.take(whole, indices, stop=stop)
         if self.classes is not None and datasets.is_streamed(whole):
-            datasets.check_labels({split: found}, self.classes, field=self.labels)
+            datasets.check_labels(
+                {split: found}, self.classes, field=self.labels, ignored=self.ignored_label
+            )
         return found
 
     def title(self) -> str:
@@ -498,7 +573,9 @@ def _check_splits(splits: Splits, workload: Workload) -> None:
         for name, values in fields.items():
             check_unmasked(f"data: split {split!r} of {workload.name!r}", name, values)
     if workload.classes is not None:
-        datasets.check_labels(splits, workload.classes, field=workload.labels)
+        datasets.check_labels(
+            splits, workload.classes, field=workload.labels, ignored=workload.ignored_label
+        )
 
 
 def _kinds(splits: Any) -> str:

@@ -1,0 +1,90 @@
+"""Models of Equinox, which is imported only where there is one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from batchscale import keys
+from batchscale.workloads import modes
+from batchscale.workloads.networks.network import Network
+
+
+def of(make: Callable[[Any], Any], inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> Network:
+    """An Equinox module as a network: it is called on one example, and mapped over batches.
+
+    Inexact arrays are trained; other arrays, and the state of `equinox.nn.make_with_state`, are
+    model state. A call that takes `key` gets one for each example in training, and None in
+    evaluation, for which `equinox.nn.inference_mode` prepares the module. The axis of the examples
+    is called "batch", as `equinox.nn.BatchNorm` asks for.
+
+    Args:
+      make: `make(key)`, the module with new parameters, or that and its state.
+      inputs: shapes and types of a batch of one.
+      mode: switches of the module's call, with their values in training and in evaluation.
+
+    Raises:
+      ValueError: a switch is neither known nor in `mode`.
+    """
+    import equinox as eqx
+
+    def parts(key: Any) -> tuple[Any, Any]:
+        made = make(key)
+        return made if isinstance(made, tuple) else (made, None)
+
+    shapes, state_shapes = eqx.filter_eval_shape(parts, keys.shape())
+    stateful = state_shapes is not None
+    title = type(shapes).__name__
+    call = type(shapes).__call__
+    takes = inspect.signature(call).parameters
+    switches = modes.of_call(type(shapes), mode, but=("state", "key"))
+    static = eqx.partition(shapes, _is_array)[1]
+    static_state = eqx.partition(state_shapes, _is_array)[1]
+
+    def init(key: Any) -> tuple[PyTree, PyTree]:
+        module, state = parts(key)
+        trained, others = eqx.partition(module, eqx.is_inexact_array)
+        return trained, {
+            "buffers": eqx.filter(others, eqx.is_array),
+            "state": eqx.filter(state, eqx.is_array),
+        }
+
+    def apply(
+        params: PyTree, model_state: PyTree, inputs: PyTree, key: Any, hyperparameters: Any
+    ) -> tuple[Any, PyTree]:
+        del hyperparameters
+        module = eqx.combine(params, model_state["buffers"], static)
+        module = eqx.nn.inference_mode(module, value=key is None)
+        arguments = {name: values[key is None] for name, values in switches.items()}
+        state = eqx.combine(model_state["state"], static_state)
+        examples = jax.tree.leaves(inputs)[0].shape[0]
+        of_each = None if key is None else jax.random.split(key, examples)
+
+        def one(x: PyTree, state: Any, key: Any) -> Any:
+            given = {"key": key} if "key" in takes else {}
+            positional = (x, state) if stateful else (x,)
+            return module(*positional, **given, **arguments)
+
+        axes = (0, None, None if of_each is None else 0)
+        if not stateful:
+            return jax.vmap(one, in_axes=axes, axis_name="batch")(inputs, state, of_each), (
+                model_state
+            )
+        mapped = jax.vmap(one, in_axes=axes, out_axes=(0, None), axis_name="batch")
+        outputs, state = mapped(inputs, state, of_each)
+        if key is None:
+            return outputs, model_state
+        return outputs, {**model_state, "state": eqx.filter(state, eqx.is_array)}
+
+    def forward(key: Any, inputs: PyTree) -> Any:
+        return apply(*init(key), inputs, None, {})[0]
+
+    return Network(title, init, apply, jax.eval_shape(forward, keys.shape(), inputs))
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)

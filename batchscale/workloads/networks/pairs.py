@@ -1,0 +1,94 @@
+"""Models that are pairs of functions: Haiku's transformed ones, and one's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from batchscale import keys
+from batchscale.workloads import modes
+from batchscale.workloads.networks.network import Network
+
+
+def of_haiku(pair: Any, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> Network:
+    """What `haiku.transform` or `transform_with_state` returns, as a network.
+
+    Switches are arguments of the function that was transformed, which Haiku does not show, so that
+    all of them have to be named.
+
+    Args:
+      pair: `init(key, inputs)` and `apply(params, key, inputs)`, or the same with a state.
+      inputs: shapes and types of a batch of one.
+      mode: switches, with their values in training and in evaluation.
+    """
+    stateful = type(pair).__name__ == "TransformedWithState"
+
+    def arguments(train: bool) -> dict[str, Any]:
+        return {name: values[not train] for name, values in mode.items()}
+
+    def init(key: Any) -> tuple[PyTree, PyTree]:
+        x = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), inputs)
+        made = pair.init(key, x, **arguments(True))
+        return made if stateful else (made, {})
+
+    def apply(
+        params: PyTree, model_state: PyTree, inputs: PyTree, key: Any, hyperparameters: Any
+    ) -> tuple[Any, PyTree]:
+        del hyperparameters
+        given = arguments(key is not None)
+        if not stateful:
+            return pair.apply(params, key, inputs, **given), model_state
+        outputs, state = pair.apply(params, model_state, key, inputs, **given)
+        return outputs, model_state if key is None else state
+
+    return _network("haiku", init, apply, inputs)
+
+
+def of_functions(
+    pair: tuple[Callable[..., Any], Callable[..., Any]],
+    inputs: PyTree,
+    mode: Mapping[str, tuple[Any, Any]],
+) -> Network:
+    """A pair of one's own, `init(key) -> params` and `apply(params, inputs) -> outputs`.
+
+    An `apply` that takes `key` gets one in training, and None in evaluation.
+
+    Args:
+      pair: the functions.
+      inputs: shapes and types of a batch of one.
+      mode: switches of `apply`, with their values in training and in evaluation.
+
+    Raises:
+      ValueError: a switch is neither known nor in `mode`.
+    """
+    make, function = pair
+    takes = inspect.signature(function).parameters
+    switches = modes.of_function(function, mode, but=("key",))
+
+    def init(key: Any) -> tuple[PyTree, PyTree]:
+        return make(key), {}
+
+    def apply(
+        params: PyTree, model_state: PyTree, inputs: PyTree, key: Any, hyperparameters: Any
+    ) -> tuple[Any, PyTree]:
+        del hyperparameters
+        given = {name: values[key is None] for name, values in switches.items()}
+        if "key" in takes:
+            given["key"] = key
+        return function(params, inputs, **given), model_state
+
+    return _network(getattr(function, "__name__", "own"), init, apply, inputs)
+
+
+def _network(
+    title: str, init: Callable[..., Any], apply: Callable[..., Any], inputs: PyTree
+) -> Network:
+    def forward(key: Any, inputs: PyTree) -> Any:
+        return apply(*init(key), inputs, None, {})[0]
+
+    return Network(title, init, apply, jax.eval_shape(forward, keys.shape(), inputs))

@@ -1,0 +1,143 @@
+"""Supervised workloads: a network's outputs, judged by labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from batchscale.optimizers import Hyperparameters
+from batchscale.workloads import _regularised, losses
+from batchscale.workloads.losses import Loss
+from batchscale.workloads.networks import Network
+
+Metrics = Mapping[str, Callable[[Any, Any], Any]]
+
+
+def fields(
+    network: Network,
+    loss: Loss,
+    *,
+    labels: str,
+    preprocess: Callable[[PyTree, Any], PyTree] | None = None,
+    metrics: Metrics | None = None,
+    finalize: Mapping[str, Callable[[PyTree], float]] | None = None,
+) -> dict[str, Any]:
+    """The fields of a `Workload` that is trained on labels, all but its name and its data.
+
+    A batch has the field of the labels, and the inputs: the one other field, or all others as a
+    mapping. `l2` adds l2 / 2 times the sum of squared parameters.
+
+    Args:
+      network: maps inputs to outputs.
+      loss: of outputs and labels.
+      labels: the field of the labels.
+      preprocess: of a batch.
+      metrics: more of them, by name: functions of (outputs, labels).
+      finalize: of those that are no mean.
+
+    Raises:
+      ValueError: a metric has a name that there is already, or `finalize` names none.
+    """
+    more, made = dict(metrics or {}), dict(finalize or {})
+
+    unknown = [name for name in made if name not in more]
+    if unknown:
+        raise ValueError(
+            f"finalize: there is no metric {unknown[0]!r}; wanted some of "
+            f"{', '.join(more) or 'none'}."
+        )
+
+    def trained(
+        params: PyTree,
+        model_state: PyTree,
+        batch: PyTree,
+        key: Any,
+        hyperparameters: Hyperparameters,
+    ) -> tuple[tuple[Array, Array], PyTree]:
+        outputs, model_state = network.apply(
+            params, model_state, inputs(batch, labels), key, hyperparameters
+        )
+        summed, count = loss.trained(outputs, batch[labels], hyperparameters)
+        return (_regularised.with_l2(summed, count, params, hyperparameters), count), model_state
+
+    def measured(params: PyTree, model_state: PyTree, batch: PyTree) -> Mapping[str, PyTree]:
+        outputs, _ = network.apply(params, model_state, inputs(batch, labels), None, {})
+        found = loss.measured(outputs, batch[labels])
+        twice = sorted(set(found) & set(more))
+        if twice:
+            raise ValueError(
+                f"metrics: {twice[0]!r} is measured already, with the loss. Give it another name."
+            )
+        for name, metric in more.items():
+            value = metric(outputs, batch[labels])
+            found[name] = value if name in made else losses.sums(name, value, batch[labels])
+        return found
+
+    return {
+        "init": network.init,
+        "loss": trained,
+        "metrics": measured,
+        "preprocess": preprocess,
+        "finalize": {**loss.finalize, **made},
+        "hyperparameters": (*loss.hyperparameters, "l2", *network.hyperparameters),
+        "labels": labels,
+        "ghost_batch_size": network.ghost_batch_size,
+    }
+
+
+def inputs(batch: PyTree, labels: str) -> PyTree:
+    """The inputs of a batch: what is not the labels.
+
+    >>> inputs({"image": 1, "label": 2}, "label"), inputs({"a": 1, "b": 2, "label": 3}, "label")
+    (1, {'a': 1, 'b': 2})
+    """
+    others = {name: value for name, value in batch.items() if name != labels}
+    return next(iter(others.values())) if len(others) == 1 else others
+
+
+def batch_of_one(split: Mapping[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a batch of one example."""
+    return {
+        name: jax.ShapeDtypeStruct((1, *values.shape[1:]), values.dtype)
+        for name, values in split.items()
+    }
+
+
+def only_field(split: Mapping[str, np.ndarray]) -> str:
+    """The name of the field of sequences of tokens."""
+    if len(split) != 1:
+        raise ValueError(
+            f"data: got the fields {sorted(split)}, wanted one, the tokens, of which each is the "
+            'label of those before it; such as {"train": tokens}, of shape (sequences, length).'
+        )
+    return next(iter(split))
+
+
+def scaled(labels: str, scale: float) -> Callable[[PyTree, Any], PyTree]:
+    """A `preprocess` that divides unsigned 8-bit inputs by a number, and leaves all else."""
+
+    def preprocess(batch: PyTree, key: Any) -> PyTree:
+        del key
+        return {k: _scaled(v, scale) if k != labels else v for k, v in batch.items()}
+
+    return preprocess
+
+
+def shifted(field: str) -> Callable[[PyTree, Any], PyTree]:
+    """A `preprocess` of sequences of tokens: all but the last as `input`, the next as `label`."""
+
+    def preprocess(batch: PyTree, key: Any) -> PyTree:
+        del key
+        tokens = jnp.asarray(batch[field]).astype(jnp.int32)
+        return {"input": tokens[:, :-1], "label": tokens[:, 1:]}
+
+    return preprocess
+
+
+def _scaled(x: Array, scale: float) -> Array:
+    return x.astype(float) / scale if x.dtype == jnp.uint8 else x

@@ -1,0 +1,403 @@
+"""Models of every framework: the same curve from the same parameters, and no switch left alone."""
+
+import dataclasses
+import warnings
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import sklearn.metrics
+from flax import nnx
+from helpers import points
+
+import batchscale as bs
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import haiku as hk
+
+pytestmark = pytest.mark.usefixtures("usual_promotion")
+WIDTH, CLASSES = 8, 3
+DATA = {
+    "train": tuple(np.float32(x) if x.ndim > 1 else np.int32(x) for x in points(200)),
+    "validation": tuple(np.float32(x) if x.ndim > 1 else np.int32(x) for x in points(50, seed=1)),
+}
+_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(WIDTH, name="a")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="norm", **_NORM)(x)
+        return nn.Dense(CLASSES, name="b")(nn.relu(x))
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.a = nnx.Linear(2, WIDTH, rngs=rngs)
+        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs, **_NORM)
+        self.b = nnx.Linear(WIDTH, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        return self.b(nnx.relu(self.norm(self.a(x))))
+
+
+class Equinox(eqx.Module):
+    a: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    b: eqx.nn.Linear
+
+    def __init__(self, key):
+        first, second = jax.random.split(key)
+        self.a = eqx.nn.Linear(2, WIDTH, key=first)
+        self.norm = eqx.nn.BatchNorm(WIDTH, "batch", eps=1e-5, momentum=0.9, mode="batch")
+        self.b = eqx.nn.Linear(WIDTH, CLASSES, key=second)
+
+    def __call__(self, x, state):
+        x, state = self.norm(self.a(x), state)
+        return self.b(jax.nn.relu(x)), state
+
+
+def haiku(x, train):
+    x = hk.Linear(WIDTH, name="a")(x)
+    x = hk.BatchNorm(True, True, 0.9, name="norm")(x, train)
+    return hk.Linear(CLASSES, name="b")(jax.nn.relu(x))
+
+
+def workload(model, **others):
+    return bs.Workload.from_model(model, DATA, **others)
+
+
+def parameters(framework, params, linen):
+    """The parameters of the Linen model, in the places of a framework."""
+    a, norm, b = linen["a"], linen["norm"], linen["b"]
+    if framework == "nnx":
+        return {"a": dict(a), "norm": dict(norm), "b": dict(b)}
+    if framework == "equinox":
+        return eqx.tree_at(
+            lambda m: (m.a.weight, m.a.bias, m.norm.weight, m.norm.bias, m.b.weight, m.b.bias),
+            params,
+            (a["kernel"].T, a["bias"], norm["scale"], norm["bias"], b["kernel"].T, b["bias"]),
+        )
+    return {
+        "a": {"w": a["kernel"], "b": a["bias"]},
+        "norm": {"scale": norm["scale"][None], "offset": norm["bias"][None]},
+        "b": {"w": b["kernel"], "b": b["bias"]},
+    }
+
+
+def curve(found, params, model_state, steps=30):
+    """Losses of plain gradient descent, and the error of an evaluation after it."""
+    batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+    tested = {name: jnp.asarray(x) for name, x in found.splits()["validation"].items()}
+    key = jax.random.key(1)
+
+    @jax.jit
+    def step(params, model_state):
+        def loss(params):
+            (total, count), state = found.loss(params, model_state, batch, key, {})
+            return total / count, state
+
+        (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.3 * g, params, gradient), state, value
+
+    losses = []
+    for _ in range(steps):
+        params, model_state, value = step(params, model_state)
+        losses.append(float(value))
+    sums = found.metrics(params, model_state, tested)
+    return np.array(losses), float(sums["loss"][0] / sums["loss"][1])
+
+
+MODELS = {
+    "nnx": (lambda key: Nnx(nnx.Rngs(key)), None),
+    "equinox": (lambda key: eqx.nn.make_with_state(Equinox)(key), None),
+    "haiku": (hk.transform_with_state(haiku), {"train": (True, False)}),
+}
+
+
+@pytest.mark.parametrize("framework", MODELS)
+def test_the_same_parameters_give_the_same_curve_in_every_framework(framework):
+    linen = workload(Linen())
+    params, model_state = linen.init(jax.random.key(0))
+    expected, expected_end = curve(linen, params, model_state)
+    model, mode = MODELS[framework]
+    found = workload(model, mode=mode)
+    own, own_state = found.init(jax.random.key(0))
+    losses, end = curve(found, parameters(framework, own, params), own_state)
+    assert expected[-1] < 0.7 * expected[0]
+    np.testing.assert_allclose(losses, expected, rtol=2e-4)
+    # Batch statistics are kept, and used in evaluation. Haiku corrects its averages for their
+    # beginning, and so does Equinox, so that after few steps they are others than Flax's.
+    if framework == "nnx":
+        np.testing.assert_allclose(end, expected_end, rtol=2e-4)
+    after = curve(found, parameters(framework, own, params), own_state, steps=0)[1]
+    assert abs(end - after) > 0.01
+    assert np.isfinite(end)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "equinox"])
+def test_a_model_of_another_framework_is_trained_by_a_study(framework, tmp_path):
+    model, mode = MODELS[framework]
+    study = bs.Study(
+        workload=workload(model, mode=mode),
+        optimizer="adam",
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 1e-1)),
+        batch_sizes=[16, 32],
+        goal=bs.Goal("validation/error", 0.2),
+        trials=2,
+        max_steps=300,
+    )
+    with pytest.warns(UserWarning, match="depends on the others of its batch"):
+        result = study.run(tmp_path, progress=False)
+    assert np.isfinite(result.steps_to_target()["steps"]).all()
+
+
+class Noisy(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(2, CLASSES, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
+
+    def __call__(self, x):
+        self.calls[...] += 1
+        return self.linear(self.dropout(x))
+
+
+class NoisyEquinox(eqx.Module):
+    linear: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+
+    def __init__(self, key):
+        self.linear, self.dropout = eqx.nn.Linear(2, CLASSES, key=key), eqx.nn.Dropout(0.5)
+
+    def __call__(self, x, key):
+        return self.linear(self.dropout(x, key=key))
+
+
+def noisy_haiku(x, train):
+    x = hk.dropout(hk.next_rng_key(), 0.5, x) if train else x
+    return hk.Linear(CLASSES)(x)
+
+
+def noisy_apply(params, x, key):
+    kept = 1.0 if key is None else 2.0 * jax.random.bernoulli(key, 0.5, x.shape)
+    return (kept * x) @ params
+
+
+NOISY = {
+    "nnx": (lambda key: Noisy(nnx.Rngs(key)), None),
+    "equinox": (lambda key: NoisyEquinox(key), None),
+    "haiku": (hk.transform(noisy_haiku), {"train": (True, False)}),
+    "functions": ((lambda key: jax.random.normal(key, (2, CLASSES)), noisy_apply), None),
+}
+
+
+@pytest.mark.parametrize("framework", NOISY)
+def test_dropout_gets_the_key_of_the_step_and_none_in_evaluation(framework):
+    model, mode = NOISY[framework]
+    found = workload(model, mode=mode)
+    params, model_state = found.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+
+    def loss(seed):
+        (total, _), state = found.loss(params, model_state, batch, jax.random.key(seed), {})
+        return float(total), state
+
+    assert loss(1)[0] == loss(1)[0] != loss(2)[0]
+    plain = [float(found.metrics(params, model_state, batch)["loss"][0]) for _ in range(2)]
+    assert plain[0] == plain[1] != loss(1)[0]
+    if framework == "nnx":  # other state of the user's is kept in training
+        assert int(loss(1)[1]["calls"]) == 1
+    others = jax.tree.leaves(found.init(jax.random.key(1))[0])
+    own = jax.tree.leaves(params)
+    assert any(not np.array_equal(*pair) for pair in zip(own, others, strict=True))
+
+
+class Switched(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.training = nnx.Linear(2, CLASSES, rngs=rngs), False
+
+    def __call__(self, x):
+        return self.linear(x) * (2.0 if self.training else 1.0)
+
+
+class SwitchedCall(eqx.Module):
+    linear: eqx.nn.Linear
+
+    def __call__(self, x, is_train=False):
+        return self.linear(x) * (2.0 if is_train else 1.0)
+
+
+def switched_apply(params, x, is_train=False):
+    return x @ params * (2.0 if is_train else 1.0)
+
+
+SWITCHED = {
+    "nnx": (lambda key: Switched(nnx.Rngs(key)), "training"),
+    "equinox": (lambda key: SwitchedCall(eqx.nn.Linear(2, CLASSES, key=key)), "is_train"),
+    "functions": ((lambda key: jax.random.normal(key, (2, CLASSES)), switched_apply), "is_train"),
+}
+
+
+@pytest.mark.parametrize("framework", SWITCHED)
+def test_a_switch_is_used_or_refused_and_never_left_to_its_default(framework):
+    model, name = SWITCHED[framework]
+    with pytest.raises(ValueError, match=f"mode={{'{name}': \\(True, False\\)}}"):
+        workload(model)
+    found = workload(model, mode={name: (True, False)})
+    params, model_state = found.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+    (trained, _), _ = found.loss(params, model_state, batch, jax.random.key(1), {})
+    measured = found.metrics(params, model_state, batch)["loss"][0]
+    same = workload(model, mode={name: (False, False)})
+    (plain, _), _ = same.loss(params, model_state, batch, jax.random.key(1), {})
+    assert float(plain) == pytest.approx(float(measured), rel=1e-6)
+    assert float(trained) != pytest.approx(float(measured), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Nnx(nnx.Rngs(0)), "all trials would begin with the same ones"),
+        (NoisyEquinox(jax.random.key(0)), "all trials would begin with the same ones"),
+        (lambda key: {"w": key}, "a function of a key that returns a dict"),
+        ("resnet", "model: got a str"),
+        ((1, 2), "model: got a tuple"),
+    ],
+)
+def test_what_is_no_model_is_told_what_would_be_one(model, words):
+    with pytest.raises(TypeError, match=words):
+        workload(model)
+
+
+TOKENS = np.random.default_rng(0).integers(1, 7, (40, 12)).astype(np.int32)
+
+
+def bigrams():
+    """Logits of the next token by the last one."""
+    return (lambda key: 0.3 * jax.random.normal(key, (7, 7)), lambda w, x: w[x])
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_next_tokens_are_counted_exactly_and_padding_is_none():
+    tokens = np.where(np.arange(12) < np.arange(1, 41)[:, None] % 12 + 1, TOKENS, 0)
+    found = bs.Workload.from_model(bigrams(), {"train": tokens}, "next_token", ignore_label=0)
+    w, state = found.init(jax.random.key(0))
+    batch = found.prepare({"tokens": jnp.asarray(tokens)}, None)
+    sums = found.metrics(w, state, batch)
+    inputs, labels = tokens[:, :-1], tokens[:, 1:]
+    each = -np.take_along_axis(log_softmax(np.asarray(w)[inputs]), labels[..., None], -1)[..., 0]
+    real = labels != 0
+    assert int(sums["loss"][1]) == real.sum() < labels.size
+    assert float(sums["loss"][0]) == pytest.approx(each[real].sum(), rel=1e-5)
+    wrong = (np.asarray(w)[inputs].argmax(-1) != labels) & real
+    assert int(sums["error"][0]) == wrong.sum()
+    assert sums["error"][0].dtype == jnp.int32
+    added = jax.tree.map(np.asarray, sums["perplexity"])
+    assert found.finalized("perplexity", added) == pytest.approx(
+        np.exp(each[real].mean()), rel=1e-5
+    )
+    (trained, count), _ = found.loss(w, state, batch, jax.random.key(0), {})
+    assert (float(trained), int(count)) == (float(sums["loss"][0]), int(sums["loss"][1]))
+
+
+def test_labels_of_several_classes_are_judged_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)).astype(np.float32), rng.integers(0, 2, (60, 3)).astype(np.int32)
+    y[::5, 1] = -1
+    found = bs.Workload.from_model(
+        (lambda key: jax.random.normal(key, (4, 3)), lambda w, x: x @ w),
+        {"train": (x, y)},
+        "sigmoid_cross_entropy",
+        ignore_label=-1,
+    )
+    w, state = found.init(jax.random.key(0))
+    sums = found.metrics(w, state, {"input": jnp.asarray(x), "label": jnp.asarray(y)})
+    real = y >= 0
+    scores = (x.astype(np.float64) @ np.asarray(w, np.float64))[real]
+    expected = sklearn.metrics.log_loss(y[real], 1 / (1 + np.exp(-scores)), labels=[0, 1])
+    assert int(sums["loss"][1]) == real.sum()
+    assert float(sums["loss"][0]) / real.sum() == pytest.approx(expected, rel=1e-5)
+    assert int(sums["error"][0]) == ((scores > 0) != y[real]).sum()
+
+
+def test_r2_is_that_of_scikit_learn_also_far_from_zero():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 4)).astype(np.float32)
+    y = (x @ [1, 2, 3, 4] + rng.normal(size=3000) + 1000).astype(np.float32)
+    found = bs.Workload.from_model(
+        (
+            lambda key: {"w": jax.random.normal(key, (4,)), "b": jnp.full((), 1000.0)},
+            lambda p, x: x @ p["w"] + p["b"],
+        ),
+        {"train": (x, y)},
+        "squared_error",
+        metrics={"far": lambda outputs, labels: jnp.abs(outputs - labels) > 1},
+    )
+    params, state = found.init(jax.random.key(0))
+    sums = found.metrics(params, state, {"input": jnp.asarray(x), "label": jnp.asarray(y)})
+    outputs = x.astype(np.float64) @ np.asarray(params["w"], np.float64) + 1000
+    added = jax.tree.map(np.asarray, sums["r2"])
+    assert found.finalized("r2", added) == pytest.approx(
+        sklearn.metrics.r2_score(y, outputs), rel=1e-4
+    )
+    mse = sklearn.metrics.mean_squared_error(y, outputs)
+    assert float(sums["loss"][0] / sums["loss"][1]) == pytest.approx(mse, rel=1e-4)
+    assert abs(int(sums["far"][0]) - (np.abs(outputs - y) > 1).sum()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"loss": "huber"}, "loss: got 'huber', wanted one of cross_entropy"),
+        ({"loss": 3}, "loss: got a int"),
+        ({"loss": "squared_error"}, r"the shape \(\), and the model's output \(3,\)"),
+        ({"loss": "sigmoid_cross_entropy"}, r"the shape \(\), and the model's output \(3,\)"),
+        ({"loss": "squared_error", "ignore_label": 0}, "this loss has labels that are no classes"),
+        ({"ignore_label": 0.5}, "ignore_label: got 0.5"),
+        ({"labels": "digit"}, "wanted the labels as 'digit'"),
+        ({"loss": lambda outputs, labels: outputs.mean()}, "Of a mean, leave the mean out"),
+        ({"metrics": {"error": lambda o, y: y}}, "'error' is measured already"),
+        ({"finalize": {"f1": len}}, "there is no metric 'f1'"),
+        ({"loss": "next_token"}, "wanted one, the tokens"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_compiles(arguments, words):
+    def measured():
+        found = workload(Linen(), **arguments)
+        found.metrics(*found.init(jax.random.key(0)), found.splits()["train"])
+
+    with pytest.raises((ValueError, TypeError), match=words):
+        jax.eval_shape(measured)
+
+
+def test_labels_out_of_range_are_refused_but_the_ignored_one():
+    data = {"train": (DATA["train"][0], np.where(DATA["train"][1] == 2, -100, DATA["train"][1]))}
+    with pytest.raises(ValueError, match="outside 0 to 2"):
+        bs.Workload.from_model(Linen(), data)
+    found = bs.Workload.from_model(Linen(), data, ignore_label=-100)
+    assert (found.classes, found.ignored_label) == (3, -100)
+    with pytest.raises(ValueError, match="outside 0 to 2"):
+        dataclasses.replace(found, ignored_label=-1)
+
+
+def test_a_loss_of_ones_own_gets_outputs_and_labels():
+    found = workload(
+        Linen(), loss=lambda o, y: optax.softmax_cross_entropy_with_integer_labels(o, y) * 2
+    )
+    plain = workload(Linen())
+    params, state = plain.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in plain.splits()["train"].items()}
+    twice = found.metrics(params, state, batch)["loss"][0]
+    once = plain.metrics(params, state, batch)["loss"][0]
+    assert float(twice) == pytest.approx(2 * float(once), rel=1e-6)
