@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from batchscale import workloads as workloads
     from batchscale.archived import ArchivedResult as ArchivedResult
     from batchscale.archived import load_archive as load_archive
+    from batchscale.comparing import Comparison as Comparison
+    from batchscale.comparing import compare as compare
     from batchscale.evaluate import Evaluate as Evaluate
     from batchscale.measurement import Measurement as Measurement
     from batchscale.metrics import Goal as Goal
+    from batchscale.piloting import Pilot as Pilot
+    from batchscale.piloting import pilot as pilot
+    from batchscale.recommending import Answer as Answer
+    from batchscale.recommending import recommend as recommend
     from batchscale.records import DamagedError as DamagedError
     from batchscale.result import Result as Result
     from batchscale.result import load as load
@@ -54,9 +60,15 @@ _PACKAGES = (
 _NAMES = {
     "ArchivedResult": "archived",
     "load_archive": "archived",
+    "Comparison": "comparing",
+    "compare": "comparing",
     "Evaluate": "evaluate",
     "Measurement": "measurement",
     "Goal": "metrics",
+    "Pilot": "piloting",
+    "pilot": "piloting",
+    "Answer": "recommending",
+    "recommend": "recommending",
     "DamagedError": "records",
     "Result": "result",
     "load": "result",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +68,7 @@ class Measurement:
         asked, while fresh seeds do not quite agree; or empty if it was interrupted.
       precision: that was asked for.
       paces: between which steps the schedule decides when the goal is reached, by batch size.
+      runs: with what and when it was made, as `Result.runs`.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Measurement:
     paces: Mapping[int, scaling.Pace]
     _answer: Answer = dataclasses.field(repr=False)
     _spaces: Mapping[int, Any] = dataclasses.field(repr=False)
+    runs: Sequence[Mapping[str, Any]] = dataclasses.field(default=(), repr=False)
 
     def __str__(self) -> str:
         shown = ["batch_size", "steps", "low", "high", "effective_learning_rate", "by"]
@@ -89,6 +94,16 @@ class Measurement:
                 f"{self.cost['seconds']:.3g} seconds; ended by {self.ended or 'an interruption'}",
             ]
         )
+
+    @property
+    def space_names(self) -> list[str]:
+        """The hyperparameters, by name."""
+        return list(next(iter(self._spaces.values())).names)
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one self-contained page of HTML; see `Result.report`."""
+        # Pages are made of figures and of all that results know; this is only the way to them.
+        return importlib.import_module("batchscale.report").write(self, path)
 
     def steps_to_target(self) -> pd.DataFrame:
         """The medians, as a table for `scaling.frontier` and the figures."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -219,7 +221,8 @@ class Result:
                 f"{self.folder}: nothing is measured by one design yet. Call study.measure(folder)."
             )
         trials = _with_hyperparameters(found.trials, self.definition)
-        return measurement(found.plan, self.definition, trials, paces=self.paces)
+        made = measurement(found.plan, self.definition, trials, paces=self.paces)
+        return dataclasses.replace(made, runs=tuple(self.runs()))
 
     def audit(self) -> audit.Audit:
         """Whether the study is careful enough to be believed: named checks; see `batchscale.audit`.
@@ -403,6 +406,26 @@ class Result:
             for size, layout in plan.layouts.items()
         ]
         return pd.DataFrame(rows).sort_values("batch_size", ignore_index=True)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """With what and when the study was run, one entry a run: versions, devices, command."""
+        with self._opened() as stored:
+            return stored.runs()
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes one self-contained page of HTML: the answer, its evidence, and how it was made.
+
+        It shows the medians of confirmed settings where there are any, else the best of N trials,
+        and says which.
+
+        Args:
+          path: of the page; one that is there is replaced.
+
+        Returns:
+          The path, absolute.
+        """
+        # Pages are made of figures and of all that results know; this is only the way to them.
+        return importlib.import_module("batchscale.report").write(self, path)
 
     def save_tables(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes the steps to target and the optima as CSV; returns the files."""

@@ -238,6 +238,22 @@ class Study:
             session.check(training)
             return costs.seconds(training, self.definition(), self._layout, mesh)
 
+    def speeds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
+        """How long a step and an evaluation of a trial take here, in a full pack of them.
+
+        Args:
+          devices: as in `run`.
+
+        Returns:
+          One row a batch size: `batch_size`; `seconds_per_step` of a trial; and
+          `seconds_per_evaluation`, of one on the whole of the goal's split.
+        """
+        training = self.training()
+        session.check(training)
+        with compilation_cache.cached():
+            mesh = session.mesh_of(devices)
+            return costs.speeds(training, self.definition(), self._layout, mesh)
+
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
 

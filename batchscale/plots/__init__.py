@@ -1,6 +1,7 @@
 """Figures. Every function draws into `ax`, or a new figure, and returns the axes; none shows it."""
 
 from batchscale.plots._budgets import best_by_budget as best_by_budget
+from batchscale.plots._comparison import comparison as comparison
 from batchscale.plots._confirmation import confirmation as confirmation
 from batchscale.plots._frontier import frontier as frontier
 from batchscale.plots._learning_rates import learning_rates as learning_rates

@@ -27,6 +27,7 @@ _COST = columns.declare(
     *("batch_size", "max_steps", "trials", "examples", "flops"),
     *("goal_examples", "other_examples", "evaluation_flops"),
 )
+_SPEEDS = columns.declare("speeds", "batch_size", "seconds_per_step", "seconds_per_evaluation")
 _SECONDS = columns.declare(
     "estimate in seconds",
     *("batch_size", "training_seconds", "goal_seconds", "other_seconds", "seconds"),
@@ -93,6 +94,21 @@ def seconds(
         other_seconds=table["other_examples"] * of_others,
     )
     return found.assign(seconds=found.drop(columns="batch_size").sum(axis=1))[list(_SECONDS)]
+
+
+def speeds(
+    training: Training, definition: Definition, layout_of: LayoutOf, mesh: Mesh
+) -> pd.DataFrame:
+    """The table of `Study.speeds`."""
+    split, rows = definition.goal.split, []
+    measured = definition.evaluate.counts(training.workload.splits(), split)
+    with Engine(training, mesh=mesh, examples={split: measured[split]}) as engine:
+        for batch_size in definition.batch_sizes:
+            some, layout = rehearsal(engine, definition, batch_size), layout_of(batch_size, mesh)
+            step = autotune.seconds_per_step(some, layout)
+            evaluation = autotune.seconds_per_evaluation(some, layout, split)
+            rows.append((batch_size, step, evaluation))
+    return pd.DataFrame(rows, columns=list(_SPEEDS))
 
 
 def seconds_per_step(

@@ -1,0 +1,205 @@
+"""The command line: what a folder of results says, without a line of code."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib as mpl
+import pandas as pd
+import typer
+
+import batchscale as bs
+from batchscale.files import local_path, replacing
+
+app = typer.Typer(
+    name="batchscale",
+    help="Reads folders of results: nothing trains, and nothing in them is changed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+Folder = Annotated[Path, typer.Argument(help="The folder of a study.", show_default=False)]
+_FIGURES = {
+    "steps": lambda result: bs.plots.steps_to_target(result),
+    "confirmation": lambda result: bs.plots.confirmation(result),
+    "measurement": lambda result: bs.plots.measurement(result.measurement()),
+    "hyperparameters": lambda result: bs.plots.hyperparameters(result),
+    "learning_rates": lambda result: bs.plots.learning_rates(result),
+    "frontier": lambda result: bs.plots.frontier(result),
+    "sensitivity": lambda result: bs.plots.sensitivity(result),
+    "tuning_curve": lambda result: bs.plots.tuning_curve(result),
+}
+
+
+class Format(enum.StrEnum):
+    """Of a table on disk."""
+
+    CSV = "csv"
+    PARQUET = "parquet"
+    LATEX = "latex"
+    MARKDOWN = "markdown"
+
+
+_ENDINGS = {
+    Format.CSV: "csv",
+    Format.PARQUET: "parquet",
+    Format.LATEX: "tex",
+    Format.MARKDOWN: "md",
+}
+
+
+@app.command()
+def show(
+    folder: Folder,
+    watch: Annotated[
+        float | None,
+        typer.Option(help="Show it again after so many seconds, until it is interrupted."),
+    ] = None,
+) -> None:
+    """Steps to target and the critical batch size, as far as the study has come."""
+    while True:
+        found = _found(folder)
+        typer.echo(str(found))
+        if isinstance(found, bs.Result):
+            typer.echo(str(found.scaling()))
+        if watch is None:
+            return
+        typer.echo(f"-- {time.strftime('%H:%M:%S')}; again in {watch:g} seconds, Ctrl-C ends")
+        time.sleep(watch)
+
+
+@app.command()
+def audit(folder: Folder) -> None:
+    """Whether the study can be believed: named checks, evidence and remedies."""
+    found = _found(folder).audit()
+    typer.echo(str(found))
+    raise typer.Exit(1 if any(check.verdict == bs.audit.Verdict.FAIL for check in found) else 0)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+) -> None:
+    """One self-contained page of HTML."""
+    typer.echo(str(_found(folder).report(output)))
+
+
+@app.command()
+def plot(
+    folder: Folder,
+    figure: Annotated[str, typer.Argument(help=f"One of {', '.join(_FIGURES)}.")] = "steps",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Without an ending: PNG and SVG.")
+    ] = None,
+) -> None:
+    """A figure, as PNG and SVG."""
+    if figure not in _FIGURES:
+        raise ValueError(f"plot: got {figure!r}, wanted one of {', '.join(_FIGURES)}.")
+    result = _result(folder)
+    for path in bs.plots.save(_FIGURES[figure](result), output or Path(figure)):
+        typer.echo(str(path))
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Of a figure, without an ending.")
+    ] = None,
+) -> None:
+    """Critical batch sizes and steps of studies of one goal, with the intervals of their ratios."""
+    names = [local_path(folder).name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    found = bs.compare({name: _found(path) for name, path in zip(names, folders, strict=True)})
+    typer.echo(str(found))
+    if output is not None:
+        for path in bs.plots.save(bs.plots.comparison(found), output):
+            typer.echo(str(path))
+
+
+@app.command()
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder of tables.")],
+    format: Annotated[Format, typer.Option(help="Of the tables.")] = Format.CSV,
+) -> None:
+    """The tables: steps, optima, trials, measurements, confirmed or measured medians."""
+    result = _result(folder)
+    tables = {"audit": _found(folder).audit().table()}
+    if len(result.trials):
+        tables["steps_to_target"], tables["optima"] = result.steps_to_target(), result.optima()
+        tables["trials"] = result.trials.reset_index()
+        tables["measurements"] = result.measurements.reset_index()
+    with contextlib.suppress(FileNotFoundError):
+        tables["confirmation"] = result.confirmation().table
+    with contextlib.suppress(FileNotFoundError):
+        measured = result.measurement()
+        tables["measurement"] = measured.table
+        tables["measurement_trials"] = measured.trials.reset_index()
+    where = local_path(output, "output")
+    for name, table in tables.items():
+        if not len(table):
+            continue
+        path = where / f"{name}.{_ENDINGS[format]}"
+        with replacing(path) as file:
+            if format == Format.PARQUET:
+                table.to_parquet(file, index=False)
+            else:
+                file.write(as_text(table, format).encode())
+        typer.echo(str(path))
+
+
+def as_text(table: pd.DataFrame, format: Format) -> str:
+    r"""A table as CSV, LaTeX or Markdown.
+
+    >>> table = pd.DataFrame({"batch_size": [8, 16], "steps": [120.0, 61.5]})
+    >>> print(as_text(table, Format.MARKDOWN))
+    |   batch_size |   steps |
+    |-------------:|--------:|
+    |            8 |   120   |
+    |           16 |    61.5 |
+    """
+    if format == Format.LATEX:
+        styled = table.style.format(precision=4, escape="latex").hide(axis="index")
+        escaped = [name.replace("_", r"\_") for name in map(str, table.columns)]
+        return styled.relabel_index(escaped, axis="columns").to_latex(hrules=True)
+    if format == Format.MARKDOWN:
+        return table.to_markdown(index=False)
+    return table.to_csv(index=False)
+
+
+def _result(folder: Path) -> bs.Result:
+    where = local_path(folder)
+    return bs.load(where / "measured" if (where / "pilot" / "pilot.json").exists() else where)
+
+
+def _found(folder: Path) -> bs.Result | bs.Measurement:
+    """What a folder is about: a measurement by one design, if that is all there is of it."""
+    result = _result(folder)
+    if len(result.trials):
+        return result
+    try:
+        return result.measurement()
+    except FileNotFoundError:
+        return result
+
+
+def main() -> None:
+    """Runs the command line; what is wrong is told in a line, without a traceback."""
+    mpl.use("agg")
+    warnings.showwarning = lambda message, *_: typer.echo(f"batchscale: {message}", err=True)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, TypeError, OSError) as error:
+        typer.echo(f"batchscale: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,211 @@
+"""Studies beside each other: ratios of critical batch sizes and of steps, with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from batchscale import columns, scaling
+from batchscale.confirmation import Confirmation
+from batchscale.measurement import Measurement
+from batchscale.recommending import Answer
+from batchscale.result import Result
+
+_SHOWN = {
+    "measured": "medians of the best settings, measured by one design",
+    "confirmed": "medians of the tuned settings under fresh seeds",
+    "best of N": "the best of N trials, which is luckier the more trials there are",
+}
+_TABLE = columns.declare(
+    "comparison",
+    *("name", "shows", "b_crit", "b_crit_low", "b_crit_high"),
+    *("fewest_steps", "fewest_steps_low", "fewest_steps_high", "why"),
+)
+_RATIOS = columns.declare(
+    "ratios", *("of", "first", "second", "ratio", "ratio_low", "ratio_high", "differ")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Studies of one goal beside each other.
+
+    Attributes:
+      table: one row a study: `name`; what it `shows`: `measured`, `confirmed` or `best of N`; its
+        critical batch size `b_crit` from `b_crit_low` to `b_crit_high`, and the `fewest_steps` of
+        its curve likewise; and `why` no critical batch size is quoted, if none is.
+      ratios: one row a pair and quantity: `of`, `b_crit`, `fewest_steps`, or `steps at` a batch
+        size that both have; `first` over `second`, names; the `ratio` with its ends `ratio_low` and
+        `ratio_high`; and whether they `differ`: whether the interval is without 1.
+      steps: by name, the steps to target of each batch size, with `low` and `high` where they are
+        known.
+      fits: by name, the curves.
+      goal: of all of them, in words.
+      confidence: of the intervals.
+    """
+
+    table: pd.DataFrame
+    ratios: pd.DataFrame
+    steps: Mapping[str, pd.DataFrame]
+    fits: Mapping[str, scaling.Fit]
+    goal: str
+    confidence: float
+
+    def __str__(self) -> str:
+        shown = dict(zip(self.table["name"], self.table["shows"], strict=True))
+        return "\n".join(
+            [
+                f"Steps to {self.goal}",
+                *(f"{name}: {_SHOWN[kind]}" for name, kind in shown.items()),
+                self.table.drop(columns=["shows", "why"]).to_string(
+                    index=False, float_format=_short
+                ),
+                *(f"{name}: {why}" for name, why in self.table[["name", "why"]].to_numpy() if why),
+                *(self._sentence(row) for row in self.ratios.to_dict("records")),
+            ]
+        )
+
+    def _sentence(self, row: Mapping[Any, Any]) -> str:
+        if not math.isfinite(row["ratio"]):
+            return f"{row['of']}: {row['first']} over {row['second']} is not known"
+        ends = f"{row['ratio_low']:.3g} to {row['ratio_high']:.3g}"
+        verdict = "they differ" if row["differ"] else "no difference is shown"
+        return (
+            f"{row['of']}: {row['first']} over {row['second']} is {row['ratio']:.3g} ({ends}); "
+            f"{verdict}"
+        )
+
+
+def compare(studies: Mapping[str, Any]) -> Comparison:
+    """Compares studies of one goal: critical batch sizes, fewest steps, and steps.
+
+    Of a result the confirmed medians are used where there are any; each says what it shows.
+    Intervals of ratios are those of two independent estimates, by their own intervals in logs,
+    each end from the nearer ends of the two (Zou and Donner 2008, Statistics in Medicine 27).
+
+    Args:
+      studies: by name: results, confirmations, measurements, answers, or results of an archive.
+
+    Raises:
+      TypeError: something else is among them.
+      ValueError: there are fewer than two, or their goals differ.
+
+    >>> import pandas as pd
+    >>> compare({"one": None})
+    Traceback (most recent call last):
+    ValueError: compare: got 1 study, wanted two or more by name: {"momentum": found, "adamw": ...}.
+    """
+    if not isinstance(studies, Mapping) or len(studies) < 2:
+        got = f"{len(studies)} study" if isinstance(studies, Mapping) else type(studies).__name__
+        raise ValueError(
+            f'compare: got {got}, wanted two or more by name: {{"momentum": found, "adamw": ...}}.'
+        )
+    goals = {name: str(found.goal) for name, found in studies.items() if hasattr(found, "goal")}
+    if len(set(goals.values())) > 1:
+        listed = "; ".join(f"{name}: {goal}" for name, goal in goals.items())
+        raise ValueError(
+            f"compare: the goals differ ({listed}), and steps and critical batch sizes belong to a "
+            "goal. Compare results at one goal: result.confirmation(goal), or measure again."
+        )
+    kinds, steps, fits = {}, {}, {}
+    for name, found in studies.items():
+        kinds[name], steps[name], fits[name] = _of(name, found)
+    rows = [
+        (
+            name, kinds[name], fit.b_crit, *fit.b_crit_interval, fit.s_min, *fit.s_min_interval,
+            fit.refused,
+        )
+        for name, fit in fits.items()
+    ]  # fmt: skip
+    ratios = [
+        row
+        for first, second in itertools.combinations(studies, 2)
+        for row in _ratios(first, second, steps, fits)
+    ]
+    return Comparison(
+        pd.DataFrame(rows, columns=list(_TABLE)),
+        pd.DataFrame(ratios, columns=list(_RATIOS)),
+        steps,
+        fits,
+        next(iter(goals.values()), "the goal"),
+        next(iter(fits.values())).confidence,
+    )
+
+
+def _of(name: str, found: Any) -> tuple[str, pd.DataFrame, scaling.Fit]:
+    """What is shown of a study: its kind, its steps and its curve."""
+    if isinstance(found, Answer):
+        found = found.measurement
+    if isinstance(found, Measurement):
+        return "measured", found.table[["batch_size", "steps", "low", "high"]], found.scaling()
+    if isinstance(found, Result):
+        try:
+            found = found.confirmation()
+        except FileNotFoundError:
+            assert isinstance(found, Result)
+            return "best of N", found.steps_to_target()[["batch_size", "steps"]], found.scaling()
+    if isinstance(found, Confirmation):
+        table = found.table.loc[found.table["steps"].notna()]
+        return "confirmed", table[["batch_size", "steps", "low", "high"]], found.scaling()
+    raise TypeError(
+        f"compare: {name!r} is a {type(found).__name__}, wanted a result, a confirmation, a "
+        "measurement or an answer."
+    )
+
+
+def _ratios(
+    first: str, second: str, steps: Mapping[str, pd.DataFrame], fits: Mapping[str, scaling.Fit]
+) -> list[tuple[Any, ...]]:
+    one, other = fits[first], fits[second]
+    rows: list[tuple[Any, ...]] = [
+        ("b_crit", first, second, *_ratio(_b_crit(one), _b_crit(other))),
+        ("fewest_steps", first, second, *_ratio(_fewest(one), _fewest(other))),
+    ]
+    both = steps[first].merge(steps[second], on="batch_size", suffixes=("", "_second"))
+    if "low" in both and "low_second" in both:
+        for row in both.to_dict("records"):
+            ends = [
+                (row[f"steps{end}"], row[f"low{end}"], row[f"high{end}"]) for end in ("", "_second")
+            ]
+            rows.append((f"steps at {row['batch_size']}", first, second, *_ratio(*ends)))
+    return rows
+
+
+def _b_crit(fit: scaling.Fit) -> tuple[float, float, float]:
+    low, high = fit.b_crit_interval
+    return fit.b_crit, low, high
+
+
+def _fewest(fit: scaling.Fit) -> tuple[float, float, float]:
+    low, high = fit.s_min_interval
+    return fit.s_min, low, high
+
+
+def _ratio(
+    first: tuple[float, float, float], second: tuple[float, float, float]
+) -> tuple[float, float, float, bool]:
+    """A ratio of two estimates with intervals, its interval, and whether that is without 1.
+
+    >>> [round(float(end), 3) for end in _ratio((20, 10, 40), (10, 10, 10))]
+    [2.0, 1.0, 4.0, 0.0]
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        (one, low, high), (two, low_two, high_two) = np.log([first, second])
+        away = one - two
+        below = away - math.hypot(one - low, high_two - two)
+        above = away + math.hypot(high - one, two - low_two)
+    if not math.isfinite(away):
+        return math.nan, 0.0, math.inf, False
+    with np.errstate(over="ignore"):
+        ends = float(np.exp(below)), float(np.exp(above))
+    return math.exp(away), *ends, bool(below > 0 or above < 0)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"

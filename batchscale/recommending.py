@@ -1,0 +1,169 @@
+"""The answer in one call: which batch size, which settings, and how sure that is."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from batchscale import numeric, report, scaling
+from batchscale.audit import Audit, Verdict
+from batchscale.files import local_path
+from batchscale.measurement import Measurement
+from batchscale.optimizers import Factory
+from batchscale.piloting import Pilot, pilot
+from batchscale.runner.progress import Progress
+from batchscale.workloads import Workload
+
+_PILOT = 0.2  # of the minutes, at most
+_MOST = 5.0  # minutes of a pilot
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """Which batch size to train with and which settings go with it; `str` gives the words.
+
+    Attributes:
+      batch_size: the measured one nearest to the critical batch size, up to which larger batches
+        are nearly free; where that is not quoted, the one with the least product of steps and
+        examples.
+      hyperparameters: the best setting there.
+      measurement: all batch sizes, with intervals.
+      pilot: what was found out beforehand, and the study that followed from it.
+    """
+
+    batch_size: int
+    hyperparameters: dict[str, float]
+    measurement: Measurement
+    pilot: Pilot
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the setting."""
+        return self.hyperparameters["learning_rate"]
+
+    def __str__(self) -> str:
+        return "\n".join([self.sentence(), "", str(self.measurement), "", str(self.pilot)])
+
+    def sentence(self) -> str:
+        """The answer in a few words."""
+        others = ", ".join(
+            f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.hyperparameters.items()
+        )
+        return (
+            f"Use batch size {self.batch_size:,}, {others}. {self.sure()} {audited(self.audit())}"
+        )
+
+    def sure(self) -> str:
+        """What the critical batch size is, and how sure that is."""
+        fit = self.scaling()
+        if fit.refused:
+            return f"No critical batch size is quoted: {fit.refused}."
+        low, high = fit.b_crit_interval
+        return f"Critical batch size {fit.b_crit:.3g} ({low:.3g} to {high:.3g})."
+
+    def scaling(self) -> scaling.Fit:
+        """The critical batch size."""
+        return self.measurement.scaling()
+
+    def audit(self) -> Audit:
+        """Whether it can be believed."""
+        return self.measurement.audit()
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the answer as one page of HTML, to be read anywhere; see `Result.report`."""
+        return report.write(self, path)
+
+    def recommend(
+        self, *, seconds_per_step: scaling.StepTimes | None = None
+    ) -> scaling.Recommendation:
+        """In words, for other step times too; see `scaling.recommend`."""
+        return self.measurement.recommend(seconds_per_step=seconds_per_step)
+
+
+def audited(audit: Audit) -> str:
+    """An audit in a few words.
+
+    >>> audited(Audit(()))
+    'Audit: passes.'
+    """
+    failed = [check.name for check in audit if check.verdict == Verdict.FAIL]
+    if failed:
+        return f"Audit: fails ({', '.join(failed)})."
+    warned = sum(check.verdict == Verdict.WARN for check in audit)
+    words = ("", ", with one warning") if warned < 2 else ("", f", with {warned} warnings")
+    return f"Audit: passes{words[warned > 0]}."
+
+
+def recommend(
+    workload: Workload,
+    optimizer: str | Factory = "sgd",
+    *,
+    folder: str | os.PathLike[str],
+    minutes: float = 30.0,
+    precision: float = 0.15,
+    progress: bool | Callable[[Progress], None] = True,
+    devices: Sequence[Any] | None = None,
+    **of_pilot: Any,
+) -> Answer:
+    """Which batch size to train a model with, which learning rate goes with it, and how sure it is.
+
+    A pilot finds a goal, ranges, budgets and batch sizes; then all batch sizes are measured by one
+    design (`Study.measure`) until the precision is reached or the minutes are spent. The same call
+    goes on after an interruption, and returns at once when it is done; with more minutes, or a
+    finer precision, it goes on from there with the same study.
+
+    Args:
+      workload: what is trained: `Workload.from_model(model, data)`, or any other.
+      optimizer: as for `Study`.
+      folder: where everything is written: `pilot` and `measured`.
+      minutes: that it takes, about, of all calls together; compilation comes on top.
+      precision: the half width of the 90% intervals of B_crit and of the steps at every batch
+        size, as a share.
+      progress: as in `Study.run`.
+      devices: as in `Study.run`.
+      **of_pilot: arguments of `pilot`: a goal, a space, batch sizes, a schedule, a metric, a seed.
+
+    Raises:
+      ValueError: what is missing for an answer, and what to change: nothing got better in the time
+        that there was, or no trial reached the goal; the folder holds another study.
+    """
+    where = local_path(folder)
+    minutes = float(numeric.above("minutes", minutes, 0, "minutes above 0, such as 30"))
+    short = min(_PILOT * minutes, _MOST)
+    found = pilot(
+        workload,
+        optimizer,
+        minutes=short,
+        folder=where / "pilot",
+        answer_minutes=minutes - short,
+        progress=progress,
+        devices=devices,
+        **of_pilot,
+    )
+    left = max(minutes - found.seconds / 60, minutes / 4)
+    measured = found.study.measure(
+        where / "measured", precision, minutes=left, progress=progress, devices=devices
+    )
+    return answer(measured, found)
+
+
+def answer(measured: Measurement, found: Pilot) -> Answer:
+    """The answer that a measurement gives.
+
+    Raises:
+      ValueError: no batch size reached the goal.
+    """
+    knee = measured.recommend().knee
+    if not math.isfinite(knee):
+        raise ValueError(
+            f"recommend: no batch size reached {measured.goal}. Give an easier goal, or more "
+            "minutes, in another folder."
+        )
+    row = measured.table.set_index("batch_size").loc[int(knee)]
+    names = found.study.space.names
+    values = {name: float(row[name]) for name in names}  # pyright: ignore[reportArgumentType]
+    return Answer(int(knee), values, measured, found)

@@ -1,0 +1,253 @@
+"""Pages of results, measurements and answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from batchscale import plots, scaling
+from batchscale.audit import Audit
+from batchscale.confirmation import Confirmation
+from batchscale.files import local_path, replacing
+from batchscale.measurement import Measurement
+from batchscale.metrics import Goal
+from batchscale.plots.common import new_axes
+from batchscale.report import page
+from batchscale.report.page import Page, Section
+
+_STEPS = {
+    "batch_size": "Batch size",
+    "steps": "Steps to target",
+    "low": "90% interval, from",
+    "high": "to",
+    "best_of_n": "Best of N",
+    "missed": "Share that missed",
+}
+_CITE = """\
+batchscale: what batch size does to neural-network training. Version {version}.
+C. J. Shallue, J. Lee, J. Antognini, J. Sohl-Dickstein, R. Frostig and G. E. Dahl. Measuring the
+Effects of Data Parallelism on Neural Network Training. Journal of Machine Learning Research,
+20(112):1-49, 2019. https://jmlr.org/papers/v20/18-789.html"""
+
+
+@runtime_checkable
+class _Answer(Protocol):
+    """What one call has found."""
+
+    measurement: Measurement
+    pilot: Any
+
+    def sentence(self) -> str:
+        """In a few words."""
+        ...
+
+
+class _Result(Protocol):
+    """What is read of the result of a study."""
+
+    name: str
+    goal: Goal
+    space: Any
+    folder: Path
+
+    def steps_to_target(self) -> pd.DataFrame: ...
+    def optima(self) -> pd.DataFrame: ...
+    def scaling(self) -> scaling.Fit: ...
+    def audit(self) -> Audit: ...
+    def recommend(self) -> scaling.Recommendation: ...
+    def frontier(self) -> pd.DataFrame: ...
+    def confirmation(self) -> Confirmation: ...
+    def runs(self) -> list[Any]: ...
+
+
+def write(found: Any, path: str | os.PathLike[str]) -> Path:
+    """Writes a page of what was found.
+
+    Args:
+      found: a result, a measurement or an answer.
+      path: of the page; one that is there is replaced.
+
+    Returns:
+      The path, absolute.
+    """
+    where = local_path(path, "path")
+    content = page.html(pages(found)).encode()
+    with replacing(where) as file:
+        file.write(content)
+    return where
+
+
+def pages(found: Any) -> Page:
+    """What stands on the page of a result, a measurement or an answer."""
+    if isinstance(found, Measurement):
+        return _of_measurement(found, _sentence(found.recommend(), found.scaling()), [])
+    if isinstance(found, _Answer):
+        reasons = found.pilot.reasons
+        before = Section(
+            "How it was chosen what to measure",
+            ["Short runs came first: a pilot, whose choices these are."],
+            pairs=[(name.replace("_", " "), words) for name, words in reasons.items()],
+        )
+        return _of_measurement(found.measurement, found.sentence(), [before])
+    return _of_result(found)
+
+
+def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) -> Page:
+    names = [name for name in found.space_names if name in found.table]
+    heads = {
+        **{name: _STEPS[name] for name in ("batch_size", "steps", "low", "high")},
+        **{name: name.replace("_", " ").capitalize() for name in names},
+        "by": "By",
+    }
+    checked = {
+        "batch_size": "Batch size",
+        "predicted": "Predicted steps",
+        "predicted_low": "90% interval, from",
+        "predicted_high": "to",
+        "seen": "Median of fresh seeds",
+        "seeds": "Seeds",
+        "agrees": "Agrees",
+    }
+    cost = found.cost
+    sections = [
+        Section(
+            "Steps to target",
+            figure=page.figure(
+                plots.measurement(found),
+                f"Steps to {found.goal} of each batch size's best setting, with 90% intervals.",
+            ),
+            table=page.table(found.table, heads, "Medians over seeds, by a model of all trials."),
+        ),
+        Section("What follows", found.recommend().sentences),
+        _cost(found.steps_to_target()),
+        Section(
+            "Learning rates",
+            table=page.table(
+                found.learning_rates(),
+                {
+                    "batch_size": "Batch size",
+                    "centre": "Best effective learning rate",
+                    "low": "90% interval, from",
+                    "high": "to",
+                },
+                "Effective: the learning rate over one minus the momentum, if there is one.",
+            ),
+        ),
+        Section("Can it be believed?", checks=_checks(found.audit())),
+        Section(
+            "Predictions beside what came",
+            table=page.table(found.calibration, checked, "The seeds took no part in predicting."),
+        ),
+        *before,
+        Section(
+            "What it cost",
+            pairs=[
+                ("trials", page.words(cost["trials"])),
+                ("steps", page.words(cost["steps"])),
+                ("examples", page.words(cost["examples"])),
+                ("minutes", page.words(cost["seconds"] / 60)),
+                ("ended by", found.ended or "an interruption: it goes on with the same call"),
+            ],
+        ),
+        *_made_by(found.runs),
+    ]
+    return Page(f"{found.name}: batch size and {found.goal}", answer, sections)
+
+
+def _of_result(found: _Result) -> Page:
+    try:
+        confirmed = found.confirmation()
+    except FileNotFoundError:
+        confirmed = None
+    names = list(found.space.names)
+    if confirmed is None:
+        table, shown = found.optima(), "the best of N trials at each batch size"
+        recommended, fit = found.recommend(), found.scaling()
+        drawn: Axes = plots.steps_to_target(found)  # pyright: ignore[reportArgumentType]
+    else:
+        table = confirmed.table
+        shown = "the median of the tuned setting under fresh seeds"
+        recommended, fit = confirmed.recommend(), confirmed.scaling()
+        drawn = plots.confirmation(found)  # pyright: ignore[reportArgumentType]
+    heads = {**_STEPS, **{name: name.replace("_", " ").capitalize() for name in names}}
+    caption = f"Steps to {found.goal}: {shown}."
+    sections = [
+        Section(
+            "Steps to target", figure=page.figure(drawn, caption),
+            table=page.table(table, heads, caption),
+        ),
+        Section("What follows", recommended.sentences),
+        _cost(found.steps_to_target() if confirmed is None else confirmed.steps_to_target()),
+        *_rates(found),
+        Section("Can it be believed?", checks=_checks(found.audit())),
+        *_made_by(found.runs()),
+    ]  # fmt: skip
+    title = f"{found.name}: batch size and {found.goal}"
+    return Page(title, _sentence(recommended, fit), sections)
+
+
+def _sentence(recommended: scaling.Recommendation, fit: scaling.Fit) -> str:
+    if not np.isfinite(recommended.knee):
+        return "No batch size reached the goal."
+    knee = f"Batch size {recommended.knee:,.0f} is the knee of time against cost."
+    if fit.refused:
+        return f"{knee} No critical batch size is quoted: {fit.refused}."
+    low, high = fit.b_crit_interval
+    words = f"Critical batch size {fit.b_crit:.3g} ({fit.confidence:.0%} interval {low:.3g} to "
+    return f"{knee} {words}{high:.3g})."
+
+
+def _cost(steps: pd.DataFrame) -> Section:
+    heads = {"batch_size": "Batch size", "steps": "Steps (time)", "examples": "Examples (cost)"}
+    words = "Steps are time on ideal hardware, examples are what is paid for."
+    return Section("Time against cost", table=page.table(scaling.frontier(steps), heads, words))
+
+
+def _rates(found: Any) -> list[Section]:
+    try:
+        rates = found.learning_rates()
+        drawn = plots.learning_rates(found, ax=new_axes())
+    except ValueError as refused:  # trials were stopped too early, which it says
+        return [Section("Learning rates", [str(refused)])]
+    del rates
+    caption = "The best effective learning rate of each batch size, by all trials."
+    return [Section("Learning rates", figure=page.figure(drawn, caption))]
+
+
+def _checks(audit: Audit) -> list[dict[str, str]]:
+    return [
+        {
+            "verdict": str(check.verdict),
+            "name": check.name,
+            "evidence": check.evidence,
+            "remedy": check.remedy,
+        }
+        for check in audit
+    ]
+
+
+def _made_by(runs: Sequence[Mapping[str, Any]]) -> list[Section]:
+    cite = Section("How to cite", code=_CITE.format(version=version("batchscale")))
+    if not runs:
+        return [cite]
+    last = runs[-1]
+    versions: Mapping[str, Any] = last.get("versions", {})
+    devices = last.get("devices", [])
+    git = last.get("git") or {}
+    pairs = [
+        ("command", str(last.get("command", ""))),
+        ("date", str(last.get("date", ""))),
+        ("devices", ", ".join(f"{one.get('count')} {one.get('kind')}" for one in devices)),
+        ("processor", str(last.get("processor", ""))),
+        ("versions", ", ".join(f"{name} {of}" for name, of in versions.items())),
+        ("revision", " ".join(f"{name} {value}" for name, value in git.items())),
+        ("runs", str(len(runs))),
+    ]
+    return [Section("How it was made", pairs=[(k, v) for k, v in pairs if v]), cite]

@@ -1,0 +1,98 @@
+"""The command line: what it prints is what the library says, and it changes nothing."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from helpers import perceptron
+from typer.testing import CliRunner
+
+import batchscale as bs
+from batchscale.cli import app
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("command") / "study"
+    bs.Study(
+        workload=perceptron(), optimizer="sgd", batch_sizes=[4, 16], trials=4, max_steps=600,
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
+        goal=bs.Goal("validation/error", 0.3), stop=3.0,
+    ).run(where, progress=False)  # fmt: skip
+    return where
+
+
+@pytest.fixture(autouse=True)
+def unchanged(folder):
+    def digests():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    before = digests()
+    yield
+    assert digests() == before
+
+
+def run(*arguments, code=0):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.output
+
+
+def test_show_and_audit_print_what_the_library_says(folder):
+    result = bs.load(folder)
+    shown = run("show", folder)
+    assert str(result) in shown
+    assert str(result.scaling()) in shown
+    failed = any(check.verdict == "fail" for check in result.audit())
+    assert str(result.audit()) in run("audit", folder, code=int(failed))
+
+
+def test_tables_are_exported_in_every_format(folder, tmp_path):
+    expected = bs.load(folder).steps_to_target()
+    for name, ending in {
+        "csv": "csv",
+        "parquet": "parquet",
+        "latex": "tex",
+        "markdown": "md",
+    }.items():
+        run("export", folder, "--output", tmp_path / name, "--format", name)
+        path = tmp_path / name / f"steps_to_target.{ending}"
+        if name == "csv":
+            pd.testing.assert_frame_equal(pd.read_csv(path), expected, check_dtype=False)
+        elif name == "parquet":
+            pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
+        else:
+            text = path.read_text()
+            assert "batch_size" in text.replace("\\", "")
+            assert str(int(expected["batch_size"].iloc[-1])) in text
+    assert (tmp_path / "csv" / "measurements.csv").exists()
+
+
+def test_figures_and_pages_are_written(folder, tmp_path):
+    run("plot", folder, "steps", "--output", tmp_path / "figure")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+    assert (tmp_path / "figure.svg").exists()
+    run("report", folder, "--output", tmp_path / "page.html")
+    assert "Steps to target" in (tmp_path / "page.html").read_text()
+
+
+def test_studies_are_compared(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other" / "study")
+    words = run("compare", folder, other, "--output", tmp_path / "both")
+    assert "b_crit: " in words
+    assert str(other) in words  # two of one name are told apart
+    assert (tmp_path / "both.png").exists()
+
+
+def test_what_is_wrong_is_told_in_a_line_without_a_traceback(tmp_path):
+    command = [sys.executable, "-c", "from batchscale.cli import main; main()"]
+    done = subprocess.run(
+        [*command, "show", str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"batchscale: {tmp_path / 'none'}: no such folder" in done.stderr

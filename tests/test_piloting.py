@@ -1,0 +1,251 @@
+"""The pilot and the answer in one call: on a model whose truth is known, and on tables."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import perceptron
+
+import batchscale as bs
+from batchscale import piloting
+from batchscale.stopping import evaluation_grid
+from batchscale.theory import NoisyQuadratic
+
+MODEL = NoisyQuadratic.power_law(30)
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("answered") / "nq"
+    return folder, answer(folder)
+
+
+def answer(folder, **changes):
+    given = {"minutes": 0.5, "precision": 0.4, "metric": "validation/risk", "progress": False}
+    return bs.recommend(MODEL.workload(), "sgd", folder=folder, **(given | changes))
+
+
+def test_steps_and_setting_of_an_answer_are_those_of_plain_numpy(answered):
+    _, found = answered
+    study, table = found.pilot.study, found.measurement.table
+    row = table.set_index("batch_size").loc[found.batch_size]
+    budget = study.definition().max_steps[found.batch_size]
+    grid = evaluation_grid(budget, study.evaluation_spacing)
+    risk = MODEL.simulate(
+        grid, learning_rate=found.learning_rate, batch_size=found.batch_size, runs=200
+    )
+    past = risk < study.goal.value
+    crossing = np.median(np.array([*grid, np.inf])[np.where(past.any(1), past.argmax(1), -1)])
+    assert abs(math.log(row["steps"] / crossing)) < 4 * row["log_deviation"] + 0.1
+    assert found.learning_rate == row["learning_rate"]
+
+
+def test_the_goal_is_what_the_reruns_reach_well_before_their_end(answered):
+    _, found = answered
+    rerun, goal = found.pilot.rerun, found.pilot.study.goal
+    past = rerun.loc[goal.reached(rerun["median"])]
+    assert 0 < past["step"].iloc[0] <= 0.75 * rerun["step"].iloc[-1]
+    assert (rerun["low"] <= rerun["median"]).all()
+    assert (rerun["median"] <= rerun["high"]).all()
+
+
+def test_the_sentence_has_the_numbers_of_the_tables(answered):
+    _, found = answered
+    words, fit = found.sentence(), found.scaling()
+    assert f"Use batch size {found.batch_size:,}" in words
+    assert f"learning rate {found.learning_rate:.3g}" in words
+    if not fit.refused:
+        assert f"{fit.b_crit:.3g}" in words
+        knee = np.abs(np.log(found.measurement.table["batch_size"] / fit.b_crit)).argmin()
+        assert found.batch_size == found.measurement.table["batch_size"].iloc[knee]
+    assert "Audit: " in words
+
+
+def test_the_same_call_trains_nothing_and_says_the_same(answered, monkeypatch):
+    folder, found = answered
+    before = {path: path.read_bytes() for path in folder.rglob("*.parquet")}
+
+    def refuse(*_):
+        raise AssertionError("nothing is timed again")
+
+    monkeypatch.setattr(piloting, "_timed", refuse)
+    again = answer(folder)
+    assert again.sentence() == found.sentence()
+    pd.testing.assert_frame_equal(again.measurement.table, found.measurement.table)
+    after = {path: path.read_bytes() for path in folder.rglob("*.parquet")}
+    assert after == before
+    assert again.pilot.study.goal == found.pilot.study.goal
+
+
+def test_another_optimizer_is_refused_in_the_same_folder(answered):
+    folder, _ = answered
+    with pytest.raises(ValueError, match="optimizer"):
+        bs.recommend(
+            MODEL.workload(), "adam", folder=folder, metric="validation/risk", progress=False
+        )
+
+
+def test_a_file_that_is_none_of_a_pilot_is_told_with_its_path(tmp_path):
+    for content in ("[]", "{", json.dumps({"version": 99}), json.dumps({"version": 1})):
+        (tmp_path / "pilot.json").write_text(content)
+        with pytest.raises(ValueError, match=r"pilot\.json: not the file of a pilot"):
+            bs.pilot(perceptron(), folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"workload": "mnist/fc"}, "workload: got 'mnist/fc'"),
+        ({"minutes": 0}, "minutes: got 0"),
+        ({"answer_minutes": -1}, "answer_minutes: got -1"),
+        ({"mode": "least"}, "mode"),
+        ({"metric": "other/error"}, "metric: got 'other/error', and the workload has the splits"),
+        ({"optimizer": "sdg"}, "optimizer: got 'sdg'"),
+        ({"space": bs.SearchSpace(learning_rate=0.1)}, "space: got learning_rate=0.1"),
+        ({"schedule": "cosin"}, "schedule: got 'cosin'"),
+        ({"seed": 0.5}, "seed: got 0.5"),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(tmp_path, changes, words):
+    given = {"workload": perceptron(), "optimizer": "sgd", "folder": tmp_path / "new"} | changes
+    given = {"minutes": 0.05, "progress": False} | given
+    with pytest.raises((ValueError, TypeError), match=words):
+        bs.pilot(**given)
+    assert not (tmp_path / "new").exists()
+
+
+def asked(**changes):
+    given = {
+        "workload": perceptron(), "optimizer": "sgd", "minutes": 1.0, "answer_minutes": 10.0,
+        "metric": None, "mode": "min", "goal": None, "space": None, "batch_sizes": None,
+        "schedule": "constant", "seed": 0, "progress": False, "devices": None,
+    }  # fmt: skip
+    return piloting._asked(*(given | changes).values())
+
+
+def effort(**changes):
+    timed = pd.DataFrame(
+        {
+            "batch_size": [8, 32, 128],
+            "seconds_per_step": [1e-3, 2e-3, 8e-3],
+            "seconds_per_evaluation": [1e-3, 1e-3, 1e-3],
+            "starting_seconds": [2.0, 2.0, 2.0],
+        }
+    )
+    given = {"timed": timed, "workload": perceptron(), "spacing": 0.1, "share": 1.0}
+    return piloting._Effort(**(given | {"scan": {}, "rerun": 1000} | changes))
+
+
+def test_what_is_asked_by_default():
+    found = asked()
+    assert (found.metric, found.mode) == ("validation/error", "min")
+    assert found.space["learning_rate"] == bs.LogUniform(1e-4, 10.0)
+    found = asked(optimizer="adamw", schedule="warmup_cosine")
+    assert found.space["learning_rate"] == bs.LogUniform(1e-5, 1.0)
+    assert found.space["weight_decay"] == 0.01
+    assert found.space["warmup_steps"] == bs.ShareOfBudget(0.02)
+    assert asked(optimizer="momentum").space["momentum"] == 0.9
+    given = asked(space=bs.SearchSpace(momentum=0.5), optimizer="momentum")
+    assert given.space["momentum"] == 0.5
+
+
+def test_seconds_between_and_beyond_what_was_timed():
+    found = effort()
+    np.testing.assert_allclose(found.seconds_per_step([8, 32, 128]), [1e-3, 2e-3, 8e-3])
+    np.testing.assert_allclose(found.seconds_per_step([16]), [math.sqrt(2) * 1e-3])
+    np.testing.assert_allclose(found.seconds_per_step([1, 512]), [1e-3, 32e-3])
+
+
+def test_the_rough_critical_batch_size_of_exact_steps():
+    table = pd.DataFrame({"batch_size": [8, 32, 128]})
+    for truth in (20.0, 60.0, 200.0):
+        steps = table.assign(steps=50 * (1 + truth / table["batch_size"]))
+        assert piloting._rough(steps) == pytest.approx(truth, rel=0.05)
+    assert 8 <= piloting._rough(table.assign(steps=math.inf)) <= 128
+
+
+def test_a_goal_lies_above_the_noise_of_its_split():
+    steps = np.arange(0, 1001, 10)
+    error = 0.02 + 0.5 * np.exp(-steps / 100)
+    rerun = pd.DataFrame({"step": steps, "median": error, "low": error, "high": error})
+    goal, at, words = piloting._goal(asked(), effort(), rerun)
+    noise = math.sqrt(error[-1] * (1 - error[-1]) / 70)  # the split has 70 examples
+    assert goal.value >= error[-1] + noise
+    assert error[steps == at][0] < goal.value <= error[steps == at - 10][0]
+    assert goal.metric == "validation/error"
+    assert f"{noise:.2g}" in words
+
+
+def test_a_goal_of_more_is_better_lies_below_what_is_reached():
+    steps = np.arange(0, 1001, 10)
+    value = 0.9 - 0.8 * np.exp(-steps / 300)
+    rerun = pd.DataFrame({"step": steps, "median": value, "low": value, "high": value})
+    given = asked(metric="validation/r2", mode="max")
+    goal, at, _ = piloting._goal(given, effort(), rerun)
+    assert goal.mode == "max"
+    assert goal.value <= value[steps == 600][0]
+    assert 0 < at <= 620
+    assert value[steps == at][0] > goal.value
+
+
+def test_a_goal_that_is_given_is_taken():
+    steps = np.arange(0, 1001, 10)
+    error = 0.02 + 0.5 * np.exp(-steps / 100)
+    rerun = pd.DataFrame({"step": steps, "median": error, "low": error, "high": error})
+    wanted = bs.Goal("validation/error", 0.1)
+    goal, at, _ = piloting._goal(asked(goal=wanted), effort(), rerun)
+    assert goal == wanted
+    assert at == steps[error < 0.1][0]
+    hard = bs.Goal("validation/error", 0.01)
+    _, at, words = piloting._goal(asked(goal=hard), effort(), rerun)
+    assert at == 2000
+    assert "a guess" in words
+
+
+def test_round_numbers_are_no_harder():
+    for value, started in ((0.02137, 0.9), (1.2345, 4.2), (-0.8123, 0.1), (3.0, 3.0)):
+        found = piloting._rounded(value, started)
+        assert value <= found <= value + (started - value) / 10
+
+
+def test_sizes_lie_about_the_rough_critical_one_and_cost_no_more_than_asked():
+    sizes = piloting._sizes(effort(), 40.0, 300, 10_000, math.inf)
+    assert sizes == [2, 4, 8, 16, 32, 64, 128, 256, 512]
+    cheap = piloting._sizes(effort(), 40.0, 300, 10_000, 1.0)
+    assert len(cheap) == 5
+    assert set(cheap) < set(sizes)
+    assert len(piloting._sizes(effort(), 40.0, 300, 20, math.inf)) >= 4
+
+
+def test_a_large_split_is_cut_to_what_evaluations_may_cost():
+    timed = effort().timed.assign(seconds_per_evaluation=10.0)
+    given = asked(workload=perceptron(validation=4000), answer_minutes=5.0)
+    found = piloting._effort(given, timed)
+    assert found.spacing == 0.2
+    count = len(found.workload.splits()["validation"]["label"])
+    assert count == round(found.share * 4000) >= 512
+    own = given.workload.splits()["validation"]["input"]
+    kept = found.workload.splits()["validation"]["input"]
+    assert {tuple(row) for row in kept.tolist()} <= {tuple(row) for row in own.tolist()}
+
+
+def test_the_study_of_a_pilot_can_be_edited():
+    rerun = pd.DataFrame({"step": [0, 10, 100, 1000], "median": [0.6, 0.4, 0.1, 0.05]})
+    rerun = rerun.assign(low=rerun["median"], high=rerun["median"])
+    table = effort().timed.assign(
+        best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
+    )
+    study, expected, reasons = piloting._study(asked(), effort(), table, rerun)
+    assert set(expected["batch_size"]) == set(study.resolved_batch_sizes())
+    budget = dict(zip(expected["batch_size"], expected["max_steps"], strict=True))
+    assert study.definition().max_steps == budget
+    assert (expected["max_steps"] >= 5 * expected["steps"]).all()
+    assert {"goal", "learning_rate", "batch_sizes", "max_steps", "evaluation"} == set(reasons)
+    other = dataclasses.replace(study, goal=bs.Goal("validation/error", 0.2))
+    assert other.goal.value == 0.2
+    low, high = study.space["learning_rate"].low, study.space["learning_rate"].high
+    assert low <= 0.01
+    assert high >= 4.0
