@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import columns, scaling
+from batchscale import scaling
 from batchscale.confirmation import Confirmation
 from batchscale.measurement import Measurement
 from batchscale.recommending import Answer
@@ -22,14 +22,11 @@ _SHOWN = {
     "confirmed": "medians of the tuned settings under fresh seeds",
     "best of N": "the best of N trials, which is luckier the more trials there are",
 }
-_TABLE = columns.declare(
-    "comparison",
+_TABLE = (
     *("name", "shows", "b_crit", "b_crit_low", "b_crit_high"),
     *("fewest_steps", "fewest_steps_low", "fewest_steps_high", "why"),
 )
-_RATIOS = columns.declare(
-    "ratios", *("of", "first", "second", "ratio", "ratio_low", "ratio_high", "differ")
-)
+_RATIOS = ("of", "first", "second", "ratio", "ratio_low", "ratio_high", "differ")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 import shapes
 
-shapes.check_imports("batchscale", but=["datasets", "design", "scaling"])
+shapes.check_imports("batchscale", but=["datasets"])
 
 import pytest
 from helpers import perceptron

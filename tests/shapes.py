@@ -17,16 +17,39 @@ _ARRAYS = re.compile(r"\b(Bool|Complex|Float|Inexact|Int|Key|Num|Shaped|UInt)\d*
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _where_there_are_arrays(**given: Any) -> Callable[..., Any]:
+    """The decorator of the import hook, for functions of a module that say shapes of arrays.
+
+    On all others, on classes, and on each function anew that is defined within one, it would cost
+    half of the time of the tests, and check nothing.
+    """
+
+    def decorate(function: Any) -> Any:
+        inner = "<locals>" in function.__qualname__
+        if isinstance(function, type) or inner or not _arrays_of(function):
+            return function
+        return _jaxtyped(**given)(function)
+
+    return decorate
+
+
+def _arrays_of(function: Any) -> dict[str, Any]:
+    """The annotations of a function that are of arrays."""
+    return {
+        name: of
+        for name, of in getattr(function, "__annotations__", {}).items()
+        if _ARRAYS.search(str(of)) and "Callable" not in str(of)  # no array, or one that gives it
+    }
+
+
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose arrays are checked; what the import hook of jaxtyping decorates with."""
     if function.__name__ == "__init__":
         return function  # a record of arrays is one of their shapes, or of places, too
-    annotations = function.__annotations__
-    kept = {
-        name: of
-        for name, of in annotations.items()
-        if _ARRAYS.search(str(of)) and "Callable" not in str(of)  # no array, or one that gives it
-    }
+    kept = _arrays_of(function)
     if not kept:
         return function
     function.__annotations__ = kept
@@ -45,4 +68,5 @@ def check_imports(package: str, but: Collection[str]) -> None:
     assert spec is not None
     modules = pkgutil.iter_modules(spec.submodule_search_locations)
     names = [f"{package}.{module.name}" for module in modules if module.name not in but]
+    jaxtyping.jaxtyped = _where_there_are_arrays  # pyright: ignore
     jaxtyping.install_import_hook(names, "shapes.checked")

@@ -10,7 +10,9 @@ import pytest
 from helpers import perceptron
 
 import batchscale as bs
-from batchscale import piloting
+from batchscale.piloting import asked as asking
+from batchscale.piloting import deciding, running
+from batchscale.piloting.effort import Effort, effort_of
 from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
 
@@ -71,7 +73,7 @@ def test_the_same_call_trains_nothing_and_says_the_same(answered, monkeypatch):
     def refuse(*_):
         raise AssertionError("nothing is timed again")
 
-    monkeypatch.setattr(piloting, "_timed", refuse)
+    monkeypatch.setattr(running, "timed", refuse)
     again = answer(folder)
     assert again.sentence() == found.sentence()
     pd.testing.assert_frame_equal(again.measurement.table, found.measurement.table)
@@ -123,7 +125,7 @@ def asked(**changes):
         "metric": None, "mode": "min", "goal": None, "space": None, "batch_sizes": None,
         "schedule": "constant", "seed": 0, "progress": False, "devices": None,
     }  # fmt: skip
-    return piloting._asked(*(given | changes).values())
+    return asking.checked(*(given | changes).values())
 
 
 def effort(**changes):
@@ -136,7 +138,7 @@ def effort(**changes):
         }
     )
     given = {"timed": timed, "workload": perceptron(), "spacing": 0.1, "share": 1.0}
-    return piloting._Effort(**(given | {"scan": {}, "rerun": 1000} | changes))
+    return Effort(**(given | {"scan": {}, "rerun": 1000} | changes))
 
 
 def test_what_is_asked_by_default():
@@ -163,15 +165,15 @@ def test_the_rough_critical_batch_size_of_exact_steps():
     table = pd.DataFrame({"batch_size": [8, 32, 128]})
     for truth in (20.0, 60.0, 200.0):
         steps = table.assign(steps=50 * (1 + truth / table["batch_size"]))
-        assert piloting._rough(steps) == pytest.approx(truth, rel=0.05)
-    assert 8 <= piloting._rough(table.assign(steps=math.inf)) <= 128
+        assert deciding._rough(steps) == pytest.approx(truth, rel=0.05)
+    assert 8 <= deciding._rough(table.assign(steps=math.inf)) <= 128
 
 
 def test_a_goal_lies_above_the_noise_of_its_split():
     steps = np.arange(0, 1001, 10)
     error = 0.02 + 0.5 * np.exp(-steps / 100)
     rerun = pd.DataFrame({"step": steps, "median": error, "low": error, "high": error})
-    goal, at, words = piloting._goal(asked(), effort(), rerun)
+    goal, at, words = deciding._goal(asked(), effort(), rerun)
     noise = math.sqrt(error[-1] * (1 - error[-1]) / 70)  # the split has 70 examples
     assert goal.value >= error[-1] + noise
     assert error[steps == at][0] < goal.value <= error[steps == at - 10][0]
@@ -184,7 +186,7 @@ def test_a_goal_of_more_is_better_lies_below_what_is_reached():
     value = 0.9 - 0.8 * np.exp(-steps / 300)
     rerun = pd.DataFrame({"step": steps, "median": value, "low": value, "high": value})
     given = asked(metric="validation/r2", mode="max")
-    goal, at, _ = piloting._goal(given, effort(), rerun)
+    goal, at, _ = deciding._goal(given, effort(), rerun)
     assert goal.mode == "max"
     assert goal.value <= value[steps == 600][0]
     assert 0 < at <= 620
@@ -196,34 +198,34 @@ def test_a_goal_that_is_given_is_taken():
     error = 0.02 + 0.5 * np.exp(-steps / 100)
     rerun = pd.DataFrame({"step": steps, "median": error, "low": error, "high": error})
     wanted = bs.Goal("validation/error", 0.1)
-    goal, at, _ = piloting._goal(asked(goal=wanted), effort(), rerun)
+    goal, at, _ = deciding._goal(asked(goal=wanted), effort(), rerun)
     assert goal == wanted
     assert at == steps[error < 0.1][0]
     hard = bs.Goal("validation/error", 0.01)
-    _, at, words = piloting._goal(asked(goal=hard), effort(), rerun)
+    _, at, words = deciding._goal(asked(goal=hard), effort(), rerun)
     assert at == 2000
     assert "a guess" in words
 
 
 def test_round_numbers_are_no_harder():
     for value, started in ((0.02137, 0.9), (1.2345, 4.2), (-0.8123, 0.1), (3.0, 3.0)):
-        found = piloting._rounded(value, started)
+        found = deciding._rounded(value, started)
         assert value <= found <= value + (started - value) / 10
 
 
 def test_sizes_lie_about_the_rough_critical_one_and_cost_no_more_than_asked():
-    sizes = piloting._sizes(effort(), 40.0, 300, 10_000, math.inf)
+    sizes = deciding._sizes(effort(), 40.0, 300, 10_000, math.inf)
     assert sizes == [2, 4, 8, 16, 32, 64, 128, 256, 512]
-    cheap = piloting._sizes(effort(), 40.0, 300, 10_000, 1.0)
+    cheap = deciding._sizes(effort(), 40.0, 300, 10_000, 1.0)
     assert len(cheap) == 5
     assert set(cheap) < set(sizes)
-    assert len(piloting._sizes(effort(), 40.0, 300, 20, math.inf)) >= 4
+    assert len(deciding._sizes(effort(), 40.0, 300, 20, math.inf)) >= 4
 
 
 def test_a_large_split_is_cut_to_what_evaluations_may_cost():
     timed = effort().timed.assign(seconds_per_evaluation=10.0)
     given = asked(workload=perceptron(validation=4000), answer_minutes=5.0)
-    found = piloting._effort(given, timed)
+    found = effort_of(given, timed)
     assert found.spacing == 0.2
     count = len(found.workload.splits()["validation"]["label"])
     assert count == round(found.share * 4000) >= 512
@@ -238,7 +240,7 @@ def test_the_study_of_a_pilot_can_be_edited():
     table = effort().timed.assign(
         best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
     )
-    study, expected, reasons = piloting._study(asked(), effort(), table, rerun)
+    study, expected, reasons = deciding.decided(asked(), effort(), table, rerun)
     assert set(expected["batch_size"]) == set(study.resolved_batch_sizes())
     budget = dict(zip(expected["batch_size"], expected["max_steps"], strict=True))
     assert study.definition().max_steps == budget

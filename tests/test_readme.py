@@ -14,7 +14,7 @@ import batchscale as bs
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
-FIRST, THEN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ANSWER, FIRST, THEN = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 CALL = re.compile(r"study\.(run|extend|refine|confirm)\((?=\"runs/mine\")")
 
 
@@ -122,3 +122,13 @@ def test_the_example_as_it_stands_raises_no_alarm(tmp_path, monkeypatch):
 def test_files_that_the_readme_shows_exist():
     for path in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (Path(__file__).parents[1] / path).exists(), path
+
+
+@pytest.mark.usefixtures("usual_promotion")
+def test_the_answer_in_one_call_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    assert "minutes=3," in ANSWER
+    run_in(names, ANSWER.replace("minutes=3,", "minutes=0.5, precision=0.4, progress=False,"))
+    assert capsys.readouterr().out.startswith("Use batch size ")
+    assert "Steps to target" in (tmp_path / "runs/answer/report.html").read_text()

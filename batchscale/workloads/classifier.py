@@ -6,6 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from batchscale.workloads import supervised
 from batchscale.workloads.losses import CrossEntropy
@@ -24,9 +26,12 @@ def fields(
       scale: unsigned 8-bit inputs are divided by it.
     """
     loss, preprocess = CrossEntropy(), supervised.scaled(labels, scale)
-    batch = {"input": jax.ShapeDtypeStruct((1, *example.shape), example.dtype)}
-    shapes = jax.eval_shape(lambda batch: preprocess(batch, None), batch)
-    made = network(module, shapes["input"], None)
+
+    def one() -> Array:
+        image = jnp.zeros((1, *example.shape), example.dtype)
+        return preprocess({"input": image}, None)["input"]
+
+    made = network(module, one, None)
     label = jax.ShapeDtypeStruct((1,), "int32")
     classes = loss.check(made.outputs, label, labels)
     found = supervised.fields(made, loss, labels=labels, preprocess=preprocess)

@@ -359,7 +359,11 @@ class Workload:
         preprocess = supervised.shifted(labels) if tokens else supervised.scaled(labels, scale)
         preprocess = others.pop("preprocess", None) or preprocess
         target = "label" if tokens else labels
-        prepared = jax.eval_shape(lambda batch, key: preprocess(batch, key), batch, keys.shape())
+
+        def prepared() -> PyTree:
+            zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch.items()}
+            return preprocess(zeros, None)
+
         ignored = (
             None
             if ignore_label is None
@@ -368,8 +372,8 @@ class Workload:
         values = splits[split][labels]
         streamed = datasets.is_streamed(splits[split])
         judge = losses.get(loss, ignored=ignored, labels=None if streamed else values)
-        made = networks.network(model, supervised.inputs(prepared, target), mode)
-        classes = judge.check(made.outputs, prepared[target], labels)
+        made = networks.network(model, lambda: supervised.inputs(prepared(), target), mode)
+        classes = judge.check(made.outputs, jax.eval_shape(prepared)[target], labels)
         fields = supervised.fields(
             made,
             judge,

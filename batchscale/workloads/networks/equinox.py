@@ -14,7 +14,9 @@ from batchscale.workloads import modes
 from batchscale.workloads.networks.network import Network
 
 
-def of(make: Callable[[Any], Any], inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> Network:
+def of(
+    make: Callable[[Any], Any], example: Callable[[], PyTree], mode: Mapping[str, tuple[Any, Any]]
+) -> Network:
     """An Equinox module as a network: it is called on one example, and mapped over batches.
 
     Inexact arrays are trained; other arrays, and the state of `equinox.nn.make_with_state`, are
@@ -24,7 +26,7 @@ def of(make: Callable[[Any], Any], inputs: PyTree, mode: Mapping[str, tuple[Any,
 
     Args:
       make: `make(key)`, the module with new parameters, or that and its state.
-      inputs: shapes and types of a batch of one.
+      example: makes a batch of one.
       mode: switches of the module's call, with their values in training and in evaluation.
 
     Raises:
@@ -80,10 +82,10 @@ def of(make: Callable[[Any], Any], inputs: PyTree, mode: Mapping[str, tuple[Any,
             return outputs, model_state
         return outputs, {**model_state, "state": eqx.filter(state, eqx.is_array)}
 
-    def forward(key: Any, inputs: PyTree) -> Any:
-        return apply(*init(key), inputs, None, {})[0]
+    def forward(key: Any) -> Any:
+        return apply(*init(key), example(), None, {})[0]
 
-    return Network(title, init, apply, jax.eval_shape(forward, keys.shape(), inputs))
+    return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
 
 
 def _is_array(x: Any) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from batchscale import keys
@@ -17,7 +16,9 @@ from batchscale.workloads import modes
 from batchscale.workloads.networks.network import Network
 
 
-def of(module: nn.Module, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> Network:
+def of(
+    module: nn.Module, example: Callable[[], PyTree], mode: Mapping[str, tuple[Any, Any]]
+) -> Network:
     """A Flax (Linen) module as a network.
 
     It gets dropout keys, keeps batch statistics and any other collection, and its switches have
@@ -26,7 +27,7 @@ def of(module: nn.Module, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -
 
     Args:
       module: called as `module(inputs)`.
-      inputs: shapes and types of a batch of one.
+      example: makes a batch of one.
       mode: switches of the module's call, with their values in training and in evaluation.
 
     Raises:
@@ -42,8 +43,7 @@ def of(module: nn.Module, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -
         return chosen
 
     def init(key: Any) -> tuple[PyTree, PyTree]:
-        x = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), inputs)
-        variables = dict(module.init(key, x, **arguments(False, {})))
+        variables = dict(module.init(key, example(), **arguments(False, {})))
         return variables.pop("params", {}), variables
 
     def apply(
@@ -60,7 +60,8 @@ def of(module: nn.Module, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -
             mutable=list(model_state),
         )
 
-    def forward(key: Any, x: PyTree) -> Any:
+    def forward(key: Any) -> Any:
+        x = example()
         with modes.nested(module):
             variables = module.init(key, x, **arguments(False, {}))
         return module.apply(variables, x, **arguments(False, {}))
@@ -69,7 +70,7 @@ def of(module: nn.Module, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -
         type(module).__name__,
         init,
         apply,
-        jax.eval_shape(forward, keys.shape(), inputs),
+        jax.eval_shape(forward, keys.shape()),
         ("dropout_rate",) if "dropout_rate" in takes else (),
         getattr(module, "ghost_batch_size", None),
     )

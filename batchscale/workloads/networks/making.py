@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,30 +21,31 @@ _WANTED = (
 )
 
 
-def network(model: Any, inputs: PyTree, mode: Any) -> Network:
+def network(model: Any, example: Callable[[], PyTree], mode: Any) -> Network:
     """The network of a model.
 
     Args:
       model: a Flax (Linen) module; a function of a key that makes a Flax NNX or Equinox module;
         what `haiku.transform` returns; or a pair `(init, apply)`.
-      inputs: shapes and types of a batch of one, as the model takes them.
+      example: makes a batch of one, as the model takes it; called inside jit, so that its types are
+        those of JAX's settings then.
       mode: switches of the model, with their values in training and in evaluation.
 
     Raises:
       TypeError: the model is none of these.
       ValueError: a switch of the model is neither known nor in `mode`.
 
-    >>> network(lambda key: 3, None, None)
+    >>> network(lambda key: 3, dict, None)
     Traceback (most recent call last):
     TypeError: model: got a function of a key that returns a int, wanted a Flax (Linen) module; ...
     """
     switches = modes.checked(mode)
     if isinstance(model, nn.Module):
-        return linen.of(model, inputs, switches)
+        return linen.of(model, example, switches)
     if type(model).__module__.split(".")[0] == "haiku":
-        return pairs.of_haiku(model, inputs, switches)
+        return pairs.of_haiku(model, example, switches)
     if isinstance(model, tuple | list) and len(model) == 2 and all(map(callable, model)):
-        return pairs.of_functions((model[0], model[1]), inputs, switches)
+        return pairs.of_functions((model[0], model[1]), example, switches)
     if _framework(model) is not None:
         raise TypeError(
             f"model: got a {type(model).__name__} whose parameters are there already, so that all "
@@ -62,11 +64,11 @@ def network(model: Any, inputs: PyTree, mode: Any) -> Network:
     if framework == "flax":
         from batchscale.workloads.networks import nnx
 
-        return nnx.of(model, inputs, switches)  # pyright: ignore[reportArgumentType]
+        return nnx.of(model, example, switches)  # pyright: ignore[reportArgumentType]
     if framework == "equinox":
         from batchscale.workloads.networks import equinox
 
-        return equinox.of(model, inputs, switches)
+        return equinox.of(model, example, switches)
     raise TypeError(
         f"model: got a function of a key that returns a {type(made[0]).__name__}, {_WANTED}."
     )

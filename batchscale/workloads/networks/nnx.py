@@ -17,7 +17,9 @@ _TOLD = ("deterministic", "use_running_average")  # by nnx.Module.train and nnx.
 
 
 def of(
-    make: Callable[[Any], nnx.Module], inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]
+    make: Callable[[Any], nnx.Module],
+    example: Callable[[], PyTree],
+    mode: Mapping[str, tuple[Any, Any]],
 ) -> Network:
     """A Flax NNX module as a network.
 
@@ -27,7 +29,7 @@ def of(
 
     Args:
       make: `make(key)`, the module with new parameters.
-      inputs: shapes and types of a batch of one.
+      example: makes a batch of one.
       mode: switches of the module's call, or attributes of modules within it, with their values in
         training and in evaluation.
 
@@ -35,11 +37,11 @@ def of(
       ValueError: a switch is neither known nor in `mode`.
     """
     graphs: list[Any] = []
-    example: list[nnx.Module] = []
+    seen: list[nnx.Module] = []
 
     def split(key: Any) -> tuple[PyTree, PyTree, PyTree]:
         module = make(key)
-        example[:] = [module]
+        seen[:] = [module]
         called, attributes = _switches(module, mode)
         module.eval(**{name: values[1] for name, values in attributes.items()})
         evaluated = nnx.graphdef(module)
@@ -71,12 +73,12 @@ def of(
         changed = nnx.to_pure_dict(after)  # pyright: ignore[reportArgumentType]
         return outputs, _as_before(model_state, changed)
 
-    title = type(example[0]).__name__
+    title = type(seen[0]).__name__
 
-    def forward(key: Any, inputs: PyTree) -> Any:
-        return apply(*init(key), inputs, None, {})[0]
+    def forward(key: Any) -> Any:
+        return apply(*init(key), example(), None, {})[0]
 
-    return Network(title, init, apply, jax.eval_shape(forward, keys.shape(), inputs))
+    return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
 
 
 def _switches(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from batchscale import keys
@@ -15,7 +14,9 @@ from batchscale.workloads import modes
 from batchscale.workloads.networks.network import Network
 
 
-def of_haiku(pair: Any, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> Network:
+def of_haiku(
+    pair: Any, example: Callable[[], PyTree], mode: Mapping[str, tuple[Any, Any]]
+) -> Network:
     """What `haiku.transform` or `transform_with_state` returns, as a network.
 
     Switches are arguments of the function that was transformed, which Haiku does not show, so that
@@ -23,7 +24,7 @@ def of_haiku(pair: Any, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> 
 
     Args:
       pair: `init(key, inputs)` and `apply(params, key, inputs)`, or the same with a state.
-      inputs: shapes and types of a batch of one.
+      example: makes a batch of one.
       mode: switches, with their values in training and in evaluation.
     """
     stateful = type(pair).__name__ == "TransformedWithState"
@@ -32,8 +33,7 @@ def of_haiku(pair: Any, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> 
         return {name: values[not train] for name, values in mode.items()}
 
     def init(key: Any) -> tuple[PyTree, PyTree]:
-        x = jax.tree.map(lambda one: jnp.zeros(one.shape, one.dtype), inputs)
-        made = pair.init(key, x, **arguments(True))
+        made = pair.init(key, example(), **arguments(True))
         return made if stateful else (made, {})
 
     def apply(
@@ -46,12 +46,12 @@ def of_haiku(pair: Any, inputs: PyTree, mode: Mapping[str, tuple[Any, Any]]) -> 
         outputs, state = pair.apply(params, model_state, key, inputs, **given)
         return outputs, model_state if key is None else state
 
-    return _network("haiku", init, apply, inputs)
+    return _network("haiku", init, apply, example)
 
 
 def of_functions(
     pair: tuple[Callable[..., Any], Callable[..., Any]],
-    inputs: PyTree,
+    example: Callable[[], PyTree],
     mode: Mapping[str, tuple[Any, Any]],
 ) -> Network:
     """A pair of one's own, `init(key) -> params` and `apply(params, inputs) -> outputs`.
@@ -60,7 +60,7 @@ def of_functions(
 
     Args:
       pair: the functions.
-      inputs: shapes and types of a batch of one.
+      example: makes a batch of one.
       mode: switches of `apply`, with their values in training and in evaluation.
 
     Raises:
@@ -82,13 +82,13 @@ def of_functions(
             given["key"] = key
         return function(params, inputs, **given), model_state
 
-    return _network(getattr(function, "__name__", "own"), init, apply, inputs)
+    return _network(getattr(function, "__name__", "own"), init, apply, example)
 
 
 def _network(
-    title: str, init: Callable[..., Any], apply: Callable[..., Any], inputs: PyTree
+    title: str, init: Callable[..., Any], apply: Callable[..., Any], example: Callable[[], PyTree]
 ) -> Network:
-    def forward(key: Any, inputs: PyTree) -> Any:
-        return apply(*init(key), inputs, None, {})[0]
+    def forward(key: Any) -> Any:
+        return apply(*init(key), example(), None, {})[0]
 
-    return Network(title, init, apply, jax.eval_shape(forward, keys.shape(), inputs))
+    return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))

@@ -1,0 +1,163 @@
+"""What a pilot is asked, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from batchscale import arrays, keys, numeric, optimizers, schedules
+from batchscale.evaluate import Evaluate
+from batchscale.metrics import Goal
+from batchscale.metrics.goal import Mode, check_mode
+from batchscale.optimizers import Factory
+from batchscale.runner.progress import Progress
+from batchscale.schedules import Schedule
+from batchscale.study import Study
+from batchscale.tuner import Distribution, LogUniform, SearchSpace, ShareOfBudget
+from batchscale.workloads import Workload
+
+# Choices.
+_WIDE = {"adam": (1e-5, 1.0), "adamw": (1e-5, 1.0)}  # learning rates that are tried
+_WIDE_OTHERS = (1e-4, 10.0)
+_FIXED = {"momentum": 0.9, "weight_decay": 0.01}
+_OF_SCHEDULES = {
+    "warmup_steps": ShareOfBudget(0.02),
+    "learning_rate_decay_steps": ShareOfBudget(1.0),
+    "end_learning_rate_factor": 0.1,
+}
+RATES = 8  # learning rates that are tried at each of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The arguments of a pilot, checked."""
+
+    workload: Workload
+    optimizer: str | Factory
+    space: SearchSpace
+    rate: Distribution
+    rate_given: bool
+    schedule: str | Schedule
+    metric: str
+    mode: Mode
+    goal: Goal | None
+    batch_sizes: Sequence[int | Literal["full"]] | None
+    seconds: float
+    answer_seconds: float
+    seed: int
+    progress: bool | Callable[[Progress], None]
+    devices: Sequence[Any] | None
+
+    @property
+    def never(self) -> Goal:
+        """A goal that nothing reaches, for trials that are trained to their ends."""
+        return Goal(self.metric, -1e30 if self.mode == "min" else 1e30, self.mode)
+
+    def worse(self, values: Any) -> np.ndarray:
+        """Values as something to be made small."""
+        values = np.asarray(values, np.float64)
+        return values if self.mode == "min" else -values
+
+    def study(self, workload: Workload, **others: Any) -> Study:
+        """A study of the workload whose trials run to their ends, unless it is said otherwise."""
+        return Study(
+            **{
+                "workload": workload,
+                "optimizer": self.optimizer,
+                "space": self.space_with(self.rate),
+                "goal": self.never,
+                "schedule": self.schedule,
+                "stop": "budget",
+                "curves": "exact",
+                "trials": RATES,
+                "max_infeasible": 0,
+                "evaluate": Evaluate(splits=[]),
+                "seed": self.seed,
+                **others,
+            }
+        )
+
+    def space_with(self, rate: Any) -> SearchSpace:
+        """The space, with another range of learning rates."""
+        return SearchSpace(**{**dict(self.space.items()), "learning_rate": rate})
+
+
+def checked(
+    workload: Workload,
+    optimizer: str | Factory,
+    minutes: float,
+    answer_minutes: float,
+    metric: str | None,
+    mode: Mode,
+    goal: Goal | None,
+    space: SearchSpace | None,
+    batch_sizes: Sequence[int | Literal["full"]] | None,
+    schedule: str | Schedule,
+    seed: int,
+    progress: bool | Callable[[Progress], None],
+    devices: Sequence[Any] | None,
+) -> Asked:
+    """The arguments of a pilot, checked; what is not said of a space is chosen."""
+    if not isinstance(workload, Workload):
+        raise TypeError(
+            f"workload: got {workload!r}, wanted a Workload: Workload.from_model(model, data), "
+            "workloads.get(name), or one of your own."
+        )
+    check_mode(mode, "pilot")
+    wanted = "minutes above 0, such as 3"
+    seconds = 60 * float(numeric.above("minutes", minutes, 0, wanted))
+    answer = 60 * float(numeric.above("answer_minutes", answer_minutes, 0, wanted))
+    found = optimizers.get(optimizer)
+    given = {} if space is None else dict(space.items())
+    rate = given.get("learning_rate", LogUniform(*_WIDE.get(found.name, _WIDE_OTHERS)))
+    if not isinstance(rate, Distribution):
+        raise ValueError(
+            f"space: got learning_rate={rate!r}, wanted a range of it to search, or none, which a "
+            "pilot finds."
+        )
+    needed = [*found.required, *schedules.get(schedule)[1]]
+    fixed = {name: value for name, value in (_FIXED | _OF_SCHEDULES).items() if name in needed}
+    values: dict[str, Any] = {**fixed, **given, "learning_rate": rate}
+    if goal is not None:
+        metric, mode = goal.metric, goal.mode
+    metric = metric or _metric(workload)
+    splits = workload.splits()
+    if metric.partition("/")[0] not in splits:
+        raise ValueError(
+            f"metric: got {metric!r}, and the workload has the splits {', '.join(splits)}."
+        )
+    return Asked(
+        workload,
+        optimizer,
+        SearchSpace(**values),
+        rate,
+        "learning_rate" in given,
+        schedule,
+        metric,
+        mode,
+        goal,
+        batch_sizes,
+        seconds,
+        answer,
+        numeric.integer("seed", seed, 0),
+        progress,
+        devices,
+    )
+
+
+def _metric(workload: Workload) -> str:
+    """What a goal is of, where nothing is said."""
+    splits = workload.splits()
+    split = "validation" if "validation" in splits else "train"
+    batch = arrays.like_examples(splits[split], 2)
+    params, model_state = jax.eval_shape(workload.init, keys.shape())
+    measured = jax.eval_shape(
+        lambda *given: workload.metrics(*given[:2], workload.prepare(given[2], None)),
+        params, model_state, batch,
+    )  # fmt: skip
+    single = workload.labels in batch and batch[workload.labels].ndim == 1
+    return f"{split}/{'error' if 'error' in measured and single else 'loss'}"

@@ -1,0 +1,207 @@
+"""The study that follows from the short runs: goal, learning rates, batch sizes, budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from batchscale import arguments, arrays, schedules
+from batchscale.evaluate import Evaluate
+from batchscale.metrics import Goal
+from batchscale.piloting.asked import Asked
+from batchscale.piloting.effort import EVALUATION, OVERHEAD, RUNS, SEEDS, Effort, evaluations, power
+from batchscale.study import Study, powers_of_two
+from batchscale.tuner import Distribution, LogUniform
+
+# Choices.
+_DESIGNING = 1.5  # seconds that the design takes a batch size
+_EARLY = 0.6  # of the rerun's steps, at which the goal is set: it can be reached well before
+_PATIENCE = {False: 6.0, True: 2.0}  # budgets, in expected steps; with a schedule that ends
+_DECADES = 10.0  # the range of the learning rate goes so far beyond the best ones
+_AWAY = 16  # batch sizes go so far from the rough critical one
+_EXPECTED = ("batch_size", "steps", "max_steps", "minutes")
+
+
+def _noise(asked: Asked, effort: Effort, value: float) -> float:
+    """The standard error of a share on the goal's split; of others nothing is known beforehand."""
+    split, _, name = asked.metric.partition("/")
+    if name not in ("error", "accuracy") or not 0 < value < 1:
+        return 0.0
+    return math.sqrt(value * (1 - value) / arrays.examples(effort.workload.splits()[split]))
+
+
+def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int, str]:
+    """The goal, the steps after which the median of the reruns is there, and why."""
+    steps, median = rerun["step"].to_numpy(int), rerun["median"].to_numpy(float)
+    least = asked.worse(median)
+    if asked.goal is not None:
+        there = np.flatnonzero(asked.goal.reached(median))
+        if len(there):
+            return asked.goal, int(max(steps[there[0]], 1)), f"{asked.goal}, as it was given"
+        return (
+            asked.goal,
+            2 * int(steps[-1]),
+            (
+                f"{asked.goal}, as it was given; the best setting of the pilot has not reached it "
+                f"in {steps[-1]:,} steps, so that its steps are a guess"
+            ),
+        )
+    noise = _noise(asked, effort, float(median[-1]))
+    # Well before the end, and where the curve still falls by more than the split's noise.
+    early = (steps <= _EARLY * steps[-1]) & (least >= least[-1] + noise) & (least < least[0])
+    place = int(np.flatnonzero(early)[-1]) if early.any() else int(np.argmin(least))
+    value = _rounded(float(least[place]), float(least[0]))
+    goal = Goal(asked.metric, value if asked.mode == "min" else -value, asked.mode)
+    there = np.flatnonzero(goal.reached(median))
+    at = int(steps[there[0]]) if len(there) else int(steps[-1])
+    words = (
+        f"{goal}: the median of {SEEDS} reruns of batch size {effort.middle} is past it after "
+        f"{at:,} of {steps[-1]:,} steps, and is at {median[-1]:.4g} in the end"
+    )
+    if noise:
+        words += f"; the standard error of the split is {noise:.2g}"
+    return goal, max(at, 1), words
+
+
+def _rounded(value: float, started: float) -> float:
+    """A round number that is no harder than a value, to a hundredth of the way to it."""
+    way = started - value
+    if not way > 0:
+        return value
+    unit = 10.0 ** math.floor(math.log10(way / 50))
+    return round(math.ceil(value / unit) * unit, 12)
+
+
+def _rough(table: pd.DataFrame) -> float:
+    """The critical batch size by the scan's steps: a hint of where to measure, and nothing else."""
+    sizes, steps = table[["batch_size", "steps"]].to_numpy(float).T
+    known = np.isfinite(steps) & (steps > 0)
+    if known.sum() < 2:
+        return float(np.sqrt(sizes[0] * sizes[-1]))
+    grid = np.geomspace(sizes[0], 4 * sizes[-1], 100)
+    away = np.log(steps[known]) - np.log1p(grid[:, None] / sizes[known])
+    return float(grid[np.argmin(away.var(axis=1))])
+
+
+def decided(
+    asked: Asked, effort: Effort, table: pd.DataFrame, rerun: pd.DataFrame
+) -> tuple[Study, pd.DataFrame, dict[str, str]]:
+    """The study, what it is likely to cost, and why it is what it is."""
+    goal, steps, of_goal = _goal(asked, effort, rerun)
+    critical = _rough(table)
+    examples = arrays.examples(asked.workload.splits()["train"])
+    if asked.batch_sizes is None:
+        sizes = _sizes(effort, critical, steps, examples, asked.answer_seconds)
+        of_sizes = (
+            f"{sizes[0]} to {sizes[-1]}, about the rough critical batch size of the short runs, "
+            f"{critical:.2g}"
+        )
+    else:
+        sizes = arguments.batch_sizes(asked.batch_sizes, examples, asked.workload.name)
+        of_sizes = "as they were given"
+    rate, of_rate = _rates(asked, table, sizes)
+    likely = _likely(effort, critical, steps, sizes)
+    ends = schedules.get(asked.schedule)[1]
+    patience = _PATIENCE["learning_rate_decay_steps" in ends]
+    budget = {size: math.ceil(patience * likely[size]) for size in sizes}
+    study = asked.study(
+        effort.workload,
+        space=asked.space_with(rate),
+        batch_sizes=sizes,
+        goal=goal,
+        stop=3.0,
+        curves="bounds",
+        trials=32,
+        max_infeasible=None,
+        max_steps=budget,
+        evaluation_spacing=effort.spacing,
+        evaluate=Evaluate(),
+    )
+    starting = float(effort.timed["starting_seconds"].iloc[0]) + _DESIGNING
+    minutes = [(_price(effort, size, likely[size]) + starting) / 60 for size in sizes]
+    expected = pd.DataFrame(
+        {
+            "batch_size": sizes,
+            "steps": [likely[size] for size in sizes],
+            "max_steps": [budget[size] for size in sizes],
+            "minutes": minutes,
+        }
+    )
+    split = asked.metric.partition("/")[0]
+    of_evaluation = f"each {effort.spacing:.0%} of the steps, on all of {split}"
+    if effort.share < 1:
+        count = arrays.examples(effort.workload.splits()[split])
+        of_evaluation = (
+            f"each {effort.spacing:.0%} of the steps, on a fixed random part of {split}, {count:,} "
+            f"examples: all of it would take more than {EVALUATION:.0%} of the training"
+        )
+    return (
+        study,
+        expected[list(_EXPECTED)],
+        {
+            "goal": of_goal,
+            "learning_rate": of_rate,
+            "batch_sizes": of_sizes,
+            "max_steps": f"{patience:g} times the steps that are expected",
+            "evaluation": of_evaluation,
+        },
+    )
+
+
+def _likely(effort: Effort, critical: float, steps: int, sizes: Sequence[int]) -> dict[int, float]:
+    """Steps to the goal by the rough curve, through those of the middle batch size."""
+    through = steps / (1 + critical / effort.middle)
+    return {size: max(through * (1 + critical / size), 1.0) for size in sizes}
+
+
+def _price(effort: Effort, size: int, steps: float) -> float:
+    """Seconds that a batch size is likely to take."""
+    evaluating = evaluations(steps, effort.spacing) * effort.seconds_per_evaluation()
+    training = float(effort.seconds_per_step(size)) * steps
+    return RUNS * OVERHEAD * (training + evaluating)
+
+
+def _sizes(effort: Effort, critical: float, steps: int, examples: int, seconds: float) -> list[int]:
+    """Powers of two about a rough critical batch size, no more than are likely to be affordable."""
+    low = max(critical / _AWAY, 1)
+    high = min(critical * _AWAY, max(examples // 2, 1))
+    while len(sizes := powers_of_two(1, max(power(high), 1))) < 4 and high < examples:
+        high *= 2
+    sizes = [size for size in sizes if size >= power(low)]
+    if len(sizes) < 4:
+        sizes = powers_of_two(1, power(high))[-4:]
+    likely = _likely(effort, critical, steps, sizes)
+    cost = {size: _price(effort, size, likely[size]) for size in sizes}
+    if len(sizes) > 8 and sum(cost[size] for size in sizes) > seconds / 2:
+        sizes = sizes[::2] if len(sizes) % 2 else sizes[1::2]
+    while len(sizes) > 5 and sum(cost[size] for size in sizes) > seconds:
+        dearest = max(sizes[0], sizes[-1], key=lambda size: cost[size])
+        sizes.remove(dearest)
+    return sizes
+
+
+def _rates(asked: Asked, table: pd.DataFrame, sizes: Sequence[int]) -> tuple[Distribution, str]:
+    """The range of learning rates, and why."""
+    if asked.rate_given:
+        return asked.rate, "as it was given"
+    tried = table["batch_size"].to_numpy(float)
+    best = table["best_learning_rate"].to_numpy(float)
+    low = best.min() / _DECADES * min(1.0, math.sqrt(sizes[0] / tried[0]))
+    high = best.max() * _DECADES * max(1.0, math.sqrt(sizes[-1] / tried[-1]))
+    low, high = _one_digit(low, math.floor), _one_digit(high, math.ceil)
+    diverged = table["diverges_from"].min()
+    words = (
+        f"{low:g} to {high:g}, a factor of {_DECADES:g} beyond the best of the short runs, "
+        f"{best.min():.2g} to {best.max():.2g}"
+    )
+    if math.isfinite(diverged):
+        words += f"; training diverged from {diverged:.2g} on"
+    return LogUniform(low, high), words
+
+
+def _one_digit(value: float, way: Callable[[float], int]) -> float:
+    unit = 10.0 ** math.floor(math.log10(value))
+    return float(f"{way(value / unit) * unit:.1g}")

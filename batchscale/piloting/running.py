@@ -1,0 +1,204 @@
+"""A pilot: short runs that find what a study has to be told, and what it will cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from batchscale import optimizers
+from batchscale.files import local_path, replacing
+from batchscale.metrics import Goal
+from batchscale.metrics.goal import Mode
+from batchscale.optimizers import Factory
+from batchscale.piloting.asked import Asked, checked
+from batchscale.piloting.deciding import decided
+from batchscale.piloting.effort import TIMED, effort_of, timed
+from batchscale.piloting.scanning import again, medians, scan, table_of
+from batchscale.result import load
+from batchscale.runner.progress import Progress
+from batchscale.schedules import Schedule
+from batchscale.study import Study
+from batchscale.tuner import SearchSpace
+from batchscale.workloads import Workload
+
+# Choices.
+_FILE = "pilot.json"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Pilot:
+    """What short runs have found, and the study that follows from it.
+
+    Attributes:
+      study: to be printed, edited with `dataclasses.replace`, measured or run.
+      table: one row a batch size that was tried: `seconds_per_step` of a trial in a full pack;
+        `seconds_per_evaluation` of the goal's split; the `best_learning_rate` of those that were
+        tried; `diverges_from`, the smallest one above it that diverged, inf if none did; `best`,
+        the metric of its trial at the end; and `steps`, after which the first of its trials was as
+        good as the worst of these bests.
+      rerun: the best setting of the middle batch size under fresh seeds: `step`, and the metric's
+        `median`, `low` and `high` of what each seed's best was until then.
+      expected: one row a batch size of the study: the `steps` to the goal as the pilot expects
+        them, `max_steps`, and the `minutes` that their measurement is likely to take.
+      reasons: why the goal, the learning rates, the batch sizes, the budget and the evaluation are
+        what they are, in words.
+      seconds: that the pilot took.
+    """
+
+    study: Study
+    table: pd.DataFrame
+    rerun: pd.DataFrame
+    expected: pd.DataFrame
+    reasons: Mapping[str, str]
+    seconds: float
+
+    @property
+    def minutes(self) -> float:
+        """That the measurement is likely to take."""
+        return float(self.expected["minutes"].sum())
+
+    def __str__(self) -> str:
+        study = self.study
+        return "\n".join(
+            [
+                f"{study.workload.name}, {optimizers.get(study.optimizer).name}: a pilot of "
+                f"{self.seconds / 60:.1f} minutes",
+                self.table.to_string(index=False, float_format="{:.3g}".format),
+                *(f"{name}: {words}" for name, words in self.reasons.items()),
+                f"A measurement is likely to take {self.minutes:.0f} minutes here.",
+            ]
+        )
+
+
+def pilot(
+    workload: Workload,
+    optimizer: str | Factory = "sgd",
+    *,
+    minutes: float = 3.0,
+    folder: str | os.PathLike[str] | None = None,
+    answer_minutes: float = 30.0,
+    metric: str | None = None,
+    mode: Mode = "min",
+    goal: Goal | None = None,
+    space: SearchSpace | None = None,
+    batch_sizes: Sequence[int | Literal["full"]] | None = None,
+    schedule: str | Schedule = "constant",
+    seed: int = 0,
+    progress: bool | Callable[[Progress], None] = True,
+    devices: Sequence[Any] | None = None,
+) -> Pilot:
+    """Finds out by short runs what a study of a model has to be told.
+
+    Times steps and evaluations at three batch sizes; tries learning rates over a wide range at
+    each; runs the best of the middle one again under fresh seeds, and takes for the goal what
+    their median reaches well before the end (AlgoPerf sets its targets by the median of the
+    winner's reruns: Dahl et al. 2023, arXiv:2306.07179). Whatever is given is left as it is.
+
+    Args:
+      workload: what is trained.
+      optimizer: as for `Study`. `momentum` is 0.9 and `weight_decay` 0.01 where `space` says
+        nothing else.
+      minutes: that it takes, about; compilation comes on top.
+      folder: where everything is written, so that the same call goes on after an interruption and
+        returns at once when it is done. A temporary one by default.
+      answer_minutes: that measuring may take afterwards: goals that cost more are not chosen.
+      metric: `split/name` of the goal; by default `validation/error` where that is measured and
+        labels are single, else `validation/loss`.
+      mode: `"max"` if more is better.
+      goal: to be taken as it is.
+      space: of hyperparameters; a range of `learning_rate` in it is taken as it is.
+      batch_sizes: of the study, to be taken as they are.
+      schedule: as for `Study`. Its lengths are shares of the budget, where `space` says nothing
+        else: a warm-up of 2%, and a decay to a tenth over all of it.
+      seed: of all trials.
+      progress: as in `Study.run`.
+      devices: as in `Study.run`.
+
+    Raises:
+      ValueError: nothing that was tried got better, all of it diverged, or an argument is not as
+        above; it says what to change.
+
+    >>> from batchscale import workloads
+    >>> found = pilot(  # doctest: +SKIP
+    ...     workloads.get("digits/fc_64"), "sgd", minutes=0.3, answer_minutes=1, progress=False)
+    """
+    asked = checked(
+        workload, optimizer, minutes, answer_minutes, metric, mode, goal, space, batch_sizes,
+        schedule, seed, progress, devices,
+    )  # fmt: skip
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="batchscale-pilot-") as temporary:
+            return _pilot(asked, Path(temporary))
+    return _pilot(asked, local_path(folder))
+
+
+class _State:
+    """What a pilot has decided by the clock, on disk: all else follows from it and its runs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._began = time.monotonic()
+        self.known: dict[str, Any] = {"version": _VERSION, "seconds": 0.0}
+        if path.exists():
+            self.known = _read(path)
+
+    def write(self, **values: Any) -> None:
+        """Adds values, and the time since the last writing."""
+        now = time.monotonic()
+        self.known |= values
+        self.known["seconds"] += now - self._began
+        self._began = now
+        with replacing(self._path) as file:
+            file.write(json.dumps(self.known, indent=1).encode() + b"\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+        if values["version"] != _VERSION:
+            raise ValueError(f"its version is {values['version']}")
+        pd.DataFrame(values.get("timed", []), columns=TIMED).astype(float)
+        return {**values, "seconds": float(values["seconds"])}
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not the file of a pilot ({error}). Give another folder, or remove this file: "
+            "what it holds is timed again."
+        ) from None
+
+
+def _pilot(asked: Asked, folder: Path) -> Pilot:
+    state = _State(folder / _FILE)
+    known = state.known
+    if "timed" not in known:
+        began, times = time.monotonic(), timed(asked)
+        # Nearly all of it is compilation.
+        starting = (time.monotonic() - began) / len(times)
+        state.write(timed=times.assign(starting_seconds=starting).to_dict("records"))
+    effort = effort_of(asked, pd.DataFrame(known["timed"]))
+    if "scanned" not in known:
+        _run(asked, scan(asked, effort), folder / "scan")
+        state.write(scanned=True)
+    table = table_of(asked, effort, load(folder / "scan"))
+    if "rerun" not in known:
+        _run(asked, again(asked, effort, table), folder / "rerun")
+        state.write(rerun=True)
+    rerun = medians(asked, load(folder / "rerun"))
+    study, expected, reasons = decided(asked, effort, table, rerun)
+    return Pilot(study, table, rerun, expected, reasons, known["seconds"])
+
+
+def _run(asked: Asked, study: Study, folder: Path) -> None:
+    with warnings.catch_warnings():
+        # That nothing reaches a goal that nothing can reach is no news.
+        warnings.filterwarnings("ignore", message=".*no trial")
+        study.run(folder, progress=asked.progress, devices=asked.devices)
