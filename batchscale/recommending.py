@@ -164,6 +164,6 @@ def answer(measured: Measurement, found: Pilot) -> Answer:
             "minutes, in another folder."
         )
     row = measured.table.set_index("batch_size").loc[int(knee)]
-    names = found.study.space.names
+    names = sorted(found.study.space.names, key=lambda name: name != "learning_rate")
     values = {name: float(row[name]) for name in names}  # pyright: ignore[reportArgumentType]
     return Answer(int(knee), values, measured, found)

@@ -167,7 +167,7 @@ def _price(effort: Effort, size: int, steps: float) -> float:
 def _sizes(effort: Effort, critical: float, steps: int, examples: int, seconds: float) -> list[int]:
     """Powers of two about a rough critical batch size, no more than are likely to be affordable."""
     low = max(critical / _AWAY, 1)
-    high = min(critical * _AWAY, max(examples // 2, 1))
+    high = min(critical * _AWAY, examples)
     while len(sizes := powers_of_two(1, max(power(high), 1))) < 4 and high < examples:
         high *= 2
     sizes = [size for size in sizes if size >= power(low)]

@@ -75,7 +75,7 @@ class Pilot:
                 f"{self.seconds / 60:.1f} minutes",
                 self.table.to_string(index=False, float_format="{:.3g}".format),
                 *(f"{name}: {words}" for name, words in self.reasons.items()),
-                f"A measurement is likely to take {self.minutes:.0f} minutes here.",
+                f"A measurement is likely to take {max(self.minutes, 0.1):.2g} minutes here.",
             ]
         )
 

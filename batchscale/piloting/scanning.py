@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from batchscale.result import Result
 from batchscale.study import Study
 
 # Choices.
+_BEFORE = 0.05  # of the way to where every batch size has got: what is compared lies before it
 TABLE = (
     *("batch_size", "seconds_per_step", "seconds_per_evaluation", "best_learning_rate"),
     *("diverges_from", "best", "steps"),
@@ -31,54 +33,94 @@ def scan(asked: Asked, effort: Effort) -> Study:
 
 
 def table_of(asked: Asked, effort: Effort, scan: Result) -> pd.DataFrame:
-    """What the scan has found, by batch size."""
-    curves, trials = scan.measurements[asked.metric], scan.trials
-    rows, reached = [], []
-    for size in effort.sizes:
-        here = trials.xs(size, level="batch_size")
-        rates = here["learning_rate"].to_numpy(float)
-        diverged = (here["status"] == Status.INFEASIBLE).to_numpy()
-        ends = [
-            asked.worse(curves.xs((size, *trial), level=(0, 1, 2)).tail(3)).mean()
-            for trial in here.index
-        ]
-        ends = np.where(diverged, np.inf, np.nan_to_num(ends, nan=np.inf, posinf=np.inf))
-        best = int(np.argmin(ends))
-        if not math.isfinite(ends[best]):
-            low, high = rates.min(), rates.max()
+    """What the scan has found, by batch size.
+
+    The best rate is the one that first gets as far as every batch size has got: where trials end
+    tells little once they have all got there.
+    """
+    found = {size: _Size.of(asked, scan, size) for size in effort.sizes}
+    for size, one in found.items():
+        if not np.isfinite(one.ends).any():
             raise ValueError(
-                f"pilot: at batch size {size} all {len(here)} trials diverged, with learning rates "
-                f"from {low:.1g} to {high:.1g}. Give a range of lower ones, "
-                "space=SearchSpace(learning_rate=LogUniform(low, high)), and make sure that the "
-                "data and the loss are finite."
+                f"pilot: at batch size {size} all {len(one.rates)} trials diverged, with learning "
+                f"rates from {one.rates.min():.1g} to {one.rates.max():.1g}. Give a range of lower "
+                "ones, space=SearchSpace(learning_rate=LogUniform(low, high)), and make sure that "
+                "the data and the loss are finite."
             )
-        started = asked.worse(curves.xs((size, *here.index[best], 0), level=(0, 1, 2, 3)))[0]
-        above = rates[diverged & (rates > rates[best])]
-        reached.append((started, ends[best]))
-        rows.append([size, rates[best], above.min() if len(above) else np.inf, ends[best]])
-    found = pd.DataFrame(
-        rows, columns=["batch_size", "best_learning_rate", "diverges_from", "best"]
-    )
-    common = max(best for _, best in reached)
-    started = min(start for start, _ in reached)
-    if not common < started:
-        size = int(found["batch_size"].iloc[int(np.argmax([best for _, best in reached]))])
+    started = min(one.started for one in found.values())
+    size = max(found, key=lambda size: found[size].ends.min())
+    worst = found[size].ends.min()
+    if not worst < started:
         raise ValueError(
             f"pilot: at batch size {size} no trial got better than it began ({asked.metric} "
             f"{abs(started):.4g}) in {effort.scan[size]:,} steps. Give it more minutes, or other "
             "ranges of hyperparameters."
         )
-    if common > started - 0.1 * (started - min(best for _, best in reached)):
-        common = started - 0.1 * (started - min(best for _, best in reached))
-    steps = []
-    for size in effort.sizes:
-        values = curves.xs(size, level="batch_size")
-        past = values.index.get_level_values("step")[asked.worse(values) <= common]
-        steps.append(float(past.min()) if len(past) else math.inf)
-    found = found.merge(effort.timed, on="batch_size").assign(
-        steps=steps, best=np.where(asked.mode == "min", 1, -1) * found["best"]
-    )
-    return found[list(TABLE)]
+    common = worst + _BEFORE * (started - worst)
+    sign, rows = (1 if asked.mode == "min" else -1), []
+    for size, one in found.items():
+        steps = one.steps_to(common)
+        best = int(np.argmin(steps))
+        above = one.rates[one.diverged & (one.rates > one.rates[best])]
+        rate = float(one.rates[best])
+        lowest = float(above.min()) if len(above) else math.inf
+        rows.append((size, rate, lowest, sign * float(one.ends[best]), float(steps[best])))
+    columns = ["batch_size", "best_learning_rate", "diverges_from", "best", "steps"]
+    table = pd.DataFrame(rows, columns=columns).merge(effort.timed, on="batch_size")
+    return table[list(TABLE)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    """The scan of one batch size.
+
+    Attributes:
+      rates: of the trials.
+      diverged: which of them have.
+      curves: of each, its steps and its best value until then, as something to be made small.
+      ends: the means of their last evaluations; inf where they diverged.
+      started: the value before the first step.
+    """
+
+    rates: np.ndarray
+    diverged: np.ndarray
+    curves: list[tuple[np.ndarray, np.ndarray]]
+    ends: np.ndarray
+    started: float
+
+    @classmethod
+    def of(cls, asked: Asked, scan: Result, size: int) -> _Size:
+        here = scan.trials.xs(size, level="batch_size")
+        diverged = (here["status"] == Status.INFEASIBLE).to_numpy()
+        values = scan.measurements[asked.metric].xs(size, level="batch_size")
+        curves, ends, started = [], [], []
+        for number, replicate in here.index:
+            curve = values.xs((number, replicate), level=("trial", "replicate")).sort_index()
+            worse = np.nan_to_num(asked.worse(curve), nan=np.inf, posinf=np.inf)
+            curves.append((curve.index.to_numpy(float), np.minimum.accumulate(worse)))
+            ends.append(worse[-3:].mean())
+            started.append(worse[0])
+        return cls(
+            here["learning_rate"].to_numpy(float),
+            diverged,
+            curves,
+            np.where(diverged, np.inf, ends),
+            float(min(started)),
+        )
+
+    def steps_to(self, value: float) -> np.ndarray:
+        """The steps of each trial to a value, between its evaluations; inf of what diverged."""
+        found = np.full(len(self.rates), np.inf)
+        for place, (steps, best) in enumerate(self.curves):
+            past = np.flatnonzero(best <= value)
+            if self.diverged[place] or not len(past):
+                continue
+            at = past[0]
+            found[place] = steps[at]
+            if at and np.isfinite(best[at - 1]):
+                share = (best[at - 1] - value) / (best[at - 1] - best[at])
+                found[place] = steps[at - 1] + share * (steps[at] - steps[at - 1])
+        return found
 
 
 def again(asked: Asked, effort: Effort, table: pd.DataFrame) -> Study:
