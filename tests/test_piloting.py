@@ -215,7 +215,7 @@ def test_round_numbers_are_no_harder():
 
 def test_sizes_lie_about_the_rough_critical_one_and_cost_no_more_than_asked():
     sizes = deciding._sizes(effort(), 40.0, 300, 10_000, math.inf)
-    assert sizes == [2, 4, 8, 16, 32, 64, 128, 256, 512]
+    assert sizes == [4, 8, 16, 32, 64, 128, 256]
     cheap = deciding._sizes(effort(), 40.0, 300, 10_000, 1.0)
     assert len(cheap) == 5
     assert set(cheap) < set(sizes)

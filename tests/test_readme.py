@@ -129,6 +129,7 @@ def test_the_answer_in_one_call_is_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     assert "minutes=3," in ANSWER
-    run_in(names, ANSWER.replace("minutes=3,", "minutes=0.5, precision=0.4, progress=False,"))
+    less = "minutes=0.5, precision=0.4, batch_sizes=[16, 64, 256, 1024], progress=False,"
+    run_in(names, ANSWER.replace("minutes=3,", less))
     assert capsys.readouterr().out.startswith("Use batch size ")
     assert "Steps to target" in (tmp_path / "runs/answer/report.html").read_text()

@@ -21,7 +21,7 @@ _DESIGNING = 1.5  # seconds that the design takes a batch size
 _EARLY = 0.6  # of the rerun's steps, at which the goal is set: it can be reached well before
 _PATIENCE = {False: 6.0, True: 2.0}  # budgets, in expected steps; with a schedule that ends
 _DECADES = 10.0  # the range of the learning rate goes so far beyond the best ones
-_AWAY = 16  # batch sizes go so far from the rough critical one
+_AWAY = 8  # batch sizes go so far from the rough critical one, on either side
 _EXPECTED = ("batch_size", "steps", "max_steps", "minutes")
 
 

@@ -1,0 +1,129 @@
+"""Five families of models in one picture: each with its own critical batch size, all on one curve.
+
+A perceptron, a CNN and a residual network on 8x8 digits, a Transformer and an LSTM on tiny
+Shakespeare. Each is answered by `batchscale.recommend`, which finds the goal, the ranges and the
+batch sizes itself, and measures them within the minutes. In the picture batch sizes are in units of
+the critical one, and steps in units of the fewest.
+
+    python -m experiments.regimes                              # all of them, within the minutes
+    python -m experiments.regimes --only digits/fc_64 --minutes 3
+
+What was answered before stays, and is drawn beside; what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+import batchscale as bs
+from batchscale import records
+from batchscale.files import local_path, replacing
+from batchscale.plots import common
+
+FAMILIES = {
+    "digits/fc_64": ("perceptron, digits", "sgd"),
+    "digits/simple_cnn_base": ("CNN, digits", "momentum"),
+    "digits/resnet_8": ("ResNet-8, digits", "momentum"),
+    "tiny_shakespeare/transformer_tiny": ("Transformer, tiny Shakespeare", "adam"),
+    "tiny_shakespeare/lstm_tiny": ("LSTM, tiny Shakespeare", "adam"),
+}
+
+
+def main() -> None:
+    """Answers what is asked for, and draws all that is answered."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", choices=FAMILIES, action="append", help="may be repeated")
+    parser.add_argument("--minutes", type=float, default=20, help="of each family")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=local_path, default="runs/regimes", help="raw tables")
+    parser.add_argument("--output", type=local_path, default="results/regimes")
+    given = parser.parse_args()
+    for name in given.only or FAMILIES:
+        answer = bs.recommend(
+            bs.workloads.get(name),
+            FAMILIES[name][1],
+            folder=given.runs / name.replace("/", "_"),
+            minutes=given.minutes,
+            seed=given.seed,
+        )
+        print(answer)
+        publish(name, answer, given.output)
+    found = {name: read(name, given.output) for name in FAMILIES}
+    known = {name: one for name, one in found.items() if one is not None}
+    with matplotlib.rc_context({"backend": "agg"}):
+        files = bs.plots.save(draw(known), given.output / "regimes", ["png"])
+    print(f"wrote {', '.join(map(str, files))} and the tables beside them")
+
+
+def publish(name: str, answer: bs.Answer, folder: Path) -> None:
+    """Writes the table of a family, and what else its picture needs."""
+    fit, measured = answer.scaling(), answer.measurement
+    stem = name.replace("/", "_")
+    with replacing(folder / f"{stem}.csv") as file:
+        file.write(measured.table.to_csv(index=False).encode())
+    about = {
+        "goal": str(measured.goal),
+        "answer": answer.sentence(),
+        "b_crit": fit.b_crit if not fit.refused else None,
+        "b_crit_interval": [float(end) for end in fit.b_crit_interval],
+        "s_min": fit.s_min,
+        "refused": fit.refused,
+        "pilot": dict(answer.pilot.reasons),
+        "pilot_seconds": round(answer.pilot.seconds, 1),
+        "cost": {key: float(value) for key, value in measured.cost.items()},
+        "ended": measured.ended,
+        "made_by": records.provenance(),
+    }
+    text = json.dumps(about, indent=1, default=str).replace("Infinity", "null")
+    with replacing(folder / f"{stem}.json") as file:
+        file.write(text.encode() + b"\n")
+
+
+def read(name: str, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """What was published of a family; None if nothing was."""
+    path = folder / f"{name.replace('/', '_')}.json"
+    if not path.exists():
+        return None
+    return pd.read_csv(path.with_suffix(".csv")), json.loads(path.read_text())
+
+
+def draw(found: dict[str, tuple[pd.DataFrame, dict[str, Any]]]) -> Axes:
+    """All families whose critical batch size is quoted, on one curve."""
+    ax = common.new_axes()
+    at, handles = np.geomspace(2.0**-6, 2.0**6, 200), []
+    handles += ax.plot(at, 1 / at, "--", color="0.6", lw=1, label="perfect scaling")
+    ax.axhline(1, color="0.6", lw=1, ls=":")
+    handles += ax.plot(at, 1 + 1 / at, "-", color="0.3", lw=1, label="1 + critical / batch size")
+    for place, (name, (table, about)) in enumerate(found.items()):
+        if about["b_crit"] is None:
+            continue
+        size = table["batch_size"] / about["b_crit"]
+        steps, low, high = (table[key] / about["s_min"] for key in ("steps", "low", "high"))
+        label = f"{FAMILIES[name][0]}: {about['b_crit']:.3g}"
+        handles.append(
+            ax.errorbar(
+                size, steps, [steps - low, high - steps], fmt="osD^vP"[place], ms=5, capsize=2,
+                color=common.COLORS[place], label=label,
+            )
+        )  # fmt: skip
+    common.log2_axis(ax, "x")
+    common.log2_axis(ax, "y")
+    ax.set_ylim(0.7, 80)
+    ax.set_xlabel("Batch size, in units of the critical batch size")
+    ax.set_ylabel("Steps to the goal, in units of the fewest")
+    ax.grid(color="0.92", linewidth=0.6)
+    ax.set_axisbelow(True)
+    common.head(ax, "Five families, each with its critical batch size", handles)
+    return ax
+
+
+if __name__ == "__main__":
+    main()
