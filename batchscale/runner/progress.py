@@ -13,6 +13,7 @@ from tqdm import tqdm
 from batchscale.metrics import Goal
 
 _SECONDS = 0.2  # between two refreshments
+_LINES = 30.0  # seconds between two lines, where there is no terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Progress:
 class ProgressBar:
     """A bar over batch sizes, and a line for each that is done.
 
+    Where standard error is no terminal, but a log, there are lines alone: one for each batch size
+    that is done, and one every half minute.
+
     Args:
       batch_sizes: how many there are.
       goal: what is looked for.
@@ -52,34 +56,44 @@ class ProgressBar:
     """
 
     def __init__(self, batch_sizes: int, goal: Goal, title: str) -> None:
-        self._goal = goal
-        self._shown = 0.0
-        self._bar = tqdm(
-            total=batch_sizes,
-            desc=title,
-            leave=False,
-            # Batch sizes take very different times: no rate and no time left.
-            bar_format="{desc}: {n_fmt}/{total_fmt} batch sizes |{bar:10}| {elapsed}{postfix}",
-        )
+        self._goal, self._title = goal, title
+        self._shown = time.monotonic() if not _live() else 0.0
+        self._bar = None
+        if _live():
+            self._bar = tqdm(
+                total=batch_sizes,
+                desc=title,
+                leave=False,
+                # Batch sizes take very different times: no rate and no time left.
+                bar_format="{desc}: {n_fmt}/{total_fmt} batch sizes |{bar:10}| {elapsed}{postfix}",
+            )
 
     def __call__(self, progress: Progress) -> None:
         """Shows one more evaluation."""
         if progress.finished:
             self.say(sentence(progress, self._goal))
-            self._bar.update()
-        else:
-            best = "" if math.isnan(progress.best) else f", best {self._goal.metric} "
-            best += f"{progress.best:.4g}" if best else ""
-            self._bar.set_postfix_str(
-                f"batch size {progress.batch_size}: step {progress.step:,}{best}",
-                refresh=time.monotonic() - self._shown > _SECONDS,
-            )
-            if time.monotonic() - self._shown > _SECONDS:
-                self._shown = time.monotonic()
+            if self._bar is not None:
+                self._bar.update()
+            return
+        best = "" if math.isnan(progress.best) else f", best {self._goal.metric} "
+        best += f"{progress.best:.4g}" if best else ""
+        words = f"batch size {progress.batch_size}: step {progress.step:,}{best}"
+        late = time.monotonic() - self._shown > (_LINES if self._bar is None else _SECONDS)
+        if self._bar is not None:
+            self._bar.set_postfix_str(words, refresh=late)
+        elif late:
+            self.say(f"{self._title}: {words}")
+        if late:
+            self._shown = time.monotonic()
 
     def say(self, line: str) -> None:
-        """Writes a line above the bar."""
-        self._bar.write(line, file=sys.stderr)
+        """Writes a line, above the bar if there is one."""
+        if sys.stderr is None:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -90,7 +104,13 @@ class ProgressBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _live() -> bool:
+    """Whether a line can be written over: in a terminal, and in a notebook."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def sentence(progress: Progress, goal: Goal) -> str:
