@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import scaling
+from batchscale import display, scaling
 from batchscale.confirmation import Confirmation
 from batchscale.measurement import Measurement
 from batchscale.recommending import Answer
@@ -67,6 +67,12 @@ class Comparison:
                 *(self._sentence(row) for row in self.ratios.to_dict("records")),
             ]
         )
+
+    def __repr__(self) -> str:
+        return f"Comparison({', '.join(self.table['name'])}; {self.goal})"
+
+    def _repr_html_(self) -> str:
+        return display.page(f"Steps to {self.goal}", self.table) + display.page("", self.ratios)
 
     def _sentence(self, row: Mapping[Any, Any]) -> str:
         if not math.isfinite(row["ratio"]):

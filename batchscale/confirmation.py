@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from batchscale import columns, numeric, scaling
+from batchscale import columns, display, numeric, scaling
 from batchscale.records import TRIAL_COLUMNS, Origin, Status
 from batchscale.tuner import medians
 
@@ -46,6 +46,9 @@ class Confirmation:
 
     def __str__(self) -> str:
         return self.table.to_string(index=False, float_format="{:.4g}".format)
+
+    def _repr_html_(self) -> str:
+        return display.page(f"Medians of tuned settings: {self.scaling()}", self.table)
 
     def steps_to_target(self) -> pd.DataFrame:
         """The medians, as a table for `scaling.fit`, `scaling.regimes` and `scaling.recommend`.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import audit, columns, scaling
+from batchscale import audit, columns, display, scaling
 from batchscale.design.answering import Answer
 from batchscale.design.axes import Axes
 from batchscale.design.design import Design
@@ -94,6 +94,15 @@ class Measurement:
                 f"{self.cost['seconds']:.3g} seconds; ended by {self.ended or 'an interruption'}",
             ]
         )
+
+    def __repr__(self) -> str:
+        return (
+            f"Measurement({self.name!r}, {self.goal}: {len(self.table)} batch sizes, "
+            f"{self.cost['trials']:,} trials, {self.scaling()})"
+        )
+
+    def _repr_html_(self) -> str:
+        return display.page(f"{self.name}, {self.goal}: {self.scaling()}", self.table)
 
     @property
     def space_names(self) -> list[str]:

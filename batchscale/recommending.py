@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from batchscale import numeric, report, scaling
+from batchscale import display, numeric, report, scaling
 from batchscale.audit import Audit, Verdict
 from batchscale.files import local_path
 from batchscale.measurement import Measurement
@@ -47,6 +47,12 @@ class Answer:
 
     def __str__(self) -> str:
         return "\n".join([self.sentence(), "", str(self.measurement), "", str(self.pilot)])
+
+    def __repr__(self) -> str:
+        return f"Answer({self.sentence()!r})"
+
+    def _repr_html_(self) -> str:
+        return display.page(self.sentence(), self.measurement.table)
 
     def sentence(self) -> str:
         """The answer in a few words."""

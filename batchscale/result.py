@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import archive, audit, metrics, records, scaling, tuner
+from batchscale import archive, audit, display, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, at_goal, confirmation
 from batchscale.files import local_path
 from batchscale.measurement import Measurement, measurement
@@ -54,6 +54,16 @@ class Result:
     def __str__(self) -> str:
         head = f"{self.name}, {self.goal}, {self.definition.trials} trials a batch size"
         return f"{head}\n{self.steps_to_target().to_string(index=False)}"
+
+    def __repr__(self) -> str:
+        sizes = len(self.definition.batch_sizes)
+        return (
+            f"Result({self.name!r}, {self.goal}: {sizes} batch sizes, {len(self.trials):,} trials, "
+            f"in {str(self.folder)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        return display.page(f"{self.name}: steps to {self.goal}", self.steps_to_target())
 
     @property
     def name(self) -> str:

@@ -174,6 +174,12 @@ class Study:
         if self.workload.train_examples is not None:
             self.definition()
 
+    def __repr__(self) -> str:
+        return (
+            f"Study({self.workload.name!r}, {optimizers.get(self.optimizer).name}, {self.goal}: "
+            f"{len(self.batch_sizes)} batch sizes, {self.trials} trials each, {self.space})"
+        )
+
     def _set(self, name: str, value: Any) -> None:
         """An argument as it is kept: a number of Python's own."""
         object.__setattr__(self, name, value)

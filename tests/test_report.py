@@ -10,8 +10,7 @@ import pytest
 from helpers import perceptron
 
 import batchscale as bs
-from batchscale import report
-from batchscale.report import page
+from batchscale import display, report
 
 NAME = '<script>alert("$x$")</script> & co'
 
@@ -70,7 +69,7 @@ def test_a_page_has_the_confirmed_numbers_and_says_so(study_folder, tmp_path):
     assert "the median of the tuned setting under fresh seeds" in words
     for row in result.confirmation().table.to_dict("records"):
         for name in ("batch_size", "steps", "low", "best_of_n", "learning_rate"):
-            assert page.words(row[name]) in words
+            assert display.words(row[name]) in words
     for check in result.audit():
         assert check.name in words
         assert " ".join(check.evidence.split()) in words
@@ -99,13 +98,24 @@ def test_a_page_takes_the_place_of_one_that_is_there(study_folder, tmp_path):
     assert [x.name for x in path.parent.iterdir()] == ["page.html"]
 
 
+def test_a_notebook_shows_tables_in_which_nothing_is_code(study_folder):
+    result = bs.load(study_folder)
+    for found in (result, result.confirmation()):
+        text = found._repr_html_()
+        assert "<script" not in text
+        assert "<table" in text
+        assert display.words(found.steps_to_target()["steps"].iloc[0]) in text
+    assert len(repr(result)) < 400
+    assert str(result.goal) in repr(result)
+
+
 @pytest.mark.parametrize(
     ("value", "wanted"),
     [(True, "yes"), (np.float32(0.1), "0.1"), (-math.inf, "none"), (99.96, "100"), (1e-7, "1e-07"),
      (np.int64(4096), "4,096"), (1.5e9, "1,500,000,000")],
 )  # fmt: skip
 def test_numbers_are_short(value, wanted):
-    assert page.words(value) == wanted
+    assert display.words(value) == wanted
 
 
 def test_a_page_of_a_study_without_an_answer_says_so(tmp_path):

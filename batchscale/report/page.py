@@ -6,18 +6,15 @@ import base64
 import dataclasses
 import functools
 import io
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jinja2
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from batchscale.numeric import plain
+from batchscale.display import words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,33 +106,12 @@ def figure(axes: Axes, caption: str) -> Figure:
 def table(frame: pd.DataFrame, heads: Mapping[str, str], caption: str = "") -> Table:
     """Some columns of a table, as words.
 
-    >>> table(pd.DataFrame({"steps": [1234.4, math.inf]}), {"steps": "Steps"}).rows
+    >>> table(pd.DataFrame({"steps": [1234.4, float("inf")]}), {"steps": "Steps"}).rows
     [['1,230'], ['not reached']]
     """
     shown = [name for name in heads if name in frame]
     rows = [[words(value) for value in row] for row in frame[shown].itertuples(index=False)]
     return Table([heads[name] for name in shown], rows, caption)
-
-
-def words(value: Any) -> str:
-    """A cell: numbers to three digits.
-
-    >>> words(3), words(12345.6), words(0.000123456), words(math.nan), words("model")
-    ('3', '12,300', '0.000123', '', 'model')
-    """
-    number = None if isinstance(value, bool | np.bool_) else plain(value)
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if number is None:
-        return str(value)
-    if isinstance(number, int):
-        return f"{number:,}"
-    if math.isnan(number):
-        return ""
-    if math.isinf(number):
-        return "not reached" if number > 0 else "none"
-    short = float(f"{number:.3g}")
-    return f"{short:,.0f}" if abs(short) >= 100 else f"{short:.3g}"
 
 
 @functools.lru_cache(maxsize=1)

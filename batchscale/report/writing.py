@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from batchscale import plots, scaling
 from batchscale.audit import Audit
 from batchscale.confirmation import Confirmation
+from batchscale.display import words
 from batchscale.files import local_path, replacing
 from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
@@ -93,7 +94,7 @@ def pages(found: Any) -> Page:
         before = Section(
             "How it was chosen what to measure",
             ["Short runs came first: a pilot, whose choices these are."],
-            pairs=[(name.replace("_", " "), words) for name, words in reasons.items()],
+            pairs=[(name.replace("_", " "), why) for name, why in reasons.items()],
         )
         return _of_measurement(found.measurement, found.sentence(), [before])
     return _of_result(found)
@@ -149,10 +150,10 @@ def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) 
         Section(
             "What it cost",
             pairs=[
-                ("trials", page.words(cost["trials"])),
-                ("steps", page.words(cost["steps"])),
-                ("examples", page.words(cost["examples"])),
-                ("minutes", page.words(cost["seconds"] / 60)),
+                ("trials", words(cost["trials"])),
+                ("steps", words(cost["steps"])),
+                ("examples", words(cost["examples"])),
+                ("minutes", words(cost["seconds"] / 60)),
                 ("ended by", found.ended or "an interruption: it goes on with the same call"),
             ],
         ),
@@ -200,14 +201,14 @@ def _sentence(recommended: scaling.Recommendation, fit: scaling.Fit) -> str:
     if fit.refused:
         return f"{knee} No critical batch size is quoted: {fit.refused}."
     low, high = fit.b_crit_interval
-    words = f"Critical batch size {fit.b_crit:.3g} ({fit.confidence:.0%} interval {low:.3g} to "
-    return f"{knee} {words}{high:.3g})."
+    found = f"Critical batch size {fit.b_crit:.3g} ({fit.confidence:.0%} interval {low:.3g} to "
+    return f"{knee} {found}{high:.3g})."
 
 
 def _cost(steps: pd.DataFrame) -> Section:
     heads = {"batch_size": "Batch size", "steps": "Steps (time)", "examples": "Examples (cost)"}
-    words = "Steps are time on ideal hardware, examples are what is paid for."
-    return Section("Time against cost", table=page.table(scaling.frontier(steps), heads, words))
+    caption = "Steps are time on ideal hardware, examples are what is paid for."
+    return Section("Time against cost", table=page.table(scaling.frontier(steps), heads, caption))
 
 
 def _rates(found: Any) -> list[Section]:

@@ -1,0 +1,43 @@
+"""How results look in a notebook: a sentence and a table, in which everything is escaped."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from batchscale.numeric import plain
+
+
+def page(sentence: str, table: pd.DataFrame) -> str:
+    r"""A sentence and a table as HTML.
+
+    >>> page("a < b", pd.DataFrame({"steps": [1234.56]}))[:16]
+    '<p>a &lt; b</p>\n'
+    """
+    shown = table.map(words) if len(table) else table
+    return f"<p>{html.escape(sentence)}</p>\n{shown.to_html(index=False, escape=True, border=0)}"
+
+
+def words(value: Any) -> str:
+    """A cell: numbers to three digits.
+
+    >>> words(3), words(12345.6), words(0.000123456), words(math.nan), words("model")
+    ('3', '12,300', '0.000123', '', 'model')
+    """
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    number = plain(value)
+    if number is None:
+        return str(value)
+    if isinstance(number, int):
+        return f"{number:,}"
+    if math.isnan(number):
+        return ""
+    if math.isinf(number):
+        return "not reached" if number > 0 else "none"
+    short = float(f"{number:.3g}")
+    return f"{short:,.0f}" if abs(short) >= 100 else f"{short:.3g}"
