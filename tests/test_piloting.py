@@ -141,6 +141,16 @@ def effort(**changes):
     return Effort(**(given | {"scan": {}, "rerun": 1000} | changes))
 
 
+def test_speeds_are_of_every_batch_size_and_of_the_goals_split():
+    study = asked().study(perceptron(), batch_sizes=[4, 64], max_steps=1000)
+    found = study.speeds()
+    assert found["batch_size"].tolist() == [4, 64]
+    assert (found[["seconds_per_step", "seconds_per_evaluation"]] > 0).all(axis=None)
+    larger = dataclasses.replace(study, workload=perceptron(validation=20_000)).speeds()
+    ratio = larger["seconds_per_evaluation"] / found["seconds_per_evaluation"]
+    assert (ratio > 2).all()  # of 286 times the examples
+
+
 def test_what_is_asked_by_default():
     found = asked()
     assert (found.metric, found.mode) == ("validation/error", "min")
