@@ -22,8 +22,12 @@ def page(sentence: str, table: pd.DataFrame) -> str:
     return f"<p>{html.escape(sentence)}</p>\n{shown.to_html(index=False, escape=True, border=0)}"
 
 
-def words(value: Any) -> str:
+def words(value: Any, *, infinite: str = "∞") -> str:
     """A cell: numbers to three digits.
+
+    Args:
+      value: of any kind.
+      infinite: what stands for infinity.
 
     >>> words(3), words(12345.6), words(0.000123456), words(math.nan), words("model")
     ('3', '12,300', '0.000123', '', 'model')
@@ -38,6 +42,6 @@ def words(value: Any) -> str:
     if math.isnan(number):
         return ""
     if math.isinf(number):
-        return "not reached" if number > 0 else "none"
+        return infinite if number > 0 else "-∞"
     short = float(f"{number:.3g}")
     return f"{short:,.0f}" if abs(short) >= 100 else f"{short:.3g}"

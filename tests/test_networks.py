@@ -276,6 +276,78 @@ def test_what_is_no_model_is_told_what_would_be_one(model, words):
         workload(model)
 
 
+class Inner(eqx.Module):
+    linear: eqx.nn.Linear
+    training: bool = False
+
+    def __call__(self, x):
+        return self.linear(x)
+
+
+class Outer(eqx.Module):
+    parts: list
+
+    def __call__(self, x):
+        return self.parts[0](x)
+
+
+class WithArray(nnx.Module):
+    def __init__(self, rngs):
+        self.linear, self.scale = nnx.Linear(2, CLASSES, rngs=rngs), jnp.ones(2)
+
+    def __call__(self, x):
+        return self.linear(x * self.scale)
+
+
+class InnerField(nn.Module):
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(x)
+
+
+class OuterField(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return InnerField()(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda key: Outer([Inner(eqx.nn.Linear(2, CLASSES, key=key))]), "constant of Inner"),
+        (lambda key: WithArray(nnx.Rngs(key)), "'scale' of WithArray is an array"),
+        (OuterField(), "'train' is a constant of InnerField"),
+        (lambda key: nnx.Linear(2, CLASSES, rngs=nnx.Rngs(0)), "does not use its key"),
+        (lambda key: eqx.nn.Linear(2, 3, key=jax.random.key(0)), "does not use its key"),
+    ],
+)
+def test_what_would_be_wrong_silently_is_refused(model, words):
+    with pytest.raises(ValueError, match=words):
+        workload(model)
+
+
+def test_a_frozen_norm_of_nnx_stays_as_it_is():
+    found = workload(lambda key: Nnx(nnx.Rngs(key)), mode={"use_running_average": (True, True)})
+    params, model_state = found.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+    _, after = found.loss(params, model_state, batch, jax.random.key(1), {})
+    np.testing.assert_array_equal(after["norm"]["mean"], model_state["norm"]["mean"])
+
+
+def test_narrow_labels_are_compared_with_all_classes():
+    logits = jnp.zeros((4, 300)).at[:, 259].set(9.0)
+    labels = np.full(4, 3, np.uint8)  # 259 - 256
+    found = bs.Workload.from_model(
+        (lambda key: jnp.zeros(()), lambda w, x: w + logits[: len(x)]),
+        {"train": {"x": np.zeros((4, 1), np.float32), "y": labels}},
+        labels="y",
+    )
+    sums = found.metrics(*found.init(jax.random.key(0)), found.splits()["train"])
+    assert int(sums["error"][0]) == 4
+
+
 TOKENS = np.random.default_rng(0).integers(1, 7, (40, 12)).astype(np.int32)
 
 
@@ -370,6 +442,8 @@ def test_r2_is_that_of_scikit_learn_also_far_from_zero():
         ({"metrics": {"error": lambda o, y: y}}, "'error' is measured already"),
         ({"finalize": {"f1": len}}, "there is no metric 'f1'"),
         ({"loss": "next_token"}, "wanted one, the tokens"),
+        ({"scale": 0}, "scale: got 0"),
+        ({"scale": 2.0, "preprocess": lambda batch, key: batch}, "inputs are not divided"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_compiles(arguments, words):
@@ -379,6 +453,15 @@ def test_what_does_not_fit_is_told_before_anything_compiles(arguments, words):
 
     with pytest.raises((ValueError, TypeError), match=words):
         jax.eval_shape(measured)
+
+
+def test_labels_of_several_classes_are_0_or_1():
+    data = {"train": (np.zeros((4, 2), np.float32), np.array([[-1], [1], [1], [-1]]))}
+    with pytest.raises(ValueError, match="wanted 0 and 1"):
+        bs.Workload.from_model(nn.Dense(1), data, "sigmoid_cross_entropy")
+    bs.Workload.from_model(nn.Dense(1), data, "sigmoid_cross_entropy", ignore_label=-1)
+    with pytest.raises(ValueError, match="of at least two tokens"):
+        bs.Workload.from_model(bigrams(), {"train": np.ones((4, 1), np.int32)}, "next_token")
 
 
 def test_labels_out_of_range_are_refused_but_the_ignored_one():

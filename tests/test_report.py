@@ -12,7 +12,7 @@ from helpers import perceptron
 import batchscale as bs
 from batchscale import display, report
 
-NAME = '<script>alert("$x$")</script> & co'
+NAME = '<script>alert("$x^{$")</script> & co'
 
 
 class Reader(html.parser.HTMLParser):
@@ -111,7 +111,7 @@ def test_a_notebook_shows_tables_in_which_nothing_is_code(study_folder):
 
 @pytest.mark.parametrize(
     ("value", "wanted"),
-    [(True, "yes"), (np.float32(0.1), "0.1"), (-math.inf, "none"), (99.96, "100"), (1e-7, "1e-07"),
+    [(True, "yes"), (np.float32(0.1), "0.1"), (-math.inf, "-∞"), (99.96, "100"), (1e-7, "1e-07"),
      (np.int64(4096), "4,096"), (1.5e9, "1,500,000,000")],
 )  # fmt: skip
 def test_numbers_are_short(value, wanted):

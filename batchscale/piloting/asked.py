@@ -12,7 +12,7 @@ import numpy as np
 from batchscale import arrays, keys, numeric, optimizers, schedules
 from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
-from batchscale.metrics.goal import Mode, check_mode
+from batchscale.metrics.goal import Mode, check_goal, check_mode
 from batchscale.optimizers import Factory
 from batchscale.runner.progress import Progress
 from batchscale.schedules import Schedule
@@ -112,6 +112,16 @@ def checked(
     seconds = 60 * float(numeric.above("minutes", minutes, 0, wanted))
     answer = 60 * float(numeric.above("answer_minutes", answer_minutes, 0, wanted))
     found = optimizers.get(optimizer)
+    if space is not None and not isinstance(space, SearchSpace):
+        raise TypeError(f"space: got {space!r}, wanted a SearchSpace, or None.")
+    if metric is not None and not isinstance(metric, str):
+        raise TypeError(f'metric: got {metric!r}, wanted "split/name", or None.')
+    if goal is not None:
+        check_goal("goal", goal)
+        if metric is not None and metric != goal.metric:
+            raise ValueError(
+                f"metric: got {metric!r} beside a goal of {goal.metric!r}. Leave one of them out."
+            )
     given = {} if space is None else dict(space.items())
     rate = given.get("learning_rate", LogUniform(*_WIDE.get(found.name, _WIDE_OTHERS)))
     if not isinstance(rate, Distribution):
@@ -125,11 +135,15 @@ def checked(
     if goal is not None:
         metric, mode = goal.metric, goal.mode
     metric = metric or _metric(workload)
+    split, _, name = metric.partition("/")
     splits = workload.splits()
-    if metric.partition("/")[0] not in splits:
+    if split not in splits:
         raise ValueError(
             f"metric: got {metric!r}, and the workload has the splits {', '.join(splits)}."
         )
+    names = _measured(workload, split)
+    if name not in names:
+        raise ValueError(f"metric: got {metric!r}, and the workload measures {', '.join(names)}.")
     return Asked(
         workload,
         optimizer,
@@ -153,11 +167,16 @@ def _metric(workload: Workload) -> str:
     """What a goal is of, where nothing is said."""
     splits = workload.splits()
     split = "validation" if "validation" in splits else "train"
-    batch = arrays.like_examples(splits[split], 2)
-    params, model_state = jax.eval_shape(workload.init, keys.shape())
-    measured = jax.eval_shape(
-        lambda *given: workload.metrics(*given[:2], workload.prepare(given[2], None)),
-        params, model_state, batch,
-    )  # fmt: skip
-    single = workload.labels in batch and batch[workload.labels].ndim == 1
-    return f"{split}/{'error' if 'error' in measured and single else 'loss'}"
+    labels = splits[split].get(workload.labels)
+    single = labels is not None and len(labels.shape) == 1
+    return f"{split}/{'error' if single and 'error' in _measured(workload, split) else 'loss'}"
+
+
+def _measured(workload: Workload, split: str) -> list[str]:
+    """The names of the metrics; nothing is compiled."""
+    batch = arrays.like_examples(workload.splits()[split], 2)
+    state = jax.eval_shape(workload.init, keys.shape())
+    found = jax.eval_shape(
+        lambda *given: workload.metrics(*given[:2], workload.prepare(given[2], None)), *state, batch
+    )
+    return list(found)

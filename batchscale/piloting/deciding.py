@@ -28,9 +28,11 @@ _EXPECTED = ("batch_size", "steps", "max_steps", "minutes")
 def _noise(asked: Asked, effort: Effort, value: float) -> float:
     """The standard error of a share on the goal's split; of others nothing is known beforehand."""
     split, _, name = asked.metric.partition("/")
-    if name not in ("error", "accuracy") or not 0 < value < 1:
+    if name not in ("error", "accuracy") or not 0 <= value <= 1:
         return 0.0
-    return math.sqrt(value * (1 - value) / arrays.examples(effort.workload.splits()[split]))
+    examples = arrays.examples(effort.workload.splits()[split])
+    share = min(max(value, 1 / examples), 1 - 1 / examples)
+    return math.sqrt(share * (1 - share) / examples)
 
 
 def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int, str]:
@@ -41,22 +43,27 @@ def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int,
         there = np.flatnonzero(asked.goal.reached(median))
         if len(there):
             return asked.goal, int(max(steps[there[0]], 1)), f"{asked.goal}, as it was given"
-        return (
-            asked.goal,
-            2 * int(steps[-1]),
-            (
-                f"{asked.goal}, as it was given; the best setting of the pilot has not reached it "
-                f"in {steps[-1]:,} steps, so that its steps are a guess"
-            ),
+        words = (
+            f"{asked.goal}, as it was given; the best setting of the pilot has not reached it "
+            f"in {steps[-1]:,} steps, so that its steps are a guess"
         )
+        return asked.goal, 2 * int(steps[-1]), words
     noise = _noise(asked, effort, float(median[-1]))
+    # Strictly worse than the end, for a goal is passed strictly; better than the beginning.
+    between = np.isfinite(least) & (least > least[-1]) & (least < least[0])
+    if not math.isfinite(least[-1]) or not between.any():
+        raise ValueError(
+            f"pilot: {asked.metric} of {SEEDS} reruns of the best setting goes from "
+            f"{median[0]:.4g} to {median[-1]:.4g} with nothing in between in {steps[-1]:,} steps, "
+            "so that no goal lies between. Give one, goal=Goal(metric, value); or another metric, "
+            "such as the loss; or other ranges of hyperparameters, if training diverges."
+        )
     # Well before the end, and where the curve still falls by more than the split's noise.
-    early = (steps <= _EARLY * steps[-1]) & (least >= least[-1] + noise) & (least < least[0])
-    place = int(np.flatnonzero(early)[-1]) if early.any() else int(np.argmin(least))
-    value = _rounded(float(least[place]), float(least[0]))
+    early = between & (steps <= _EARLY * steps[-1]) & (least > least[-1] + noise)
+    place = int(np.flatnonzero(early if early.any() else between)[-1])
+    value = _rounded(least, place)
     goal = Goal(asked.metric, value if asked.mode == "min" else -value, asked.mode)
-    there = np.flatnonzero(goal.reached(median))
-    at = int(steps[there[0]]) if len(there) else int(steps[-1])
+    at = int(steps[np.flatnonzero(goal.reached(median))[0]])
     words = (
         f"{goal}: the median of {SEEDS} reruns of batch size {effort.middle} is past it after "
         f"{at:,} of {steps[-1]:,} steps, and is at {median[-1]:.4g} in the end"
@@ -66,13 +73,19 @@ def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int,
     return goal, max(at, 1), words
 
 
-def _rounded(value: float, started: float) -> float:
-    """A round number that is no harder than a value, to a hundredth of the way to it."""
-    way = started - value
-    if not way > 0:
-        return value
-    unit = 10.0 ** math.floor(math.log10(way / 50))
-    return round(math.ceil(value / unit) * unit, 12)
+def _rounded(least: np.ndarray, place: int) -> float:
+    """A round number that is no harder than the value at a place, nor passed much before it.
+
+    >>> _rounded(np.array([0.9, 0.15, 0.1234, 0.12]), 2)
+    0.13
+    """
+    value = float(least[place])
+    for digits in range(1, 8):
+        unit = 10.0 ** (math.floor(math.log10(abs(value) or 1e-12)) - digits + 1)
+        rounded = round(math.ceil(value / unit) * unit, 14)
+        if rounded >= value and not (least[: max(place, 1)] < rounded).any():
+            return rounded
+    return value
 
 
 def _rough(table: pd.DataFrame) -> float:
@@ -87,14 +100,19 @@ def _rough(table: pd.DataFrame) -> float:
 
 
 def decided(
-    asked: Asked, effort: Effort, table: pd.DataFrame, rerun: pd.DataFrame
+    asked: Asked,
+    effort: Effort,
+    table: pd.DataFrame,
+    rerun: pd.DataFrame,
+    sizes: Sequence[int] | None = None,
 ) -> tuple[Study, pd.DataFrame, dict[str, str]]:
     """The study, what it is likely to cost, and why it is what it is."""
     goal, steps, of_goal = _goal(asked, effort, rerun)
     critical = _rough(table)
     examples = arrays.examples(asked.workload.splits()["train"])
     if asked.batch_sizes is None:
-        sizes = _sizes(effort, critical, steps, examples, asked.answer_seconds)
+        if sizes is None:
+            sizes = _sizes(effort, critical, steps, examples, asked.answer_seconds)
         of_sizes = (
             f"{sizes[0]} to {sizes[-1]}, about the rough critical batch size of the short runs, "
             f"{critical:.2g}"
@@ -194,8 +212,8 @@ def _rates(asked: Asked, table: pd.DataFrame, sizes: Sequence[int]) -> tuple[Dis
     low, high = _one_digit(low, math.floor), _one_digit(high, math.ceil)
     diverged = table["diverges_from"].min()
     words = (
-        f"{low:g} to {high:g}, a factor of {_DECADES:g} beyond the best of the short runs, "
-        f"{best.min():.2g} to {best.max():.2g}"
+        f"{low:g} to {high:g}, a factor of {_DECADES:g} or more beyond the best of the short "
+        f"runs, {best.min():.2g} to {best.max():.2g}"
     )
     if math.isfinite(diverged):
         words += f"; training diverged from {diverged:.2g} on"

@@ -79,6 +79,25 @@ class Effort:
     scan: Mapping[int, int]
     rerun: int
 
+    @classmethod
+    def of(cls, asked: Asked, timed: pd.DataFrame, values: Mapping[str, Any]) -> Effort:
+        """What was written down by `to_json`."""
+        split, share = asked.metric.partition("/")[0], float(values["share"])
+        workload = asked.workload
+        if share < 1:
+            workload = _part(workload, split, share, asked.seed)
+        scan, rerun = dict(values["scan"]), int(values["rerun"])
+        return cls(timed, workload, float(values["spacing"]), share, scan, rerun)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, without the timings and the data."""
+        return {
+            "spacing": self.spacing,
+            "share": self.share,
+            "scan": dict(self.scan),
+            "rerun": self.rerun,
+        }
+
     @property
     def sizes(self) -> list[int]:
         """The batch sizes that are tried."""
@@ -128,6 +147,7 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     affordable = min(affordable, _SHARES["rerun"] * asked.seconds / (SEEDS * step * 1.3))
     steps = int(max(min(affordable, most), 50))
     spacing, share = _SPACINGS[-1], 1.0
+    fewest = 1.0 if split == "train" else _fewest(splits[split], asked.workload)
     for spacing in _SPACINGS:
         evaluating, training = evaluations(steps, spacing) * whole, steps * step
         cheap = 7 * RUNS * OVERHEAD * (training + evaluating) < asked.answer_seconds / 4
@@ -135,7 +155,7 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
             break
     else:
         allowed = EVALUATION * steps * step / (evaluations(steps, spacing) * whole)
-        share = min(max(allowed, _fewest(splits[split], asked.workload)), 1.0)
+        share = min(max(allowed, fewest), 1.0)  # what is trained on is not cut
     workload = asked.workload if share == 1.0 else _part(asked.workload, split, share, asked.seed)
     scan = {}
     for size in rough.sizes:

@@ -21,7 +21,7 @@ from batchscale.metrics.goal import Mode
 from batchscale.optimizers import Factory
 from batchscale.piloting.asked import Asked, checked
 from batchscale.piloting.deciding import decided
-from batchscale.piloting.effort import TIMED, effort_of, timed
+from batchscale.piloting.effort import TIMED, Effort, effort_of, timed
 from batchscale.piloting.scanning import again, medians, scan, table_of
 from batchscale.result import load
 from batchscale.runner.progress import Progress
@@ -167,9 +167,20 @@ def _read(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
         if values["version"] != _VERSION:
             raise ValueError(f"its version is {values['version']}")
-        pd.DataFrame(values.get("timed", []), columns=TIMED).astype(float)
-        return {**values, "seconds": float(values["seconds"])}
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        seconds = float(values["seconds"])
+        if not seconds >= 0:
+            raise ValueError(f"its seconds are {seconds}")
+        if "timed" in values:
+            times = pd.DataFrame(values["timed"])[list(TIMED)].astype(float)
+            if not len(times) or not (times > 0).all(axis=None):
+                raise ValueError("it holds no timings")
+        if "effort" in values:
+            scan = {int(size): int(steps) for size, steps in values["effort"]["scan"].items()}
+            values["effort"] = {**values["effort"], "scan": scan}
+        if "sizes" in values:
+            values["sizes"] = [int(size) for size in values["sizes"]]
+        return {**values, "seconds": seconds}
+    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: not the file of a pilot ({error}). Give another folder, or remove this file: "
             "what it holds is timed again."
@@ -184,16 +195,18 @@ def _pilot(asked: Asked, folder: Path) -> Pilot:
         # Nearly all of it is compilation.
         starting = (time.monotonic() - began) / len(times)
         state.write(timed=times.assign(starting_seconds=starting).to_dict("records"))
-    effort = effort_of(asked, pd.DataFrame(known["timed"]))
-    if "scanned" not in known:
-        _run(asked, scan(asked, effort), folder / "scan")
-        state.write(scanned=True)
+    times = pd.DataFrame(known["timed"])
+    if "effort" not in known:  # of the minutes of the first call, whatever those of another are
+        state.write(effort=effort_of(asked, times).to_json())
+    effort = Effort.of(asked, times, known["effort"])
+    # Runs that are there are not run again, but compared with what is asked.
+    _run(asked, scan(asked, effort), folder / "scan")
     table = table_of(asked, effort, load(folder / "scan"))
-    if "rerun" not in known:
-        _run(asked, again(asked, effort, table), folder / "rerun")
-        state.write(rerun=True)
+    _run(asked, again(asked, effort, table), folder / "rerun")
     rerun = medians(asked, load(folder / "rerun"))
-    study, expected, reasons = decided(asked, effort, table, rerun)
+    study, expected, reasons = decided(asked, effort, table, rerun, known.get("sizes"))
+    if "sizes" not in known:
+        state.write(sizes=study.resolved_batch_sizes())
     return Pilot(study, table, rerun, expected, reasons, known["seconds"])
 
 

@@ -15,7 +15,7 @@ from batchscale.result import Result
 from batchscale.study import Study
 
 # Choices.
-_BEFORE = 0.05  # of the way to where every batch size has got: what is compared lies before it
+_BEFORE = 0.7  # of the steps, by which every batch size has got to what is compared
 TABLE = (
     *("batch_size", "seconds_per_step", "seconds_per_evaluation", "best_learning_rate"),
     *("diverges_from", "best", "steps"),
@@ -39,6 +39,7 @@ def table_of(asked: Asked, effort: Effort, scan: Result) -> pd.DataFrame:
     tells little once they have all got there.
     """
     found = {size: _Size.of(asked, scan, size) for size in effort.sizes}
+    sign = 1 if asked.mode == "min" else -1
     for size, one in found.items():
         if not np.isfinite(one.ends).any():
             raise ValueError(
@@ -47,17 +48,18 @@ def table_of(asked: Asked, effort: Effort, scan: Result) -> pd.DataFrame:
                 "ones, space=SearchSpace(learning_rate=LogUniform(low, high)), and make sure that "
                 "the data and the loss are finite."
             )
-    started = min(one.started for one in found.values())
+    started = float(np.median([one.started for one in found.values()]))
     size = max(found, key=lambda size: found[size].ends.min())
     worst = found[size].ends.min()
     if not worst < started:
         raise ValueError(
             f"pilot: at batch size {size} no trial got better than it began ({asked.metric} "
-            f"{abs(started):.4g}) in {effort.scan[size]:,} steps. Give it more minutes, or other "
+            f"{sign * started:.4g}) in {effort.scan[size]:,} steps. Give it more minutes, or other "
             "ranges of hyperparameters."
         )
-    common = worst + _BEFORE * (started - worst)
-    sign, rows = (1 if asked.mode == "min" else -1), []
+    common = max(one.best_by(_BEFORE) for one in found.values())
+    common = common if common < started else float(worst)
+    rows = []
     for size, one in found.items():
         steps = one.steps_to(common)
         best = int(np.argmin(steps))
@@ -105,8 +107,17 @@ class _Size:
             diverged,
             curves,
             np.where(diverged, np.inf, ends),
-            float(min(started)),
+            float(np.median(started)),
         )
+
+    def best_by(self, share: float) -> float:
+        """The best value of any trial within a share of the steps."""
+        values = [
+            best[steps <= share * steps[-1]][-1]
+            for (steps, best), gone in zip(self.curves, self.diverged, strict=True)
+            if not gone
+        ]
+        return float(min(values))
 
     def steps_to(self, value: float) -> np.ndarray:
         """The steps of each trial to a value, between its evaluations; inf of what diverged."""
@@ -141,7 +152,9 @@ def medians(asked: Asked, result: Result) -> pd.DataFrame:
     """The best until each step: its median over seeds, and its extremes."""
     curves = result.measurements[asked.metric].droplevel("batch_size")
     wide = curves.unstack(["trial", "replicate"]).sort_index()  # noqa: PD010
-    least = np.minimum.accumulate(np.nan_to_num(asked.worse(wide), nan=np.inf), axis=0)
+    least = np.minimum.accumulate(
+        np.nan_to_num(asked.worse(wide), nan=np.inf, posinf=np.inf), axis=0
+    )
     sign = 1 if asked.mode == "min" else -1
     quantiles = np.quantile(least, [0.5, 0.0, 1.0], axis=0 + 1, method="median_unbiased")
     return pd.DataFrame(

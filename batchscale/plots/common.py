@@ -186,7 +186,7 @@ def head(ax: Axes, title: str, handles: Sequence[Artist], *, above: float = 0) -
     """
     columns = legend_columns(handles)
     rows = math.ceil(len(handles) / columns)
-    ax.set_title(title, fontsize=FONT_SIZE + 1, pad=8 + 15 * rows + above)
+    ax.set_title(title.replace("$", r"\$"), fontsize=FONT_SIZE + 1, pad=8 + 15 * rows + above)
     ax.legend(
         handles=handles,
         loc="lower center",

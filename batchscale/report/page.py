@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 
 from batchscale.display import words
 
+_STEPS = ("steps", "best_of_n", "seen", "predicted")
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -110,7 +112,11 @@ def table(frame: pd.DataFrame, heads: Mapping[str, str], caption: str = "") -> T
     [['1,230'], ['not reached']]
     """
     shown = [name for name in heads if name in frame]
-    rows = [[words(value) for value in row] for row in frame[shown].itertuples(index=False)]
+    missing = ["not reached" if name in _STEPS else "∞" for name in shown]  # as the end of a range
+    rows = [
+        [words(value, infinite=of) for value, of in zip(row, missing, strict=True)]
+        for row in frame[shown].itertuples(index=False)
+    ]
     return Table([heads[name] for name in shown], rows, caption)
 
 

@@ -40,6 +40,10 @@ class Loss(abc.ABC):
     def measured(self, outputs: Any, labels: Any) -> dict[str, PyTree]:
         """The metrics, as sums."""
 
+    def check_values(self, labels: np.ndarray, field: str) -> None:
+        """Refuses values of labels that are out of range, where that is not done elsewhere."""
+        del labels, field
+
     @abc.abstractmethod
     def check(self, outputs: PyTree, labels: PyTree, field: str) -> int | None:
         """Refuses shapes that do not go together.
@@ -83,7 +87,8 @@ class CrossEntropy(Loss):
         """The metrics, as sums."""
         real, labels = self._real(labels)
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
-        wrong = outputs.argmax(-1).astype(labels.dtype) != labels
+        # Not in the labels' type, which may be too narrow for all classes.
+        wrong = outputs.argmax(-1).astype(jnp.int32) != labels.astype(jnp.int32)
         count = _count(labels, real)
         found = (_summed(losses, real), count)
         more = dict.fromkeys(self.finalize, found)
@@ -149,6 +154,16 @@ class SigmoidCrossEntropy(Loss):
     def check(self, outputs: PyTree, labels: PyTree, field: str) -> int | None:
         """Refuses shapes that do not go together."""
         _check_alike(_one_array(outputs), labels, field)
+
+    def check_values(self, labels: np.ndarray, field: str) -> None:
+        """Refuses what is neither 0 nor 1."""
+        allowed = [0, 1] if self.ignored is None else [0, 1, self.ignored]
+        if not np.isin(labels, allowed).all():
+            found = np.unique(labels)[:4].tolist()
+            raise ValueError(
+                f"labels: {field!r} has values such as {found}, wanted 0 and 1 for each class"
+                f"{'' if self.ignored is None else f', or {self.ignored}'}."
+            )
 
     def _real(self, labels: Any) -> Any:
         return None if self.ignored is None else labels != self.ignored

@@ -41,6 +41,11 @@ def switches(module: nn.Module, mode: Mapping[str, tuple[Any, Any]]) -> dict[str
     {'train': (True, False), 'is_frozen': (False, False)}
     """
     found = of_call(type(module), mode, but=("dropout_rate",))
+    _refuse_fields(module)
+    return found
+
+
+def _refuse_fields(module: nn.Module) -> None:
     for field in dataclasses.fields(module):
         if isinstance(getattr(module, field.name, None), bool) and is_switch(field.name):
             raise ValueError(
@@ -48,7 +53,6 @@ def switches(module: nn.Module, mode: Mapping[str, tuple[Any, Any]]) -> dict[str
                 "in training and in evaluation. Make it an argument of its call, such as "
                 "__call__(self, x, train)."
             )
-    return found
 
 
 def of_call(
@@ -165,8 +169,10 @@ def nested(module: nn.Module) -> Any:
     def check(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
         inner = context.module
         # A layer of Flax's own that is not told asks for it.
-        if context.method_name == "__call__" and inner.path:
-            signature = inspect.signature(type(inner).__call__)
+        method = getattr(type(inner), context.method_name, None)
+        if inner.path and callable(method) and not type(inner).__module__.startswith("flax."):
+            _refuse_fields(inner)
+            signature = inspect.signature(method)
             told = signature.bind_partial(inner, *args, **kwargs).arguments
             for name, parameter in signature.parameters.items():
                 if is_switch(name) and isinstance(parameter.default, bool) and name not in told:

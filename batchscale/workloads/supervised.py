@@ -115,7 +115,13 @@ def only_field(split: Mapping[str, np.ndarray]) -> str:
             f"data: got the fields {sorted(split)}, wanted one, the tokens, of which each is the "
             'label of those before it; such as {"train": tokens}, of shape (sequences, length).'
         )
-    return next(iter(split))
+    name, tokens = next(iter(split.items()))
+    if len(tokens.shape) != 2 or tokens.shape[1] < 2:
+        raise ValueError(
+            f"data: {name!r} has the shape {tokens.shape}, wanted (sequences, length), of at least "
+            "two tokens each."
+        )
+    return name
 
 
 def scaled(labels: str, scale: float) -> Callable[[PyTree, Any], PyTree]:
@@ -134,7 +140,8 @@ def shifted(field: str) -> Callable[[PyTree, Any], PyTree]:
     def preprocess(batch: PyTree, key: Any) -> PyTree:
         del key
         tokens = jnp.asarray(batch[field]).astype(jnp.int32)
-        return {"input": tokens[:, :-1], "label": tokens[:, 1:]}
+        # What is ignored may be no token, and no index: the model sees the first one in its place.
+        return {"input": jnp.maximum(tokens[:, :-1], 0), "label": tokens[:, 1:]}
 
     return preprocess
 

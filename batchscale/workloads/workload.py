@@ -356,8 +356,12 @@ class Workload:
                 f"data: got the fields {sorted(batch)}, wanted the labels as {labels!r} and the "
                 "inputs. Name the field of the labels with labels=..., or write a Workload."
             )
+        scale = float(numeric.above("scale", scale, 0, "a number above 0, such as 255"))
         preprocess = supervised.shifted(labels) if tokens else supervised.scaled(labels, scale)
-        preprocess = others.pop("preprocess", None) or preprocess
+        own = others.pop("preprocess", None)
+        if own is not None and scale != 255:
+            raise ValueError("scale: inputs are not divided where `preprocess` is given; leave it.")
+        preprocess = own or preprocess
         target = "label" if tokens else labels
 
         def prepared() -> PyTree:
@@ -374,7 +378,10 @@ class Workload:
         judge = losses.get(loss, ignored=ignored, labels=None if streamed else values)
         made = networks.network(model, lambda: supervised.inputs(prepared(), target), mode)
         classes = judge.check(made.outputs, jax.eval_shape(prepared)[target], labels)
-        fields = supervised.fields(
+        if not streamed:
+            for name_of, fields_of in splits.items():
+                judge.check_values(fields_of[labels], f"{name_of}/{labels}")
+        found = supervised.fields(
             made,
             judge,
             labels=target,
@@ -382,8 +389,8 @@ class Workload:
             metrics=_fields.functions("metrics", metrics, "f(outputs, labels)"),
             finalize=_fields.functions("finalize", finalize, "f(added sums)"),
         )
-        fields |= {"labels": labels, "classes": classes, "ignored_label": ignored}
-        return cls(name=name or made.title, data=splits, **{**fields, **others})
+        found |= {"labels": labels, "classes": classes, "ignored_label": ignored}
+        return cls(name=name or made.title, data=splits, **{**found, **others})
 
     @classmethod
     def from_flax(cls, module: nn.Module, data: Any, **others: Any) -> Workload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,6 +45,7 @@ def of(
     call = type(shapes).__call__
     takes = inspect.signature(call).parameters
     switches = modes.of_call(type(shapes), mode, but=("state", "key"))
+    _refuse_fields(shapes)
     static = eqx.partition(shapes, _is_array)[1]
     static_state = eqx.partition(state_shapes, _is_array)[1]
 
@@ -86,6 +88,27 @@ def of(
         return apply(*init(key), example(), None, {})[0]
 
     return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
+
+
+def _refuse_fields(module: Any) -> None:
+    """Refuses fields that say whether a module is trained: they are constants of it."""
+    import equinox as eqx
+
+    if not isinstance(module, eqx.Module):
+        children = module.values() if isinstance(module, dict) else module
+        for part in children if isinstance(module, dict | list | tuple) else ():
+            _refuse_fields(part)
+        return
+    for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
+        value = getattr(module, field.name, None)
+        # `inference` is what equinox.nn.inference_mode sets.
+        if isinstance(value, bool) and modes.is_switch(field.name) and field.name != "inference":
+            raise ValueError(
+                f"model: {field.name!r} is a constant of {type(module).__name__}, and so the same "
+                "in training and in evaluation. Call it `inference`, which is set, or make it an "
+                "argument of the call."
+            )
+        _refuse_fields(value)
 
 
 def _is_array(x: Any) -> bool:

@@ -64,14 +64,32 @@ def network(model: Any, example: Callable[[], PyTree], mode: Any) -> Network:
     if framework == "flax":
         from batchscale.workloads.networks import nnx
 
+        _check_key(model)
         return nnx.of(model, example, switches)  # pyright: ignore[reportArgumentType]
     if framework == "equinox":
         from batchscale.workloads.networks import equinox
 
+        _check_key(model)
         return equinox.of(model, example, switches)
     raise TypeError(
         f"model: got a function of a key that returns a {type(made[0]).__name__}, {_WANTED}."
     )
+
+
+def _check_key(make: Callable[[Any], Any]) -> None:
+    """Refuses a function that makes the same parameters of every key."""
+
+    def leaves(key: Any) -> list[Any]:
+        return [x for x in jax.tree.leaves(make(key)) if isinstance(x, jax.Array)]
+
+    traced = jax.make_jaxpr(leaves)(keys.shape()).jaxpr
+    used = {id(of) for equation in traced.eqns for of in equation.invars}
+    used |= {id(of) for of in traced.outvars}
+    if id(traced.invars[0]) not in used:
+        raise ValueError(
+            "model: the function does not use its key, so that all trials would begin with the "
+            "same parameters. Hand it on: nnx.Rngs(key), or key=key."
+        )
 
 
 def _framework(model: Any) -> str | None:

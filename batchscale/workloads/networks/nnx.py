@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,9 +44,11 @@ def of(
         module = make(key)
         seen[:] = [module]
         called, attributes = _switches(module, mode)
-        module.eval(**{name: values[1] for name, values in attributes.items()})
+        nnx.Module.eval(module)  # one of the user's own may be hidden by an attribute
+        _set(module, {name: values[1] for name, values in attributes.items()})
         evaluated = nnx.graphdef(module)
-        module.train(**{name: values[0] for name, values in attributes.items()})
+        nnx.Module.train(module)
+        _set(module, {name: values[0] for name, values in attributes.items()})
         graph, params, noise, others = nnx.split(module, nnx.Param, nnx.RngState, ...)
         graphs[:] = [graph, evaluated, called]
         return tuple(nnx.to_pure_dict(part) for part in (params, noise, others))  # pyright: ignore
@@ -84,22 +87,42 @@ def of(
 def _switches(
     module: nnx.Module, mode: Mapping[str, tuple[Any, Any]]
 ) -> tuple[dict[str, tuple[Any, Any]], dict[str, tuple[Any, Any]]]:
-    """The switches of the module's call, and those that are attributes of modules within it."""
+    """The switches of the module's call, and those that are attributes of modules within it.
+
+    Raises:
+      ValueError: an attribute is a switch that is not known, or an array, which would be neither
+        trained nor kept.
+    """
     attributes: dict[str, tuple[Any, Any]] = {}
     for _, part in nnx.iter_modules(module):
         for name, value in vars(part).items():
-            if name in mode and name not in attributes:
-                attributes[name] = (mode[name][0], mode[name][1])
-                continue
-            switch = isinstance(value, bool) and modes.is_switch(name)
-            if switch and name not in _TOLD and name not in mode:
+            title = type(part).__name__
+            if isinstance(value, jax.Array):
                 raise ValueError(
-                    f"model: {name!r} is an attribute of {type(part).__name__}, and it is not "
+                    f"model: {name!r} of {title} is an array. Make it an nnx.Param if it is "
+                    "trained, an nnx.Variable if it is not, or an array of NumPy if it is constant."
+                )
+            if not isinstance(value, bool):
+                continue
+            if name in mode:
+                attributes[name] = mode[name]
+            elif modes.is_switch(name) and name not in _TOLD:
+                raise ValueError(
+                    f"model: {name!r} is an attribute of {title}, and it is not "
                     "known what that is in training and in evaluation. Say so: "
                     f"mode={{{name!r}: (True, False)}}."
                 )
-    of_call = {name: values for name, values in mode.items() if name not in attributes}
+    takes = inspect.signature(type(module).__call__).parameters
+    of_call = {k: values for k, values in mode.items() if k not in attributes or k in takes}
     return modes.of_call(type(module), of_call), attributes
+
+
+def _set(module: nnx.Module, values: Mapping[str, Any]) -> None:
+    """Gives attributes of these names another value, wherever there are any."""
+    for _, part in nnx.iter_modules(module):
+        for name in vars(part).keys() & values.keys():
+            if isinstance(getattr(part, name), bool):
+                setattr(part, name, values[name])
 
 
 def _streams(noises: PyTree, key: Any) -> PyTree:
