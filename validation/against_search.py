@@ -212,7 +212,7 @@ def main() -> None:
                 )
                 print(kind, one["seed"], found)
                 rows.append({**found, **{key: one[key] for key in _COSTS}})
-            table = pd.DataFrame(rows)
+            table = pd.DataFrame(rows).astype(float)  # seconds are null where they say nothing
             squares = (table[["steps: rms", "rate: rms", "b_crit"]] ** 2).mean() ** 0.5
             print(kind, "means", table.mean().round(3).to_dict())
             print(kind, "root mean squares", squares.round(3).to_dict())
