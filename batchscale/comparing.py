@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 from batchscale import display, scaling
 from batchscale.confirmation import Confirmation
 from batchscale.measurement import Measurement
-from batchscale.recommending import Answer
+from batchscale.recommending import Answer, audited
 from batchscale.result import Result
 
 _SHOWN = {
@@ -24,7 +25,7 @@ _SHOWN = {
 }
 _TABLE = (
     *("name", "shows", "b_crit", "b_crit_low", "b_crit_high"),
-    *("fewest_steps", "fewest_steps_low", "fewest_steps_high", "why"),
+    *("fewest_steps", "fewest_steps_low", "fewest_steps_high", "why", "audit"),
 )
 _RATIOS = ("of", "first", "second", "ratio", "ratio_low", "ratio_high", "differ")
 
@@ -36,7 +37,8 @@ class Comparison:
     Attributes:
       table: one row a study: `name`; what it `shows`: `measured`, `confirmed` or `best of N`; its
         critical batch size `b_crit` from `b_crit_low` to `b_crit_high`, and the `fewest_steps` of
-        its curve likewise; and `why` no critical batch size is quoted, if none is.
+        its curve likewise; `why` no critical batch size is quoted, if none is; and what its `audit`
+        says, in a few words, empty of a confirmation alone.
       ratios: one row a pair and quantity: `of`, `b_crit`, `fewest_steps`, or `steps at` a batch
         size that both have; `first` over `second`, names; the `ratio` with its ends `ratio_low` and
         `ratio_high`; and whether they `differ`: whether the interval is without 1.
@@ -60,10 +62,15 @@ class Comparison:
             [
                 f"Steps to {self.goal}",
                 *(f"{name}: {_SHOWN[kind]}" for name, kind in shown.items()),
-                self.table.drop(columns=["shows", "why"]).to_string(
+                self.table.drop(columns=["shows", "why", "audit"]).to_string(
                     index=False, float_format=_short
                 ),
-                *(f"{name}: {why}" for name, why in self.table[["name", "why"]].to_numpy() if why),
+                *(
+                    f"{name}: {words}"
+                    for column in ("why", "audit")
+                    for name, words in self.table[["name", column]].to_numpy()
+                    if words
+                ),
                 *(self._sentence(row) for row in self.ratios.to_dict("records")),
             ]
         )
@@ -116,13 +123,24 @@ def compare(studies: Mapping[str, Any]) -> Comparison:
             f"compare: the goals differ ({listed}), and steps and critical batch sizes belong to a "
             "goal. Compare results at one goal: result.confirmation(goal), or measure again."
         )
+    parts = {name: _part(found) for name, found in studies.items()}
+    if len(set(parts.values())) > 1:
+        listed = "; ".join(f"{name}: {part or 'all of it'}" for name, part in parts.items())
+        raise ValueError(
+            f"compare: goals are decided on other examples ({listed}), which makes other goals. "
+            "Answer both with the same goal=Goal(...), which is decided on the whole split."
+        )
     kinds, steps, fits = {}, {}, {}
     for name, found in studies.items():
         kinds[name], steps[name], fits[name] = _of(name, found)
+    audits = {
+        name: audited(found.audit()) if hasattr(found, "audit") else ""
+        for name, found in studies.items()
+    }
     rows = [
         (
             name, kinds[name], fit.b_crit, *fit.b_crit_interval, fit.s_min, *fit.s_min_interval,
-            fit.refused,
+            fit.refused, audits[name],
         )
         for name, fit in fits.items()
     ]  # fmt: skip
@@ -139,6 +157,13 @@ def compare(studies: Mapping[str, Any]) -> Comparison:
         next(iter(goals.values()), "the goal"),
         next(iter(fits.values())).confidence,
     )
+
+
+def _part(found: Any) -> str:
+    """On which part of its split the goal of an answer is decided; empty where on all of it."""
+    named = getattr(found, "measurement", found) if isinstance(found, Answer) else found
+    part = re.search(r"\((\d[\d,]* of \w+)\)", str(getattr(named, "name", "")))
+    return "" if part is None else part[1]
 
 
 def _of(name: str, found: Any) -> tuple[str, pd.DataFrame, scaling.Fit]:

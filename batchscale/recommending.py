@@ -138,6 +138,12 @@ def recommend(
         that there was, or no trial reached the goal; the folder holds another study.
     """
     where = local_path(folder)
+    given = of_pilot.get("batch_sizes")
+    if given is not None and len(set(given)) < 4:
+        raise ValueError(
+            f"batch_sizes: got {len(set(given))}, wanted at least 4 for a measurement across them, "
+            "or none, which the pilot finds. Use study.run and study.confirm for fewer."
+        )
     minutes = float(numeric.above("minutes", minutes, 0, "minutes above 0, such as 30"))
     short = min(_PILOT * minutes, _MOST)
     found = pilot(

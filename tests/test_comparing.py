@@ -93,6 +93,25 @@ def test_other_goals_and_other_things_are_refused():
         bs.compare({"one": confirmed(40, 60), "two": pd.DataFrame()})
 
 
+class Named(Confirmation):
+    """A confirmation under a name, with an audit, as a measurement has them."""
+
+    name = "mine, sgd"
+
+    def audit(self):
+        return bs.audit.Audit((bs.audit.Check("goal hard enough", bs.audit.Verdict.FAIL, "no"),))
+
+
+def test_goals_on_other_examples_and_audits_that_fail_are_told():
+    some = Named(*vars(confirmed(120, 40)).values())
+    other = Named(*vars(confirmed(40, 60)).values())
+    found = bs.compare({"one": some, "other": other})
+    assert "one: Audit: fails (goal hard enough)." in str(found)
+    object.__setattr__(other, "name", "mine (551 of validation), sgd")
+    with pytest.raises(ValueError, match=r"one: all of it; other: 551 of validation"):
+        bs.compare({"one": some, "other": other})
+
+
 def test_the_figure_has_the_points_and_the_curves():
     found = bs.compare({"one": confirmed(120, 40), "other": confirmed(40, 60)})
     ax = bs.plots.comparison(found)

@@ -384,8 +384,8 @@ def test_splits_that_do_not_match_are_refused(validation, expected):
             [-1, 9, 0, 3],
             "labels: split 'train' has 1 label outside 0 to 9 (smallest -1, largest 9). "
             "Renumber the field 'label' from 0, or state the right number of classes. If -1 marks "
-            "padding, mask it: write a batchscale.Workload without classes=..., whose loss and "
-            "metrics return (sum, count) over what is not padding; its docstring has an example.",
+            "padding, say so: ignore_label=-1 in Workload.from_model, ignored_label in a Workload "
+            "whose loss and metrics return (sum, count) over what is not padding.",
         ),
         (
             [0.0, 1.0],

@@ -207,7 +207,23 @@ def test_a_goal_lies_above_the_noise_of_its_split():
     assert goal.value >= error[-1] + noise
     assert error[steps == at][0] < goal.value <= error[steps == at - 10][0]
     assert goal.metric == "validation/error"
-    assert f"{noise:.2g}" in words
+    assert f"the split's standard error is {noise:.2g}" in words
+
+
+def test_a_goal_lies_above_the_spread_of_seeds():
+    steps = np.arange(0, 1001, 10)
+    loss = 1 + 2 * np.exp(-steps / 100)
+    rerun = pd.DataFrame({"step": steps, "median": loss, "low": loss - 0.1, "high": loss + 0.133})
+    given = asked(metric="validation/loss")
+    goal, _, words = deciding._goal(given, effort(), rerun)
+    assert goal.value > loss[-1] + 0.1
+    assert "the spread of seeds is 0.1" in words
+
+
+def test_fewer_than_four_batch_sizes_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="batch_sizes: got 3, wanted at least 4"):
+        bs.recommend(perceptron(), folder=tmp_path / "new", batch_sizes=[8, 32, 64])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_goal_of_more_is_better_lies_below_what_is_reached():
@@ -284,6 +300,11 @@ def test_a_large_split_is_cut_to_what_evaluations_may_cost():
     assert found.spacing == 0.2
     count = len(found.workload.splits()["validation"]["label"])
     assert count == round(found.share * 4000) >= 512
+    assert f"({count:,} of validation)" in found.workload.name
+    whole = asked(
+        workload=given.workload, goal=bs.Goal("validation/error", 0.1), answer_minutes=5.0
+    )
+    assert effort_of(whole, timed).workload is given.workload  # a goal that is given is of all
     own = given.workload.splits()["validation"]["input"]
     kept = found.workload.splits()["validation"]["input"]
     assert {tuple(row) for row in kept.tolist()} <= {tuple(row) for row in own.tolist()}

@@ -289,9 +289,9 @@ def _of_padding(labels: np.ndarray) -> str:
     if labels.min() >= 0:
         return ""
     return (
-        f" If {labels.min()} marks padding, mask it: write a batchscale.Workload without "
-        "classes=..., whose loss and metrics return (sum, count) over what is not padding; its "
-        "docstring has an example."
+        f" If {labels.min()} marks padding, say so: ignore_label={labels.min()} in "
+        "Workload.from_model, ignored_label in a Workload whose loss and metrics return (sum, "
+        "count) over what is not padding."
     )
 
 

@@ -48,7 +48,10 @@ def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int,
             f"in {steps[-1]:,} steps, so that its steps are a guess"
         )
         return asked.goal, 2 * int(steps[-1]), words
+    # Of five seeds the range is 2.33 standard deviations, if they are normal.
+    apart = abs(float(rerun["high"].iloc[-1]) - float(rerun["low"].iloc[-1])) / 2.33
     noise = _noise(asked, effort, float(median[-1]))
+    noise, of_noise = max((noise, "the split's standard error"), (apart, "the spread of seeds"))
     # Strictly worse than the end, for a goal is passed strictly; better than the beginning.
     between = np.isfinite(least) & (least > least[-1]) & (least < least[0])
     if not math.isfinite(least[-1]) or not between.any():
@@ -69,7 +72,7 @@ def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int,
         f"{at:,} of {steps[-1]:,} steps, and is at {median[-1]:.4g} in the end"
     )
     if noise:
-        words += f"; the standard error of the split is {noise:.2g}"
+        words += f"; {of_noise} is {noise:.2g}"
     return goal, max(at, 1), words
 
 

@@ -147,7 +147,11 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     affordable = min(affordable, _SHARES["rerun"] * asked.seconds / (SEEDS * step * 1.3))
     steps = int(max(min(affordable, most), 50))
     spacing, share = _SPACINGS[-1], 1.0
-    fewest = 1.0 if split == "train" else _fewest(splits[split], asked.workload)
+    fewest = _fewest(splits[split], asked.workload)
+    if split == "train" or asked.goal is not None:
+        fewest = (
+            1.0  # what is trained on is not cut, and a goal that is given is of all of its split
+        )
     for spacing in _SPACINGS:
         evaluating, training = evaluations(steps, spacing) * whole, steps * step
         cheap = 7 * RUNS * OVERHEAD * (training + evaluating) < asked.answer_seconds / 4
@@ -155,7 +159,7 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
             break
     else:
         allowed = EVALUATION * steps * step / (evaluations(steps, spacing) * whole)
-        share = min(max(allowed, fewest), 1.0)  # what is trained on is not cut
+        share = min(max(allowed, fewest), 1.0)
     workload = asked.workload if share == 1.0 else _part(asked.workload, split, share, asked.seed)
     scan = {}
     for size in rough.sizes:
@@ -180,4 +184,5 @@ def _part(workload: Workload, split: str, share: float, seed: int) -> Workload:
     count = max(round(share * examples), 1)
     chosen = np.sort(np.random.default_rng(seed).permutation(examples)[:count])
     splits[split] = workload.read(split, chosen)
-    return dataclasses.replace(workload, data=splits, titled=None)
+    name = f"{workload.title()} ({count:,} of {split})"  # another goal, under another name
+    return dataclasses.replace(workload, name=name, data=splits, titled=None)

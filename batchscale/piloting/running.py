@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -41,7 +43,8 @@ class Pilot:
 
     Attributes:
       study: to be printed, edited with `dataclasses.replace`, measured or run.
-      table: one row a batch size that was tried: `seconds_per_step` of a trial in a full pack;
+      table: of the short runs over many learning rates, one row a batch size that was tried:
+        `seconds_per_step` of a trial in a full pack;
         `seconds_per_evaluation` of the goal's split; the `best_learning_rate` of those that were
         tried; `diverges_from`, the smallest one above it that diverged, inf if none did; `best`,
         the metric of its trial at the end; and `steps`, after which the first of its trials was as
@@ -214,4 +217,15 @@ def _run(asked: Asked, study: Study, folder: Path) -> None:
     with warnings.catch_warnings():
         # That nothing reaches a goal that nothing can reach is no news.
         warnings.filterwarnings("ignore", message=".*no trial")
-        study.run(folder, progress=asked.progress, devices=asked.devices)
+        progress = asked.progress
+        if progress is True:
+            progress = functools.partial(_say, asked.metric)
+        study.run(folder, progress=progress, devices=asked.devices)
+
+
+def _say(metric: str, progress: Progress) -> None:
+    """A line for each batch size of a pilot: its goal is one that nothing reaches."""
+    if progress.finished and sys.stderr is not None:
+        words = f"best {metric} {progress.best:.4g} after {progress.step:,} steps"
+        took = f"{progress.trials} trials, {progress.seconds:.1f} s"
+        print(f"pilot: batch size {progress.batch_size:,}: {words} ({took})", file=sys.stderr)

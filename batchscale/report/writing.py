@@ -144,7 +144,12 @@ def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) 
         Section("Can it be believed?", checks=_checks(found.audit())),
         Section(
             "Predictions beside what came",
-            table=page.table(found.calibration, checked, "The seeds took no part in predicting."),
+            table=page.table(
+                found.calibration,
+                checked,
+                "The seeds took no part in predicting. They agree where they are as near as the "
+                "prediction's error and their own together let expect.",
+            ),
         ),
         *before,
         Section(
