@@ -176,8 +176,8 @@ class Study:
 
     def __repr__(self) -> str:
         return (
-            f"Study({self.workload.name!r}, {optimizers.get(self.optimizer).name}, {self.goal}: "
-            f"{len(self.batch_sizes)} batch sizes, {self.trials} trials each, {self.space})"
+            f"Study({self.workload!r}, {optimizers.get(self.optimizer).name}, {self.goal}, "
+            f"batch_sizes={list(self.batch_sizes)}, trials={self.trials}, {self.space})"
         )
 
     def _set(self, name: str, value: Any) -> None:
