@@ -187,17 +187,19 @@ def _price(effort: Effort, size: int, steps: float) -> float:
 
 def _sizes(effort: Effort, critical: float, steps: int, examples: int, seconds: float) -> list[int]:
     """Powers of two about a rough critical batch size, no more than are likely to be affordable."""
-    low = max(critical / _AWAY, 1)
     high = min(critical * _AWAY, examples)
-    while len(sizes := powers_of_two(1, max(power(high), 1))) < 4 and high < examples:
+    while len(powers_of_two(1, max(power(high), 1))) < 4 and high < examples:
         high *= 2
-    sizes = [size for size in sizes if size >= power(low)]
-    if len(sizes) < 4:
-        sizes = powers_of_two(1, power(high))[-4:]
-    likely = _likely(effort, critical, steps, sizes)
-    cost = {size: _price(effort, size, likely[size]) for size in sizes}
-    if len(sizes) > 8 and sum(cost[size] for size in sizes) > seconds / 2:
-        sizes = sizes[::2] if len(sizes) % 2 else sizes[1::2]
+    # Further below it where there is time: the bend is then seen whole, were it a rough guess.
+    for away in (4 * _AWAY, _AWAY):
+        sizes = powers_of_two(1, max(power(high), 1))
+        sizes = [size for size in sizes if size >= power(critical / away)]
+        if len(sizes) < 4:
+            sizes = powers_of_two(1, power(high))[-4:]
+        likely = _likely(effort, critical, steps, sizes)
+        cost = {size: _price(effort, size, likely[size]) for size in sizes}
+        if sum(cost.values()) <= seconds / 2:
+            break
     while len(sizes) > 5 and sum(cost[size] for size in sizes) > seconds:
         dearest = max(sizes[0], sizes[-1], key=lambda size: cost[size])
         sizes.remove(dearest)

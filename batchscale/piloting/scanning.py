@@ -15,7 +15,7 @@ from batchscale.result import Result
 from batchscale.study import Study
 
 # Choices.
-_BEFORE = 0.7  # of the steps, by which every batch size has got to what is compared
+_BEFORE = 0.05  # of the way to where every batch size has got: what is compared lies before it
 TABLE = (
     *("batch_size", "seconds_per_step", "seconds_per_evaluation", "best_learning_rate"),
     *("diverges_from", "best", "steps"),
@@ -57,8 +57,9 @@ def table_of(asked: Asked, effort: Effort, scan: Result) -> pd.DataFrame:
             f"{sign * started:.4g}) in {effort.scan[size]:,} steps. Give it more minutes, or other "
             "ranges of hyperparameters."
         )
-    common = max(one.best_by(_BEFORE) for one in found.values())
-    common = common if common < started else float(worst)
+    # Short of where they end, where all that trains is alike; however large it is at first.
+    way = _BEFORE * (started - worst)
+    common = float(worst + (min(way, abs(worst) / 2) if worst else way))
     rows = []
     for size, one in found.items():
         steps = one.steps_to(common)
@@ -109,15 +110,6 @@ class _Size:
             np.where(diverged, np.inf, ends),
             float(np.median(started)),
         )
-
-    def best_by(self, share: float) -> float:
-        """The best value of any trial within a share of the steps."""
-        values = [
-            best[steps <= share * steps[-1]][-1]
-            for (steps, best), gone in zip(self.curves, self.diverged, strict=True)
-            if not gone
-        ]
-        return float(min(values))
 
     def steps_to(self, value: float) -> np.ndarray:
         """The steps of each trial to a value, between its evaluations; inf of what diverged."""
