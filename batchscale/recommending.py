@@ -13,6 +13,7 @@ from batchscale import display, numeric, report, scaling
 from batchscale.audit import Audit, Verdict
 from batchscale.files import local_path
 from batchscale.measurement import Measurement
+from batchscale.metrics import Goal
 from batchscale.optimizers import Factory
 from batchscale.piloting import Pilot, pilot
 from batchscale.runner.progress import Progress
@@ -39,6 +40,11 @@ class Answer:
     hyperparameters: dict[str, float]
     measurement: Measurement
     pilot: Pilot
+
+    @property
+    def goal(self) -> Goal:
+        """What was to be reached."""
+        return self.measurement.goal
 
     @property
     def learning_rate(self) -> float:

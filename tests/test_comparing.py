@@ -107,6 +107,13 @@ def test_goals_on_other_examples_and_audits_that_fail_are_told():
     other = Named(*vars(confirmed(40, 60)).values())
     found = bs.compare({"one": some, "other": other})
     assert "one: Audit: fails (goal hard enough)." in str(found)
+    for found, value in ((some, 0.1), (other, 0.2)):
+        answer = bs.Answer(64, {"learning_rate": 0.1}, found, None)
+        object.__setattr__(found, "goal", bs.Goal("validation/error", value))
+        assert answer.goal.value == value
+    with pytest.raises(ValueError, match="the goals differ"):
+        bs.compare({"one": some, "other": other})
+    object.__setattr__(other, "goal", some.goal)
     object.__setattr__(other, "name", "mine (551 of validation), sgd")
     with pytest.raises(ValueError, match=r"one: all of it; other: 551 of validation"):
         bs.compare({"one": some, "other": other})

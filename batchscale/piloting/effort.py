@@ -85,7 +85,7 @@ class Effort:
         split, share = asked.metric.partition("/")[0], float(values["share"])
         workload = asked.workload
         if share < 1:
-            workload = _part(workload, split, share, asked.seed)
+            workload = _part(workload, split, share)
         scan, rerun = dict(values["scan"]), int(values["rerun"])
         return cls(timed, workload, float(values["spacing"]), share, scan, rerun)
 
@@ -149,9 +149,7 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     spacing, share = _SPACINGS[-1], 1.0
     fewest = _fewest(splits[split], asked.workload)
     if split == "train" or asked.goal is not None:
-        fewest = (
-            1.0  # what is trained on is not cut, and a goal that is given is of all of its split
-        )
+        fewest = 1.0  # what is trained on is not cut, and a goal that is given is of the whole
     for spacing in _SPACINGS:
         evaluating, training = evaluations(steps, spacing) * whole, steps * step
         cheap = 7 * RUNS * OVERHEAD * (training + evaluating) < asked.answer_seconds / 4
@@ -160,7 +158,7 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     else:
         allowed = EVALUATION * steps * step / (evaluations(steps, spacing) * whole)
         share = min(max(allowed, fewest), 1.0)
-    workload = asked.workload if share == 1.0 else _part(asked.workload, split, share, asked.seed)
+    workload = asked.workload if share == 1.0 else _part(asked.workload, split, share)
     scan = {}
     for size in rough.sizes:
         seconds = _SHARES["scan"] * asked.seconds / len(sizes) / RATES
@@ -177,12 +175,12 @@ def _fewest(split: Mapping[str, np.ndarray], workload: Workload) -> float:
     return min(_FEWEST / (arrays.examples(split) * max(elements, 1)), 1.0)
 
 
-def _part(workload: Workload, split: str, share: float, seed: int) -> Workload:
-    """The workload, with a fixed random part of a split."""
+def _part(workload: Workload, split: str, share: float) -> Workload:
+    """The workload, with a random part of a split, the same whatever the seed of a study."""
     splits = dict(workload.splits())
     examples = arrays.examples(splits[split])
     count = max(round(share * examples), 1)
-    chosen = np.sort(np.random.default_rng(seed).permutation(examples)[:count])
+    chosen = np.sort(np.random.default_rng(0).permutation(examples)[:count])
     splits[split] = workload.read(split, chosen)
     name = f"{workload.title()} ({count:,} of {split})"  # another goal, under another name
     return dataclasses.replace(workload, name=name, data=splits, titled=None)

@@ -44,11 +44,10 @@ class Pilot:
     Attributes:
       study: to be printed, edited with `dataclasses.replace`, measured or run.
       table: of the short runs over many learning rates, one row a batch size that was tried:
-        `seconds_per_step` of a trial in a full pack;
-        `seconds_per_evaluation` of the goal's split; the `best_learning_rate` of those that were
-        tried; `diverges_from`, the smallest one above it that diverged, inf if none did; `best`,
-        the metric of its trial at the end; and `steps`, after which the first of its trials was as
-        good as the worst of these bests.
+        `seconds_per_step` of a trial in a full pack; `seconds_per_evaluation` of the goal's split;
+        the `best_learning_rate` of those that were tried, the first to get about as far as every
+        batch size has got; the `steps` that took; `diverges_from`, the smallest rate above it that
+        diverged, inf if none did; and `best`, the metric of its trial at the end.
       rerun: the best setting of the middle batch size under fresh seeds: `step`, and the metric's
         `median`, `low` and `high` of what each seed's best was until then.
       expected: one row a batch size of the study: the `steps` to the goal as the pilot expects

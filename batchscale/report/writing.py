@@ -218,11 +218,9 @@ def _cost(steps: pd.DataFrame) -> Section:
 
 def _rates(found: Any) -> list[Section]:
     try:
-        rates = found.learning_rates()
         drawn = plots.learning_rates(found, ax=new_axes())
     except ValueError as refused:  # trials were stopped too early, which it says
         return [Section("Learning rates", [str(refused)])]
-    del rates
     caption = "The best effective learning rate of each batch size, by all trials."
     return [Section("Learning rates", figure=page.figure(drawn, caption))]
 

@@ -44,6 +44,7 @@ def measure(
     found = side.read_plan()
     where = str(side.folder / "plan.json")
     plan = MeasurePlan() if found is None else MeasurePlan.from_json(found, where)
+    as_before = plan.precision == precision
     plan.precision = precision
     if not plan.seconds_per_step:
         plan.seconds_per_step = _seconds_per_step(session)
@@ -62,7 +63,7 @@ def measure(
         warm = np.array(plan.parameters) if plan.parameters else None
         design = Design(question, trials, warm)
         asked = design.next(spent)
-        if plan.ended and plan.ended == asked.why:
+        if as_before and plan.ended and plan.ended == asked.why:
             break  # the same call again changes nothing, to the bit
         if len(trials) and trials.crossed.any():
             plan.parameters = design.fitted.parameters.tolist()
