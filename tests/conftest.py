@@ -21,6 +21,7 @@ import shapes
 
 shapes.check_imports("batchscale", but=["datasets"])
 
+import numpy as np
 import pytest
 from helpers import perceptron
 from hypothesis import settings
@@ -30,6 +31,13 @@ import batchscale as bs
 # The same examples in every run: a property that fails, fails for everyone.
 settings.register_profile("reproducible", derandomize=True, deadline=None)
 settings.load_profile("reproducible")
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request, monkeypatch):
+    """A module's RANDOM begins anew with every test: none hangs on those that ran before it."""
+    if hasattr(request.module, "RANDOM"):
+        monkeypatch.setattr(request.module, "RANDOM", np.random.default_rng(0))
 
 
 @pytest.fixture

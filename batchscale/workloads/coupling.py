@@ -22,7 +22,7 @@ _EXAMPLES = 8
 _TRIPLES = (0, 2, 4, 5)  # of the eight, where they begin
 _OTHERWISE = 0.1  # of the logarithm of odds
 _MEASURED = 64  # so many that a metric is hardly the same for all of them
-_DRAWS = 3  # of parameters: of one alone an exchange may happen to change little
+_DRAWS = 3  # of parameters and examples: of one alone an exchange may happen to change little
 _NARROW = 0.05  # of a sum in 16 bits
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
 
@@ -65,18 +65,37 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         return None
     # Some of all of it: a batch of examples of one class would say less. The others stay as they
     # are: of two examples a norm leaves nothing but the sign.
-    a, b, c, d, *others = np.linspace(0, size - 1, min(size, _EXAMPLES)).astype(int)
-    chosen = np.array([(x, y, *others) for x in (a, b) for y in (c, d)])
-    # Then each field alone: in another order, and with an entry of another example.
+    random = np.random.default_rng(0)
+    held = min(size, _EXAMPLES)
+    drawn = [random.choice(size, held, replace=False) for _ in range(_DRAWS - 1)]
+    quadruples = [
+        [(x, y, *others) for x in (a, b) for y in (c, d)]
+        for a, b, c, d, *others in [np.linspace(0, size - 1, held).astype(int), *drawn]
+    ]
+    # With the first, each field alone: in another order, and with an entry of another example.
     fields = [name for name in train if name not in workload.unpaired]
-    rows = {name: [*chosen] for name in train}
-    for name in fields:
-        for field in train:
-            alone = [np.roll(chosen[0], 1), chosen[2]] if field == name else [chosen[0]] * 2
-            rows[field] += alone
-    batches = {
-        name: datasets.take({name: x}, np.array(rows[name]))[name] for name, x in train.items()
+    first, _, exchanged, _ = quadruples[0]
+    rows = {
+        name: np.array(
+            [
+                *quadruples[0],
+                *(
+                    row
+                    for field in fields
+                    for row in ([np.roll(first, 1), exchanged] if field == name else [first] * 2)
+                ),
+                *(row for quadruple in quadruples[1:] for row in quadruple),
+            ]
+        )
+        for name in train
     }
+    batches = {name: datasets.take({name: x}, rows[name])[name] for name, x in train.items()}
+    begins = np.array([0, *(4 * k + 2 * len(fields) for k in range(1, _DRAWS))])  # of a quadruple
+    count = 4 * _DRAWS + 2 * len(fields)
+    draws = np.searchsorted(begins, np.arange(count), side="right") - 1
+    signs = np.zeros(count)
+    for k, sign in enumerate((1, -1, -1, 1)):
+        signs[begins + k] = sign
     some = np.linspace(0, size - 1, min(size, _MEASURED)).astype(int)
     parts = [
         datasets.take(train, part)
@@ -84,10 +103,9 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
     ]
     # Functions of others may take no arrays of NumPy.
     values = {name: jnp.asarray(of, arrays.float_type()) for name, of in hyperparameters.items()}
-    random = np.random.default_rng(0)
     key = keys.key(0)
-    params, model_state = jax.eval_shape(workload.init, key)
-    params = jax.tree.map(lambda x: _some(x, random), params)
+    shapes, model_state = jax.eval_shape(workload.init, key)
+    several = jax.tree.map(lambda x: np.stack([_some(x, random) for _ in range(_DRAWS)]), shapes)
     if jax.tree.leaves(model_state):  # of any kind: variances, counts, keys
         model_state = jax.jit(workload.init)(key)[1]
 
@@ -103,26 +121,36 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         count = total(params, batch)[1]
         return count if jnp.issubdtype(count.dtype, jnp.inexact) else jnp.zeros(())
 
-    @jax.jit
-    def sums(params: PyTree, batches: PyTree, parts: list[PyTree]) -> tuple[PyTree, ...]:
-        def of(batch: PyTree) -> Any:
-            return jax.value_and_grad(total, has_aux=True)(params, batch)
+    def norm(tree: PyTree) -> Array:
+        return optax.tree.norm(tree).astype(float)
 
-        twice = jax.tree.map(lambda x: jnp.concatenate([x[:4], x[:4]], 1), batches)
-        once, gradients = jax.lax.map(of, batches)
-        aa, ab, ba, bb, *others = (
-            jax.tree.map(lambda g, k=k: g[k], gradients) for k in range(4 + 2 * len(fields))
-        )
-        apart = jax.tree.map(lambda w, x, y, z: w - x - y + z, aa, ab, ba, bb)
-        changes = [jax.tree.map(jnp.subtract, aa, x) for x in (ab, ba, *others)]
-        norms = [optax.tree.norm(tree).astype(float) for tree in (apart, aa, *changes)]
-        once = jax.tree.map(lambda x: x[:4], once)
+    @jax.jit
+    def sums(several: PyTree, batches: PyTree, parts: list[PyTree]) -> Any:
+        def step(carry: PyTree, given: tuple[Array, Array, PyTree]) -> tuple[PyTree, Any]:
+            before, kept, apart = carry
+            draw, sign, batch = given
+            params = jax.tree.map(lambda x: x[draw], several)
+            found, gradient = jax.value_and_grad(total, has_aux=True)(params, batch)
+            kept = jax.tree.map(lambda g, k: jnp.where(draw == before, k, g), gradient, kept)
+            apart = jax.tree.map(
+                lambda g, x: jnp.where(draw == before, x, 0) + sign.astype(g.dtype) * g,
+                gradient,
+                apart,
+            )
+            change = jax.tree.map(jnp.subtract, kept, gradient)
+            return (draw, kept, apart), ([norm(x) for x in (gradient, change, apart)], found)
+
+        params = jax.tree.map(lambda x: x[0], several)
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        given = (jnp.asarray(draws), jnp.asarray(signs, arrays.float_type()), batches)
+        _, (norms, once) = jax.lax.scan(step, (jnp.asarray(-1), nothing, nothing), given)
+        doubled = jax.tree.map(lambda x: jnp.concatenate([x[:4], x[:4]], 1), batches)
+        twice = jax.lax.map(lambda batch: total(params, batch), doubled)
         counts = optax.tree.norm(jax.grad(counted)(params, jax.tree.map(lambda x: x[0], batches)))
         measured = [metrics(params, part) for part in parts]
-        twice = jax.lax.map(lambda batch: total(params, batch), twice)
         return norms, once, twice, counts, measured
 
-    norms, once, twice, counts, measured = jax.device_get(sums(params, batches, parts))
+    norms, once, twice, counts, measured = jax.device_get(sums(several, batches, parts))
     if counts > 0:
         raise ValueError(
             f"loss: what that of workload {workload.name!r} counts depends on the parameters, and "
@@ -130,24 +158,28 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
             "meant, use jax.lax.stop_gradient on the count; if not, return the sum of "
             "what is to become least, and a count that hangs on the data alone."
         )
-    found = np.array([once, twice], np.float64)
-    apart, gradient, *changes = (float(norm) for norm in norms)
-    if not (np.isfinite(found).all() and np.isfinite(norms).all() and found[:, 1].all()):
+    gradients, changes, aparts = np.asarray(norms, np.float64)
+    found = np.array([[of[:4] for of in once], twice], np.float64)
+    if not (np.isfinite(found).all() and np.isfinite(changes[draws == 0]).all()):
         return None
-    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(params))
-    if not gradient:
+    if not found[:, 1].all():
+        return None
+    eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(shapes))
+    if not gradients[0]:
         _check_sums(workload, measured, eps > 1e-5)
         return None
     _check_scale(workload, *(total / count for total, count in found))
-    rounding = _ROUNDING * eps * gradient
-    if not apart > max(_APART * max(changes[:2]), rounding):
+    rounding = _ROUNDING * eps * gradients[begins]
+    most = np.maximum(changes[begins + 1], changes[begins + 2])
+    if not (aparts[begins + 3] > np.maximum(_APART * most, rounding)).any():
         # Where the loss is one of whole batches, so may its metrics be: that is told.
         _check_sums(workload, measured, eps > 1e-5)
         return False
+    alone = changes[4 : 4 + 2 * len(fields)]
     stays = {
-        name: moved <= max(_APART * replaced, rounding)
-        for name, moved, replaced in zip(fields, changes[2::2], changes[3::2], strict=True)
-        if replaced > rounding / _APART
+        name: dealt <= max(_APART * replaced, rounding[0])
+        for name, dealt, replaced in zip(fields, alone[::2], alone[1::2], strict=True)
+        if replaced > rounding[0] / _APART
     }
     _check_weights(workload, total, metrics, random)
     # If no other field matters, another order of one is another order of the examples.
