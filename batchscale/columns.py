@@ -35,6 +35,14 @@ NOISE_SCALES = declare(
     "noise scales",
     *("step", "loss", "b_simple", "low", "high", "b_noise", "b_noise_low", "b_noise_high"),
 )
+BRANCHES = declare(
+    "branches", "step", "examples", "batch_size", "learning_rate_factor", "copy", "loss"
+)
+LOCAL = declare(
+    "local critical batch sizes",
+    *("step", "examples", "loss", "recovers", "b_local", "low", "high", "why"),
+)
+STAGES = declare("training in stages", "copy", "examples", "steps", "batch_size", "loss")
 declare("trials, shown", "refined")
 _FIRST = (*_TABLES,)
 

@@ -35,7 +35,7 @@ from batchscale.runner.confirm import confirm
 from batchscale.runner.measure import measure
 from batchscale.runner.progress import Progress
 from batchscale.runner.refine import refine, refined_values
-from batchscale.runner.trial_run import TrialRun
+from batchscale.runner.trial_run import PlannedTrial, TrialRun
 from batchscale.schedules import Schedule
 from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.stored.followups import FIRST_REFINED
@@ -565,6 +565,57 @@ class Study:
           ValueError: the folder holds another study, or one of another type of floats.
           DamagedError: its plan was changed since it was written.
         """
+        if isinstance(steps, Sequence) or getattr(steps, "ndim", 0):
+            steps = numeric.increasing("steps", list(steps))  # pyright: ignore
+        elif steps is not None:
+            steps = numeric.integer("steps", steps, 1)
+        one = self.planned_trial(
+            batch_size=batch_size, trial=trial, folder=folder, replicate=replicate, devices=devices
+        )
+        measured = one.measured
+        if until is not None:
+            check_goal("until", until)
+            checks.metric(until, self.workload, self.space.names)
+            if until.split not in measured:
+                whole = dataclasses.replace(self, evaluate=Evaluate())._measured()
+                measured = {**measured, until.split: whole[until.split]}
+        with (
+            compilation_cache.cached(),
+            Engine(one.training, mesh=one.mesh, examples=measured) as engine,
+        ):
+            return trial_run.run_trial(
+                engine,
+                one.definition,
+                one.batch_size,
+                one.id,
+                layout=one.layout,
+                values=one.hyperparameters,
+                steps=steps,
+                until=until,
+            )
+
+    def planned_trial(
+        self,
+        *,
+        batch_size: int,
+        trial: int,
+        folder: str | os.PathLike[str] | None = None,
+        replicate: int = 0,
+        devices: Sequence[Any] | None = None,
+    ) -> PlannedTrial:
+        """What it takes to run one trial again: its key, its hyperparameters and how it is packed.
+
+        Args:
+          batch_size: as in `run_trial`.
+          trial: as in `run_trial`.
+          folder: as in `run_trial`.
+          replicate: as in `run_trial`.
+          devices: as in `run`.
+
+        Raises:
+          ValueError: as in `run_trial`.
+          DamagedError: as in `run_trial`.
+        """
         folder = None if folder is None else local_path(folder)
         definition, training = self.definition(), self.training()
         size = numeric.plain(batch_size)
@@ -578,14 +629,7 @@ class Study:
         values: Mapping[str, float] | None = None
         if trial >= FIRST_REFINED:
             values = refined_values(folder, batch_size, trial)
-        if isinstance(steps, Sequence) or getattr(steps, "ndim", 0):
-            steps = numeric.increasing("steps", list(steps))  # pyright: ignore
-        elif steps is not None:
-            steps = numeric.integer("steps", steps, 1)
         mesh = session.mesh_of(devices)
-        if until is not None:
-            check_goal("until", until)
-            checks.metric(until, self.workload, self.space.names)
         session.check(training)
         if batch_size == self._train_examples():  # whether its order matters
             typical = definition.spaces[definition.batch_sizes[0]].typical()
@@ -596,23 +640,11 @@ class Study:
             stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)
             packing, values = stored.layout, values or stored.hyperparameters
             measured = stored.measured or measured
-        if until is not None and until.split not in measured:
-            whole = dataclasses.replace(self, evaluate=Evaluate())._measured()
-            measured = {**measured, until.split: whole[until.split]}
-        with (
-            compilation_cache.cached(),
-            Engine(training, mesh=mesh, examples=measured) as engine,
-        ):
-            return trial_run.run_trial(
-                engine,
-                definition,
-                batch_size,
-                name,
-                layout=packing,
-                values=values,
-                steps=steps,
-                until=until,
-            )
+        if values is None:
+            values = trial_run.drawn(definition, batch_size, trial)
+        return PlannedTrial(
+            training, definition, mesh, batch_size, name, packing, values, dict(measured)
+        )
 
     def _run(
         self,

@@ -65,11 +65,11 @@ def perceptron(width: int = 16, validation: int = 70) -> bs.Workload:
 
 def batches(name: tuple[int, int, int, int], steps: int, examples: int) -> np.ndarray:
     """The examples of each step of a trial: of a seed, a batch size, a number and a replicate."""
-    return _drawn(name, steps * name[1], examples).reshape(steps, name[1])
+    return drawn(name, steps * name[1], examples).reshape(steps, name[1])
 
 
 @functools.cache
-def _drawn(name: tuple[int, int, int, int], size: int, examples: int) -> np.ndarray:
+def drawn(name: tuple[int, int, int, int], size: int, examples: int) -> np.ndarray:
     place = sampling.position(0, batch_size=name[1], examples=examples)
     draw = jax.jit(functools.partial(train.draw, position=place, size=size, examples=examples))
     return np.asarray(draw(train.trial_key(*name)))

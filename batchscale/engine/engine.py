@@ -265,11 +265,35 @@ class Engine:
 
     def params(self, states: HostStates, trial: TrialId) -> tuple[PyTree, PyTree]:
         """The parameters and the model's state of one trial, as host arrays."""
+        state = self._state_of(states, trial)
+        return state.params, state.model_state
+
+    def copies(
+        self, states: HostStates, trial: TrialId, ids: Sequence[TrialId], *, batch_size: int
+    ) -> HostStates:
+        """The state of a trial once for each of some, which go on with randomness of their own.
+
+        Args:
+          states: that of the trial is one of them.
+          trial: which.
+          ids: of the copies; the trial itself stays as it is.
+          batch_size: of the trial: a part of every trial's name.
+        """
+        state, rows = self._state_of(states, trial), []
+        for one in ids:
+            copy = state
+            if one != trial:
+                key = train.trial_key(self._training.seed, batch_size, *one)
+                noise = keys.mixed(state.opt_state, keys.wrap(key))
+                copy = dataclasses.replace(state, key=key, opt_state=noise)
+            rows.append(map(np.asarray, jax.tree.leaves(keys.raw(copy))))
+        return HostStates(list(ids), [np.stack(leaf) for leaf in zip(*rows, strict=True)])
+
+    def _state_of(self, states: HostStates, trial: TrialId) -> TrainState:
         row = states.ids.index(trial)
         leaves = [leaf[row] for leaf in states.leaves]
         state = jax.tree.unflatten(jax.tree.structure(self._state.shapes), leaves)
-        state = keys.typed(state, self._typed)
-        return state.params, state.model_state
+        return keys.typed(state, self._typed)
 
     def _arrange(self, ids: Sequence[TrialId], layout: Layout) -> list[list[TrialId | None]]:
         return packing.arrange(ids, devices=self.mesh.size, lanes=layout.lanes)

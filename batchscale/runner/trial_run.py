@@ -59,6 +59,30 @@ class TrialRun:
     checkpoints: Sequence[Checkpoint] = ()
 
 
+class PlannedTrial(NamedTuple):
+    """A trial of a study that is to be run again.
+
+    Attributes:
+      training: what is trained.
+      definition: of the study.
+      mesh: where.
+      batch_size: of the trial.
+      id: which.
+      layout: how it was packed.
+      hyperparameters: by name.
+      measured: how many examples of every split are measured.
+    """
+
+    training: Training
+    definition: Definition
+    mesh: Mesh
+    batch_size: int
+    id: TrialId
+    layout: Layout
+    hyperparameters: Mapping[str, float]
+    measured: Mapping[str, int]
+
+
 class StoredTrial(NamedTuple):
     """What the folder of a study says of a trial that is run again.
 
@@ -120,6 +144,13 @@ def stored(
     )
 
 
+def drawn(definition: Definition, batch_size: int, number: int) -> Mapping[str, float]:
+    """The hyperparameters that the search of a study draws for a trial."""
+    plan = Plan(definition, {})
+    plan.extend(batch_size, number + 1, Origin.PLAN)
+    return plan.rows[batch_size][number]["hyperparameters"]
+
+
 def run_trial(
     engine: Engine,
     definition: Definition,
@@ -127,7 +158,7 @@ def run_trial(
     trial: TrialId,
     *,
     layout: Layout,
-    values: Mapping[str, float] | None = None,
+    values: Mapping[str, float],
     steps: int | Sequence[int] | None = None,
     until: Goal | None = None,
 ) -> TrialRun:
@@ -139,21 +170,17 @@ def run_trial(
       batch_size: one of the study's.
       trial: which.
       layout: how it was packed.
-      values: its hyperparameters; those of the study's search by default.
+      values: its hyperparameters.
       steps: how many, or several at which its parameters are wanted, in increasing order; by
         default until it is past the goal, or its budget is spent.
       until: it ends as soon as it is past this, at the latest after `steps`.
     """
-    plan = Plan(definition, {})
-    if values is None:
-        plan.extend(batch_size, trial.number + 1, Origin.PLAN)
-    chosen = values or plan.rows[batch_size][trial.number]["hyperparameters"]
     wanted = list(steps) if isinstance(steps, Sequence) else []
     if steps is None:
         budget, until = definition.max_steps[batch_size], until or definition.goal
     else:
         budget = wanted[-1] if isinstance(steps, Sequence) else steps
-    packs = engine.start([trial], stacked([chosen]), batch_size=batch_size, layout=layout)
+    packs = engine.start([trial], stacked([values]), batch_size=batch_size, layout=layout)
     rows: dict[tuple[int, ...], dict[str, float]] = {}
     checkpoints = []
     diverged = False
@@ -178,4 +205,4 @@ def run_trial(
     params, model_state = engine.params(unpack(packs), trial)
     index = pd.MultiIndex.from_tuples(list(rows), names=records.MEASUREMENT_INDEX)
     curve = records.measurement_table(pd.DataFrame(list(rows.values()), index=index))
-    return TrialRun(curve, params, model_state, chosen, diverged, checkpoints)
+    return TrialRun(curve, params, model_state, values, diverged, checkpoints)

@@ -1,0 +1,378 @@
+"""The local critical batch size: branches of one run, each on at a larger batch size."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from batchscale import checks, columns, numeric
+from batchscale.metrics import Goal
+from batchscale.runner.branching import Branching, Stage
+from batchscale.runner.trial_run import PlannedTrial
+
+if TYPE_CHECKING:
+    from batchscale.study import Study
+
+Rule = Literal["linear", "square_root"] | Callable[[float], float]
+
+# Choices.
+_LOOKS = 8  # at a branch, evenly apart
+_FEWEST_STEPS = 8  # of the largest branch
+_USUAL_STEPS = 16  # likewise, where nothing else is asked for
+_DRAWS = 2000  # of the bootstrap over copies
+# As Merrill et al. (2025) have them, of language models' loss in nats.
+_SMOOTHING, _TOLERANCE = 0.5, 0.01
+_RULES: dict[str, Callable[[float], float]] = {"linear": lambda k: k, "square_root": math.sqrt}
+_USUAL = {"sgd": "linear", "momentum": "linear", "nesterov": "linear"} | {
+    "adam": "square_root",
+    "adamw": "square_root",
+}
+
+_BRANCHES, _LOCAL, _STAGES = columns.BRANCHES, columns.LOCAL, columns.STAGES
+
+
+class Change(NamedTuple):
+    """A batch size, and from when on it is used.
+
+    Attributes:
+      examples: that a run has been trained on by then.
+      batch_size: of the steps that follow.
+    """
+
+    examples: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Branches:
+    """Branches of one trial at some of its steps, and what they say of its critical batch size.
+
+    Attributes:
+      losses: one row a step of the trial, batch size of a branch, and copy: `step`, `examples`
+        (that the trial has been trained on), `batch_size`, `learning_rate_factor`, `copy`, and
+        `loss`, the smoothed metric at the end of the branch; infinite of a copy that has diverged.
+      metric: that was measured, as `split/metric`.
+      batch_size: of the trial.
+      tolerance: by how much a branch may be worse than any smaller one.
+      confidence: of the intervals.
+    """
+
+    losses: pd.DataFrame = dataclasses.field(repr=False)
+    metric: str
+    batch_size: int
+    tolerance: float
+    confidence: float = 0.9
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The local critical batch size at each step.
+
+        The largest batch size whose loss recovers: it is at most `tolerance` above that of every
+        smaller one. The critical one lies between it and the next; `b_local` is their geometric
+        mean, and `low` and `high` are such ends that the copies, drawn anew with replacement,
+        leave between them.
+
+        Returns:
+          One row a step: `step`, `examples`, `loss` (of the smallest branch), `recovers` (the
+          largest batch size that does), `b_local`, `low`, `high`, and `why` there is no `b_local`.
+        """
+        rows = []
+        random = np.random.default_rng(0)
+        for (step, examples), part in self.losses.groupby(["step", "examples"]):
+            wide = part.pivot_table(index="copy", columns="batch_size", values="loss")
+            sizes, losses = wide.columns.to_numpy(int), wide.to_numpy(float)
+            at = largest_that_recovers(losses.mean(0), self.tolerance)
+            drawn = random.integers(0, len(losses), (_DRAWS, len(losses)))
+            found = [largest_that_recovers(losses[own].mean(0), self.tolerance) for own in drawn]
+            tail = (1 - self.confidence) / 2
+            # Ends that are tried batch sizes: no quantile lies between two of them.
+            first, last = np.quantile(found, [tail, 1 - tail], method="nearest").astype(int)
+            low = float(sizes[first]) if first else 0.0
+            high = float(sizes[last + 1]) if last + 1 < len(sizes) else math.inf
+            why, b_local = "", math.nan
+            if at + 1 == len(sizes):
+                why = f"the largest branch recovers, too: try batch sizes above {sizes[-1]:,}"
+            elif at == 0:
+                why = f"the second branch does not recover: try batch sizes below {sizes[0]:,}"
+            else:
+                b_local = math.sqrt(sizes[at] * sizes[at + 1])
+            loss = float(losses[:, 0].mean())
+            rows.append((step, examples, loss, int(sizes[at]), b_local, low, high, why))
+        return pd.DataFrame(rows, columns=list(_LOCAL))
+
+    def warm_up(self) -> list[Change]:
+        """Batch sizes to train with: doubled as soon as the local critical one is twice as large.
+
+        The rule of Merrill et al. (2025). Where there is no `b_local`, the largest batch size that
+        recovers takes its place.
+
+        Returns:
+          The batch size from the beginning on, and every change; as `train_in_stages` takes them.
+        """
+        changes = [Change(0, self.batch_size)]
+        table = self.table
+        reach = table["b_local"].fillna(table["recovers"])
+        for examples, reached in zip(table["examples"].tolist(), reach.tolist(), strict=True):
+            size = changes[-1].batch_size
+            while reached > 2 * size:
+                size *= 2
+            if size > changes[-1].batch_size:
+                changes.append(Change(examples, size))
+        # What changes before the first step was never otherwise.
+        return changes[1:] if len(changes) > 1 and changes[1].examples == 0 else changes
+
+
+def largest_that_recovers(losses: Float[np.ndarray, " branches"], tolerance: float) -> int:
+    """The place of the last branch that is at most the tolerance above every one before it.
+
+    The definition of Merrill et al. (2025), section 3.
+
+    Args:
+      losses: by increasing batch size.
+      tolerance: in the unit of the losses.
+
+    >>> largest_that_recovers(np.array([1.0, 1.005, 0.98, 1.2, math.inf]), 0.01)
+    2
+    """
+    least = np.minimum.accumulate(losses)
+    with np.errstate(invalid="ignore"):
+        recovers = losses[1:] <= least[:-1] + tolerance
+    return int(np.flatnonzero(np.r_[True, recovers & np.isfinite(losses[1:])])[-1])
+
+
+def branches(
+    study: Study,
+    *,
+    batch_size: int,
+    trial: int,
+    steps: Sequence[int],
+    batch_sizes: Sequence[int],
+    examples: int | None = None,
+    rule: Rule | None = None,
+    metric: str | None = None,
+    tolerance: float = _TOLERANCE,
+    copies: int = 8,
+    folder: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Branches:
+    """The local critical batch size along one run, by branching (Merrill et al. 2025).
+
+    From the state of a trial at each step, copies go on at each batch size k times the trial's,
+    with f(k) times its learning rate, on as many examples. The largest batch size whose loss
+    recovers is the local critical one. It supposes, as the paper does, that a larger learning rate
+    shows its effect within the branch. Schedules go on by examples.
+
+    What is measured is the metric of a whole split after eighths of the branch, smoothed
+    exponentially with weight 0.5, where the paper has single batches of training. All copies of a
+    branch are packed, and branches see the same examples.
+
+    Args:
+      study: of the trial.
+      batch_size: of the trial.
+      trial: its number; best one whose learning rate is tuned.
+      steps: of the trial, at which it branches, in increasing order.
+      batch_sizes: of the branches, in increasing order; the smallest is what the others are
+        compared with.
+      examples: that each branch is trained on; by default 16 steps of the largest.
+      rule: f: "linear", "square_root", or a function of k; by default linear for SGD and
+        momentum, the square root for Adam.
+      metric: of which less is better, as `split/metric`; by default the loss of the goal's split.
+      tolerance: in its unit.
+      copies: of a branch, each on examples of its own; their scatter makes the intervals.
+      folder: as in `Study.run_trial`.
+      devices: as in `Study.run`.
+
+    Raises:
+      ValueError: an argument is not as above, or the trial diverges before the first step.
+
+    >>> import batchscale as bs
+    >>> study = bs.Study(
+    ...     workload=bs.theory.NoisyQuadratic.power_law(30).workload(),
+    ...     optimizer="sgd",
+    ...     space=bs.SearchSpace(learning_rate=0.05),
+    ...     batch_sizes=[4],
+    ...     goal=bs.Goal("validation/risk", 0.1),
+    ...     trials=1,
+    ...     max_steps=1000,
+    ... )
+    >>> found = branches(
+    ...     study, batch_size=4, trial=0, steps=[100], batch_sizes=[4, 16, 64, 256], copies=4,
+    ...     metric="validation/risk",
+    ... )
+    >>> found.table["recovers"].tolist()
+    [64]
+    """
+    steps = numeric.increasing("steps", steps)
+    sizes = numeric.increasing("batch_sizes", batch_sizes)
+    if len(sizes) < 2 or sizes[0] < 1:
+        raise ValueError(f"batch_sizes: got {sizes}, wanted two or more of at least 1.")
+    numeric.integer("copies", copies, 2)
+    numeric.above("tolerance", tolerance, 0, "a number above 0, in the unit of the metric.")
+    scale, measured = _scale(study, rule), _goal(study, metric)
+    planned = study.planned_trial(
+        batch_size=batch_size, trial=trial, folder=folder, devices=devices
+    )
+    _check_sizes(sizes, planned)
+    if examples is None:
+        examples = _USUAL_STEPS * sizes[-1]
+    numeric.integer("examples", examples, _FEWEST_STEPS * sizes[-1])
+    rows = []
+    with Branching(planned, copies=copies, split=measured.split) as branching:
+        for reached in branching.along(steps):
+            for size in sizes:
+                factor = scale(size / planned.batch_size)
+                stage = Stage(size, round(examples / size), factor)
+                looks = _looks(stage.steps)
+                _, seen = branching.train(reached, stage, looks)
+                step = reached.examples // planned.batch_size
+                for copy, own in seen.groupby("copy"):
+                    loss = _smoothed(own[measured.metric])
+                    rows.append((step, reached.examples, size, factor, copy, loss))
+    if not rows:
+        raise ValueError(
+            f"trial: {trial} of batch size {batch_size} has diverged by step {steps[0]}; wanted "
+            "one that has not, or an earlier step."
+        )
+    losses = pd.DataFrame(rows, columns=list(_BRANCHES))
+    return Branches(losses, measured.metric, planned.batch_size, float(tolerance))
+
+
+def train_in_stages(
+    study: Study,
+    batch_sizes: Sequence[tuple[int, int]],
+    *,
+    batch_size: int,
+    trial: int,
+    examples: int,
+    looks: int = 20,
+    rule: Rule | None = None,
+    metric: str | None = None,
+    copies: int = 8,
+    folder: str | os.PathLike[str] | None = None,
+    devices: Sequence[Any] | None = None,
+) -> pd.DataFrame:
+    """Trains with a batch size that changes, as `Branches.warm_up` proposes.
+
+    Args:
+      study: of the trial whose hyperparameters are used.
+      batch_sizes: pairs of examples trained on, from 0, and the batch size from there on.
+      batch_size: of the trial.
+      trial: its number.
+      examples: to train on in all; the last step may be one that goes beyond them.
+      looks: how often the metric is measured in every stage, evenly apart.
+      rule: as in `branches`, of the ratio to the trial's batch size.
+      metric: as in `branches`.
+      copies: how many runs; the first sees the trial's examples. All begin at its parameters.
+      folder: as in `Study.run_trial`.
+      devices: as in `Study.run`.
+
+    Returns:
+      One row a look and copy: `copy`, `examples`, `steps` (in all), `batch_size`, `loss`.
+
+    Raises:
+      ValueError: an argument is not as above.
+
+    >>> import batchscale as bs
+    >>> study = bs.Study(
+    ...     workload=bs.theory.NoisyQuadratic.power_law(30).workload(),
+    ...     optimizer="sgd",
+    ...     space=bs.SearchSpace(learning_rate=0.05),
+    ...     batch_sizes=[4],
+    ...     goal=bs.Goal("validation/risk", 0.1),
+    ...     trials=1,
+    ...     max_steps=1000,
+    ... )
+    >>> options = dict(batch_size=4, trial=0, examples=4000, metric="validation/risk", looks=1)
+    >>> train_in_stages(study, [(0, 4), (400, 16)], **options)["steps"].unique().tolist()
+    [100, 325]
+    """
+    changes = [Change(*map(int, change)) for change in batch_sizes]
+    numeric.increasing("batch_sizes: examples", [change.examples for change in changes])
+    if not changes or changes[0].examples != 0:
+        raise ValueError(f"batch_sizes: got {batch_sizes}, wanted pairs whose first begins at 0.")
+    numeric.integer("copies", copies, 1)
+    numeric.integer("looks", looks, 1)
+    numeric.integer("examples", examples, changes[-1].examples + changes[-1].batch_size)
+    scale, measured = _scale(study, rule), _goal(study, metric)
+    planned = study.planned_trial(
+        batch_size=batch_size, trial=trial, folder=folder, devices=devices
+    )
+    _check_sizes([change.batch_size for change in changes], planned)
+    ends = [*(change.examples for change in changes[1:]), examples]
+    tables, steps = [], 0
+    with Branching(planned, copies=copies, split=measured.split) as branching:
+        reached = branching.start()
+        for change, end in zip(changes, ends, strict=True):
+            count = math.ceil((end - reached.examples) / change.batch_size)
+            if count < 1:
+                continue
+            factor = scale(change.batch_size / planned.batch_size)
+            stage = Stage(change.batch_size, count, factor)
+            reached, seen = branching.train(reached, stage, _looks(count, looks))
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "copy": seen["copy"],
+                        "examples": seen["examples"],
+                        "steps": steps + seen["step"],
+                        "batch_size": change.batch_size,
+                        "loss": seen[measured.metric].fillna(math.inf),
+                    }
+                )
+            )
+            steps += count
+    return pd.concat(tables, ignore_index=True)[list(_STAGES)]
+
+
+def _scale(study: Study, rule: Rule | None) -> Callable[[float], float]:
+    if rule is None:
+        rule = _USUAL.get(study.training().optimizer.name)  # pyright: ignore
+        if rule is None:
+            raise ValueError(
+                f"rule: none is usual for optimizer {study.training().optimizer.name!r}; give "
+                '"linear", "square_root", or a function of k.'
+            )
+    if callable(rule):
+        return lambda k: float(numeric.above("rule", rule(k), 0, "a factor above 0."))
+    if rule not in _RULES:
+        raise ValueError(
+            f'rule: got {rule!r}, wanted "linear", "square_root", or a function of how many times '
+            "the batch size is the trial's."
+        )
+    return _RULES[rule]
+
+
+def _goal(study: Study, metric: str | None) -> Goal:
+    """What is measured, as a goal whose value nobody asks for."""
+    metric = metric or f"{study.goal.split}/loss"
+    goal = Goal(metric, 0.0)
+    checks.metric(goal, study.workload, study.space.names)
+    return goal
+
+
+def _smoothed(values: pd.Series) -> float:
+    """The exponential average at the last of them; infinite if one is missing."""
+    if values.isna().any():
+        return math.inf
+    return float(values.ewm(alpha=_SMOOTHING, adjust=False).mean().iloc[-1])
+
+
+def _check_sizes(sizes: Sequence[int], planned: PlannedTrial) -> None:
+    most = planned.definition.train_examples
+    if not 1 <= min(sizes) <= max(sizes) <= most:
+        raise ValueError(
+            f"batch_sizes: got {', '.join(map(str, sizes))}, wanted 1 to {most}, the examples of "
+            "the training set."
+        )
+
+
+def _looks(steps: int, count: int = _LOOKS) -> list[int]:
+    """Steps of a branch evenly apart, the last of them among them."""
+    return sorted({max(1, round(steps * k / count)) for k in range(1, count + 1)})
