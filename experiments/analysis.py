@@ -198,25 +198,6 @@ def main() -> None:
     )
     audit = result.audit()
     write(audit.table(), "audit")
-    rows = []
-    for name, steps in (("best of N", best), ("tuned", tuned)):
-        for form in ("hyperbolic", "generalised"):
-            fit = bs.scaling.fit(steps, form=form, paces=result.paces)
-            rows.append(
-                {
-                    "of": name,
-                    "form": form,
-                    "b_crit": fit.b_crit,
-                    "low": fit.b_crit_interval.low,
-                    "high": fit.b_crit_interval.high,
-                    "at_20%_overhead": fit.batch_size_at_overhead(0.2),
-                    "s_min": fit.s_min,
-                    "sharpness": fit.sharpness,
-                    "spread": fit.spread,
-                    "refused": fit.refused,
-                }
-            )
-    write(pd.DataFrame(rows), "fits")
     (output / "recommendation.txt").write_text("\n\n".join(words) + "\n")
     print("\n".join(words))
 
