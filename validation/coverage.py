@@ -5,6 +5,7 @@
     python -m validation.coverage --what learning_rates
     python -m validation.coverage --what median
     python -m validation.coverage --what noise_scale
+    python -m validation.coverage --what extrapolation
 
 `fit`: steps to target are drawn about a known curve, with a scatter like that of minima over
 trials, and rounded up to the grid of evaluations, as a study reports them. Printed are the share of
@@ -29,6 +30,10 @@ confirmed median over the best of N.
 `noise_scale`: a linear model whose gradients' covariance is known exactly: the share of the
 intervals of B_simple and B_noise from some of its examples, and of those from pairs of batches,
 that hold the training set's own.
+
+`extrapolation`: families of studies whose critical batch sizes scatter about a power law:
+the share of the intervals that hold its exponent, and the true critical batch size of a study two
+and four times beyond the largest.
 """
 
 from __future__ import annotations
@@ -51,6 +56,7 @@ from batchscale.scaling.curve import log_steps
 from batchscale.stopping import evaluation_grid
 from batchscale.theory import noise_scale, noise_scale_of_batches
 from batchscale.workloads import Workload
+from validation import extrapolated
 from validation.simulation import KINDS, confirm, simulate
 
 CASES = (  # B_crit, sharpness, scatter, batch sizes as powers of two, budget in steps
@@ -384,6 +390,7 @@ ROWS = {
     "learning_rates": learning_rate_rows,
     "median": median_rows,
     "noise_scale": noise_scale_rows,
+    "extrapolation": extrapolated.rows,
 }
 
 

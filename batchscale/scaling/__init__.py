@@ -5,6 +5,9 @@ Everything works on tables, whoever made them: that of `metrics.steps_to_target`
 rates, measurements and trials.
 """
 
+from batchscale.scaling._extrapolation import Extrapolation as Extrapolation
+from batchscale.scaling._extrapolation import PowerLaw as PowerLaw
+from batchscale.scaling._extrapolation import power_law as power_law
 from batchscale.scaling._frontier import Recommendation as Recommendation
 from batchscale.scaling._frontier import StepTimes as StepTimes
 from batchscale.scaling._frontier import frontier as frontier
