@@ -715,6 +715,9 @@ def test_the_git_revision_is_that_of_a_checkout_that_tracks_the_file(tmp_path):
     git("add", "package.py")
     git("commit", "--quiet", "--message", "first")
     assert environment.git_state(file) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "steps.csv").write_text("batch_size,steps\n")  # made by that code
+    assert environment.git_state(file) == {"revision": git("rev-parse", "HEAD"), "dirty": False}
     file.write_text("x = 2\n")
     assert environment.git_state(file) == {"revision": git("rev-parse", "HEAD"), "dirty": True}
 

@@ -27,8 +27,8 @@ def provenance() -> dict[str, Any]:
     Returns:
       `date` (UTC), `command` as it was given, `versions`, `platform`, `processor` and how
       many `processors` this process may use, `devices`, JAX's precision settings, and
-      `git`: the revision of the checkout that tracks this package and whether it is dirty,
-      None where there is none.
+      `git`: the revision of the checkout that tracks this package and whether it is dirty:
+      whether files of Python or TOML in it were changed since. None where there is none.
 
     >>> provenance()["versions"]["python"] == platform.python_version()
     True
@@ -150,6 +150,8 @@ def git_state(file: Path) -> dict[str, Any] | None:
     try:
         # An installed package may lie, untracked, inside somebody else's checkout.
         git("ls-files", "--error-unmatch", file.name)
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        # Code alone makes results: those that are written into the checkout change nothing.
+        changed = git("status", "--porcelain", "--", *(f":(top)*.{of}" for of in ("py", "toml")))
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None
