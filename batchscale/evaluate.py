@@ -96,6 +96,40 @@ class Evaluate:
             found = numeric.above(f"evaluate: {name}", value, least, wanted)
             object.__setattr__(self, name, float(found))
 
+    @classmethod
+    def of_counts(
+        cls, counts: Mapping[str, Any], splits: Collection[str], goal_split: str
+    ) -> Evaluate:
+        """What `{"validation": 2048, "train": None}` says: examples by split, None for no split.
+
+        Args:
+          counts: examples of a split at most, by name; a split that is None is not measured, and
+            one that is not named as it is by default.
+          splits: of the workload.
+          goal_split: the name of the goal's, whose number is left out: part of it makes another
+            goal, and another workload.
+
+        Raises:
+          ValueError: the goal's split is not to be measured, or a number is not one.
+
+        >>> splits = ["train", "test", "validation"]
+        >>> Evaluate.of_counts({"test": 100, "train": None}, splits, "validation")
+        Evaluate(splits=('test', 'validation'), examples={'test': 100}, every=None, share=0.2)
+        """
+        if goal_split in counts and counts[goal_split] is None:
+            raise ValueError(
+                f"evaluate: got None for {goal_split!r}, the goal's split, which is always "
+                "measured."
+            )
+        without = [split for split, count in counts.items() if count is None]
+        named = {
+            split: count
+            for split, count in counts.items()
+            if count is not None and (split != goal_split or split == "train")
+        }
+        left = None if not without else [split for split in splits if split not in without]
+        return cls(splits=left, examples=named)
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         splits = None if self.splits is None else list(self.splits)

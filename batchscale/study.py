@@ -42,6 +42,7 @@ from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload, protocol
 from batchscale.workloads.coupling import mixes_examples
+from batchscale.workloads.parts import part_of
 
 _MEASURED_TOGETHER = 16  # trials, by which `Study.measure` chooses lanes
 
@@ -91,7 +92,9 @@ class Study:
       evaluation_spacing: evaluations are this share of the steps apart.
       evaluate: which splits are measured besides the goal's, on how many examples of them and how
         often; by default at most for a fifth of the operations of training. It changes no trial
-        and no crossing, but is part of what a folder holds.
+        and no crossing, but is part of what a folder holds. Or examples by split, such as
+        `{"validation": 2048, "train": None}`: None is not measured, and a number for the goal's
+        split makes the goal one of a fixed random part of it, which the workload's name then says.
       max_infeasible: diverged trials that are replaced at most; ten times `trials` by default.
       lanes: trials vmapped together on a device; `"auto"` chooses by the size of the model, and
         `"probe"` by timing, before the first step of a batch size: a few programs more to compile,
@@ -128,7 +131,7 @@ class Study:
     curves: Curves = "bounds"
     schedule: str | Schedule = "constant"
     evaluation_spacing: float = 0.05
-    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
+    evaluate: Evaluate | Mapping[str, int | None] = dataclasses.field(default_factory=Evaluate)
     max_infeasible: int | None = None
     lanes: int | Literal["auto", "probe"] = "auto"
     microbatch: int | Literal["auto"] = "auto"
@@ -166,13 +169,38 @@ class Study:
             self._set("stop", numeric.plain(self.stop))
         if not isinstance(self.curves, str) or self.curves not in ("bounds", "exact"):
             raise ValueError(f"curves: got {self.curves!r}, wanted 'bounds' or 'exact'.")
+        if isinstance(self.evaluate, Mapping):
+            self._take_counts(self.evaluate)
         if not isinstance(self.evaluate, Evaluate):
-            raise TypeError(f"evaluate: got {self.evaluate!r}, wanted bs.Evaluate(...).")
+            raise TypeError(
+                f"evaluate: got {self.evaluate!r}, wanted bs.Evaluate(...), or examples by split: "
+                '{"validation": 2048, "train": None}.'
+            )
         if not callable(self.workload.data):  # else that is found when it is loaded
             self._measured()
         checks.names(self.space, optimizers.get(self.optimizer), self.schedule, self.workload)
         if self.workload.train_examples is not None:
             self.definition()
+
+    @property
+    def evaluation(self) -> Evaluate:
+        """What is measured besides the goal's split, however it was given."""
+        assert isinstance(self.evaluate, Evaluate)  # since the study was made
+        return self.evaluate
+
+    def _take_counts(self, counts: Mapping[str, int | None]) -> None:
+        """What is measured, by examples of every split; of the goal's, in a workload of its own."""
+        split, splits = self.goal.split, self.workload.splits()
+        if unknown := sorted(map(str, set(counts) - set(splits))):
+            raise ValueError(
+                f"evaluate: the workload has no split {unknown[0]!r}; wanted any of "
+                f"{', '.join(splits)}."
+            )
+        count = counts.get(split)
+        if count is not None and split != "train":
+            count = numeric.integer(f"evaluate: examples of {split!r}", count, 1)
+            self._set("workload", part_of(self.workload, split, count))
+        self._set("evaluate", Evaluate.of_counts(counts, list(splits), split))
 
     def __repr__(self) -> str:
         return (
@@ -706,7 +734,7 @@ class Study:
 
     def _measured(self) -> dict[str, int]:
         """How many examples are measured of every split that is."""
-        return self.evaluate.counts(self.workload.splits(), self.goal.split)
+        return self.evaluation.counts(self.workload.splits(), self.goal.split)
 
     def definition(self) -> Definition:
         """The study in plain values, checked against the size of the training set."""
@@ -734,7 +762,7 @@ class Study:
             stop=self.stop,
             curves=self.curves,
             evaluation_spacing=self.evaluation_spacing,
-            evaluate=self.evaluate,
+            evaluate=self.evaluation,
             seed=self.seed,
             train_examples=self._train_examples(),
         )

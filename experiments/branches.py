@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -109,7 +110,7 @@ def main() -> None:
     output: Path = given.output / given.study
     output.mkdir(parents=True, exist_ok=True)
     one = study(preset, given.seed)
-    run = {"batch_size": preset.batch_size, "trial": 0}
+    run: dict[str, Any] = {"batch_size": preset.batch_size, "trial": 0}
     found = theory.branches(
         one,
         **run,

@@ -152,9 +152,46 @@ def test_bad_choices_are_refused_where_they_are_written(arguments, message):
         small(evaluate=bs.Evaluate(**arguments))
 
 
-def test_a_mapping_is_no_choice():
-    with pytest.raises(TypeError, match=r"wanted bs\.Evaluate"):
-        small(evaluate={"splits": ["train"]})
+def test_examples_by_split_measure_no_split_that_is_none():
+    found = small(evaluate={"train": None, "test": 9})
+    assert found.evaluate == bs.Evaluate(splits=["test", "validation"], examples={"test": 9})
+    assert found.workload.name == "square"
+    assert small(evaluate={"test": 9}).evaluate == bs.Evaluate(examples={"test": 9})
+
+
+def test_a_goal_on_a_part_of_its_split_is_another_workloads(tmp_path):
+    whole = perceptron()
+    some = study(
+        whole, evaluate={"validation": 20, "train": None, "test": None}, batch_sizes=[4],
+        goal=bs.Goal("validation/error", 0.6), trials=2, max_steps=40,
+    )  # fmt: skip
+    assert some.workload.name == "square (20 of validation)"
+    assert some.evaluate == bs.Evaluate(splits=["validation"])
+    result = some.run(tmp_path, progress=False)
+    assert result.measurements.columns.tolist() == GOAL_COLUMNS
+    kept = some.workload.splits()["validation"]["input"]
+    every = whole.splits()["validation"]["input"]
+    assert sorted(map(tuple, kept.tolist())) == [
+        row for row in sorted(map(tuple, every.tolist())) if row in set(map(tuple, kept.tolist()))
+    ]
+    errors = result.measurements["validation/error"].dropna() * 20
+    assert np.allclose(errors, errors.round())
+    # As many as there are, or more, are the whole.
+    assert small(evaluate={"validation": 10_000}).workload.name == "square"
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"validation": None}, "None for 'validation', the goal's split"),
+        ({"validation": 0}, "examples of 'validation': got 0"),
+        ({"test": 1.5}, "examples of 'test': got 1.5"),
+        ({"dev": 10}, "no split 'dev'; wanted any of train, validation, test"),
+    ],
+)
+def test_numbers_of_examples_that_measure_nothing_are_refused(counts, message):
+    with pytest.raises(ValueError, match=message):
+        small(evaluate=counts)
 
 
 def test_numpy_numbers_are_taken():

@@ -14,6 +14,7 @@ from batchscale import arrays
 from batchscale.piloting.asked import RATES, Asked
 from batchscale.stopping import evaluation_grid
 from batchscale.workloads import Workload
+from batchscale.workloads.parts import part_of
 
 # Choices.
 _SMALLEST, _LARGEST = 8, 512  # batch sizes that are tried
@@ -176,11 +177,6 @@ def _fewest(split: Mapping[str, np.ndarray], workload: Workload) -> float:
 
 
 def _part(workload: Workload, split: str, share: float) -> Workload:
-    """The workload, with a random part of a split, the same whatever the seed of a study."""
-    splits = dict(workload.splits())
-    examples = arrays.examples(splits[split])
-    count = max(round(share * examples), 1)
-    chosen = np.sort(np.random.default_rng(0).permutation(examples)[:count])
-    splits[split] = workload.read(split, chosen)
-    name = f"{workload.title()} ({count:,} of {split})"  # another goal, under another name
-    return dataclasses.replace(workload, name=name, data=splits, titled=None)
+    return part_of(
+        workload, split, max(round(share * arrays.examples(workload.splits()[split])), 1)
+    )

@@ -15,6 +15,7 @@ from batchscale.plots.common import (
     BLUE,
     FIGURE_SIZE,
     FONT_SIZE,
+    GREEN,
     GREY,
     VERMILION,
     listed,
@@ -33,6 +34,7 @@ _HIDDEN: dict[str, Any] = {
     "markerfacecolor": "white",
 }
 _CRITICAL: dict[str, Any] = {"color": VERMILION, "linewidth": 1.4, "linestyle": (0, (4, 3))}
+_LOCAL: dict[str, Any] = {"color": GREEN, "linestyle": "none", "marker": "D", "markersize": 5}
 _TRIAL: dict[str, Any] = {"label": "trial", "color": GREY, "linestyle": "none", "marker": "o"}
 _TEXT = {"fontsize": FONT_SIZE}
 
@@ -52,7 +54,13 @@ class Fit(Protocol):
         ...
 
 
-def noise_scale(table: pd.DataFrame, *, fit: Fit | None = None, ax: Axes | None = None) -> Axes:
+def noise_scale(
+    table: pd.DataFrame,
+    *,
+    fit: Fit | None = None,
+    local: pd.DataFrame | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """The noise scale along a run, on log2 axes, beside the critical batch size.
 
     The band about the line is the interval of B_simple; a step at which the noise hides the
@@ -64,6 +72,8 @@ def noise_scale(table: pd.DataFrame, *, fit: Fit | None = None, ax: Axes | None 
       table: of `theory.noise_scales`: `step`, `b_simple`, `low` and `high`; and `b_noise`, which is
         drawn where it was computed.
       fit: from `Result.scaling` or `scaling.fit`.
+      local: the table of `theory.branches`: diamonds with bars from the largest batch size that
+        recovers to the next one; an arrow where an end is open.
       ax: where to draw; a new figure if not given.
 
     Returns:
@@ -105,6 +115,11 @@ def noise_scale(table: pd.DataFrame, *, fit: Fit | None = None, ax: Axes | None 
     ]
     if fit is not None:
         ends += [x for x in (fit.b_crit, *fit.b_crit_interval) if np.isfinite(x) and x > 0]
+    if local is not None:
+        _check(local, ("step", "recovers", "b_local", "low", "high"), "noise_scale", "branches")
+        local = local[local["step"] > 0]
+        among = local[["recovers", "low", "high"]].to_numpy(float).ravel()
+        ends += [x for x in among if np.isfinite(x) and x > 0]
     if ends:
         ax.set_ylim(min(ends) / 2**0.5, max(ends) * 2**0.5)
     bottom, top = ax.get_ylim()
@@ -123,11 +138,33 @@ def noise_scale(table: pd.DataFrame, *, fit: Fit | None = None, ax: Axes | None 
         handles.append(Line2D([], [], **_HIDDEN))
     if fit is not None:
         handles += _critical(ax, fit)
+    if local is not None:
+        handles += _branches(ax, local)
     ax.set(xlabel="Steps", ylabel="Batch size (examples)")
     ax.grid(color="0.92", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.legend(handles=handles, **_TEXT)
     return ax
+
+
+def _branches(ax: Axes, local: pd.DataFrame) -> list[Any]:
+    """Draws local critical batch sizes and their intervals; returns the legend's entry."""
+    bottom, top = ax.get_ylim()
+    for row in local.to_dict("records"):
+        step, low, high = (float(row[name]) for name in ("step", "low", "high"))
+        ends = max(low, bottom), min(high, top)
+        ax.plot([step, step], ends, color=GREEN, linewidth=1.2, zorder=3)
+        # An arrow says that nothing bounds it there.
+        for end, is_open, marker in ((ends[0], low == 0, "v"), (ends[1], high == np.inf, "^")):
+            if is_open:
+                ax.plot(step, end, marker, color=GREEN, markersize=5, clip_on=False, zorder=4)
+    known = local[np.isfinite(local["b_local"])]
+    return ax.plot(
+        known["step"],
+        known["b_local"],
+        label="local critical batch size, by branching",
+        **_LOCAL,
+    )
 
 
 def _critical(ax: Axes, fit: Fit) -> list[Any]:

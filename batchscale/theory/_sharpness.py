@@ -192,7 +192,9 @@ def generalisation(
     until = Goal("train/loss", train_loss)
     checks.metric(Goal(f"{split}/loss", 0.0), study.workload, study.space.names)
     # Whatever the study measured: what a trial is measured on does not change it.
-    examples = {name: n for name, n in study.evaluate.examples.items() if name in ("train", split)}
+    examples = {
+        name: n for name, n in study.evaluation.examples.items() if name in ("train", split)
+    }
     study = dataclasses.replace(
         study, evaluate=Evaluate(splits=("train", split), examples=examples, share=None)
     )
