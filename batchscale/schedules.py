@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Num
 
 Schedule = Callable[[Int[ArrayLike, ""], Mapping[str, Float[ArrayLike, ""]]], Float[ArrayLike, ""]]
+OfSteps = Callable[[Any], Any]
+"""A function of the step alone, such as optax's schedules, in units of the trial's rate."""
 
 
 def constant(
@@ -138,7 +143,28 @@ _SCHEDULES: dict[str, tuple[Schedule, tuple[str, ...]]] = {
 NAMES = tuple(_SCHEDULES)
 
 
-def get(schedule: str | Schedule) -> tuple[Schedule, tuple[str, ...]]:
+@dataclasses.dataclass(frozen=True)
+class Multiplied:
+    """A function of the step alone, times the trial's learning rate.
+
+    Attributes:
+      shape: the function.
+
+    >>> Multiplied(lambda step: step / 100)(50, {"learning_rate": 0.2})
+    0.1
+    """
+
+    shape: OfSteps
+
+    def __call__(
+        self, step: Int[ArrayLike, ""], hyperparameters: Mapping[str, Float[ArrayLike, ""]]
+    ) -> Any:
+        """The learning rate at a step; of a shape that is the user's, and checked elsewhere."""
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return hyperparameters["learning_rate"] * self.shape(step)
+
+
+def get(schedule: str | Schedule | OfSteps) -> tuple[Schedule, tuple[str, ...]]:
     """A schedule and the hyperparameters it must find.
 
     The named ones: `constant`, `linear_decay`, `warmup_constant`, `cosine`, `warmup_cosine` and
@@ -146,26 +172,44 @@ def get(schedule: str | Schedule) -> tuple[Schedule, tuple[str, ...]]:
     space makes them shares of the budget.
 
     Args:
-      schedule: a name, or a function of (step, hyperparameters) that returns the learning rate;
-        of one's own function nothing is known to be required.
+      schedule: a name; a function of (step, hyperparameters) that returns the learning rate, of
+        which nothing is known to be required; or a function of the step alone, by which the
+        trial's `learning_rate` is multiplied, such as optax's schedules with a peak of 1.
 
     Raises:
       ValueError: the name is not known.
 
     >>> get("linear_decay")[1]
     ('learning_rate', 'learning_rate_decay_steps', 'end_learning_rate_factor')
+    >>> import optax
+    >>> warmed, needed = get(optax.warmup_constant_schedule(0.0, 1.0, warmup_steps=10))
+    >>> needed, round(float(warmed(5, {"learning_rate": 0.2})), 6)
+    (('learning_rate',), 0.1)
     """
     if callable(schedule):
-        return schedule, ()
+        if _of_steps(schedule):
+            return Multiplied(cast(OfSteps, schedule)), ("learning_rate",)
+        return cast(Schedule, schedule), ()
     if not isinstance(schedule, str) or schedule not in _SCHEDULES:
         raise ValueError(
             f"schedule: got {schedule!r}, wanted one of {', '.join(_SCHEDULES)}, "
-            "or a function of (step, hyperparameters) that returns the learning rate."
+            "a function of (step, hyperparameters) that returns the learning rate, or one of the "
+            "step alone that it is multiplied by."
         )
     return _SCHEDULES[schedule]
 
 
-def name(schedule: str | Schedule) -> str:
+def _of_steps(schedule: Callable[..., Any]) -> bool:
+    """Whether a function takes one argument, and no more than one."""
+    try:
+        parameters = inspect.signature(schedule).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(places) == 1 and not any(p.kind == p.VAR_POSITIONAL for p in parameters)
+
+
+def name(schedule: str | Schedule | OfSteps) -> str:
     """What plans call a schedule.
 
     >>> name("constant"), name(lambda step, hyperparameters: 0.1)

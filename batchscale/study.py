@@ -36,7 +36,7 @@ from batchscale.runner.measure import measure
 from batchscale.runner.progress import Progress
 from batchscale.runner.refine import refine, refined_values
 from batchscale.runner.trial_run import PlannedTrial, TrialRun
-from batchscale.schedules import Schedule
+from batchscale.schedules import OfSteps, Schedule
 from batchscale.stopping import Curves, Stop, StopRule
 from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
@@ -88,7 +88,8 @@ class Study:
         goal, and is recorded as a bound; the steps to target are the same, at a fraction of the
         cost. Whole evaluations are made at each doubling of the steps. `"exact"`: all are whole,
         for easier goals, for curves and budgets.
-      schedule: one of `schedules.NAMES`, or a function of (step, hyperparameters).
+      schedule: one of `schedules.NAMES`, a function of (step, hyperparameters), or one of the step
+        alone that the learning rate is multiplied by, such as optax's schedules with a peak of 1.
       evaluation_spacing: evaluations are this share of the steps apart.
       evaluate: which splits are measured besides the goal's, on how many examples of them and how
         often; by default at most for a fifth of the operations of training. It changes no trial
@@ -129,7 +130,7 @@ class Study:
     max_epochs: float | None = None
     stop: Stop = "first"
     curves: Curves = "bounds"
-    schedule: str | Schedule = "constant"
+    schedule: str | Schedule | OfSteps = "constant"
     evaluation_spacing: float = 0.05
     evaluate: Evaluate | Mapping[str, int | None] = dataclasses.field(default_factory=Evaluate)
     max_infeasible: int | None = None

@@ -254,6 +254,24 @@ def test_the_schedule_that_is_heard_is_followed():
     np.testing.assert_allclose(run.params["b"], -2.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup_steps=3, decay_steps=8, end_value=0.1),
+        optax.piecewise_constant_schedule(1.0, {2: 0.5, 4: 0.1}),
+        lambda step: 1 / (1 + step),
+    ],
+    ids=["warm-up and cosine", "pieces", "own"],
+)
+@pytest.mark.usefixtures("usual_promotion")
+def test_a_function_of_the_step_multiplies_the_learning_rate(shape):
+    workload = slope(lambda params, batch: params["b"] + 0 * batch["input"])  # whose gradient is 1
+    some = study(workload, space={"learning_rate": 0.3}, schedule=shape, max_steps=10)
+    run = some.run_trial(batch_size=8, trial=0, steps=7)
+    walked = -0.3 * sum(float(shape(step)) for step in range(7))
+    np.testing.assert_allclose(run.params["b"], walked, rtol=1e-5)
+
+
 def cosine(h):
     return optax.cosine_decay_schedule(h["learning_rate"], h["horizon"])
 
@@ -273,13 +291,13 @@ def cosine(h):
             {"schedule": lambda step, h: h["learning_rte"]},
             "schedule '<lambda>': 'learning_rte' is looked up in it. The space has",
         ),
-        ({"schedule": optax.constant_schedule(0.1)}, "it raises TypeError"),
-        ({"schedule": lambda step, h: jnp.ones(2)}, "wanted one number, the learning rate"),
+        ({"schedule": lambda a, b, c: 0.1}, "it raises TypeError"),
+        ({"schedule": lambda step: jnp.ones(2)}, "wanted one number, the learning rate"),
     ],
 )
 def test_a_schedule_that_cannot_be_traced_is_refused_where_it_is_written(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        study(space=RATE | {"horizon": 10.0}, **changes)
+        study(**{"space": RATE | {"horizon": 10.0}, **changes})
 
 
 @pytest.mark.usefixtures("usual_promotion")

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 from batchscale import arrays, keys, schedules, train
 from batchscale.checks.functions import Shapes, lookup
 from batchscale.optimizers import Optimizer
-from batchscale.schedules import Schedule
+from batchscale.schedules import OfSteps, Schedule
 from batchscale.workloads import Workload, tracing
 from batchscale.workloads.tracing import Traced
 
@@ -25,7 +25,7 @@ from batchscale.workloads.tracing import Traced
 def updates(
     workload: Workload,
     optimizer: Optimizer,
-    schedule: str | Schedule,
+    schedule: str | Schedule | OfSteps,
     names: Iterable[str],
 ) -> None:
     """Refuses hyperparameters and schedules that no update depends on, and losses without gradient.

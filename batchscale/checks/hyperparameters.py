@@ -10,7 +10,7 @@ import numpy as np
 
 from batchscale import columns, schedules
 from batchscale.optimizers import Optimizer
-from batchscale.schedules import Schedule
+from batchscale.schedules import OfSteps, Schedule
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload, tracing
 
@@ -21,7 +21,7 @@ _SCHEDULED = (
 
 
 def names(
-    space: SearchSpace, optimizer: Optimizer, schedule: str | Schedule, workload: Workload
+    space: SearchSpace, optimizer: Optimizer, schedule: str | Schedule | OfSteps, workload: Workload
 ) -> None:
     """Checks names: those of the parts, and that what is needed is in the space.
 
@@ -51,7 +51,7 @@ def names(
         with tracing.told(f"optimizer {optimizer.name!r}", **_remedies(space)):
             tracing.shapes(make, values)
     if callable(schedule):
-        rate(schedule, values)
+        rate(schedules.get(schedule)[0], values, schedules.name(schedule))
     if optimizer.takes_all or callable(schedule) or workload.hyperparameters is None:
         return
     read = {*needed, *optimizer.defaults, *workload.hyperparameters}
@@ -64,9 +64,9 @@ def names(
         )
 
 
-def rate(schedule: Schedule, values: dict[str, Any]) -> None:
-    """Refuses a schedule of one's own that does not make one number of its two arguments."""
-    what = f"schedule {schedules.name(schedule)!r}"
+def rate(schedule: Schedule, values: dict[str, Any], title: str) -> None:
+    """Refuses a schedule of one's own that does not make one number of what it is given."""
+    what = f"schedule {title!r}"
     step = jax.ShapeDtypeStruct((), np.int32)
     with tracing.told(what, **_remedies(values)):
         found = tracing.shapes(schedule, step, values)

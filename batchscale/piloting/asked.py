@@ -15,7 +15,7 @@ from batchscale.metrics import Goal
 from batchscale.metrics.goal import Mode, check_goal, check_mode
 from batchscale.optimizers import Factory
 from batchscale.runner.progress import Progress
-from batchscale.schedules import Schedule
+from batchscale.schedules import OfSteps, Schedule
 from batchscale.study import Study
 from batchscale.tuner import Distribution, LogUniform, SearchSpace, ShareOfBudget
 from batchscale.workloads import Workload
@@ -41,7 +41,7 @@ class Asked:
     space: SearchSpace
     rate: Distribution
     rate_given: bool
-    schedule: str | Schedule
+    schedule: str | Schedule | OfSteps
     metric: str
     mode: Mode
     goal: Goal | None
@@ -96,7 +96,7 @@ def checked(
     goal: Goal | None,
     space: SearchSpace | None,
     batch_sizes: Sequence[int | Literal["full"]] | None,
-    schedule: str | Schedule,
+    schedule: str | Schedule | OfSteps,
     seed: int,
     progress: bool | Callable[[Progress], None],
     devices: Sequence[Any] | None,

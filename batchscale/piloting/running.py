@@ -27,7 +27,7 @@ from batchscale.piloting.effort import TIMED, Effort, effort_of, timed
 from batchscale.piloting.scanning import again, medians, scan, table_of
 from batchscale.result import load
 from batchscale.runner.progress import Progress
-from batchscale.schedules import Schedule
+from batchscale.schedules import OfSteps, Schedule
 from batchscale.study import Study
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload
@@ -94,7 +94,7 @@ def pilot(
     goal: Goal | None = None,
     space: SearchSpace | None = None,
     batch_sizes: Sequence[int | Literal["full"]] | None = None,
-    schedule: str | Schedule = "constant",
+    schedule: str | Schedule | OfSteps = "constant",
     seed: int = 0,
     progress: bool | Callable[[Progress], None] = True,
     devices: Sequence[Any] | None = None,

@@ -44,9 +44,11 @@ def told(what: str, *, lookup: str, remedy: str) -> Iterator[None]:
         raise ValueError(
             f"{what}: it asks for the value of a number that is traced: hyperparameters, steps and "
             "examples are arguments of a compiled program, without a value while it is made. "
-            "Schedules of optax, such as optax.cosine_decay_schedule(h['learning_rate'], ...), do "
-            "so, and Python's `if`, `float` and `int`. Write a schedule as a function of (step, "
-            "hyperparameters) in jax.numpy, given as schedule=..., and jnp.where instead of `if`."
+            "Python's `if`, `float` and `int` do so, and schedules of optax that are made of "
+            "hyperparameters. Give one of the step alone, whose peak is 1, and the trial's "
+            "learning_rate is multiplied by it: schedule=optax.cosine_decay_schedule(1.0, 1000). "
+            "Or write a function of (step, hyperparameters) in jax.numpy, with jnp.where instead "
+            "of `if`."
         ) from error
     except Exception as error:
         if isinstance(error, ValueError) and _raised_here(error):
