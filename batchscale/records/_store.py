@@ -21,7 +21,10 @@ from typing import IO, Any, TypeVar
 from batchscale.files import remove_unfinished, replacing, sync_folder
 from batchscale.records._index import INDEX, DamagedError, Index, Snapshot, beside, digest_of
 
-CONFIRMED, REFINED, MEASURED = BESIDE = "confirm", "refine", "measure"
+CONFIRMED = "confirm"
+REFINED = "refine"
+MEASURED = "measure"
+BESIDE = (CONFIRMED, REFINED, MEASURED)
 _NAMES = re.compile(
     r"(plan|provenance)\.json|(measurements|trials)\.parquet|state/[1-9][0-9]*\.npz"
     r"|parts/(measurements-[0-9]{8,}|trials-[1-9][0-9]*)\.parquet"
