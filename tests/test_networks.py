@@ -313,6 +313,74 @@ class OuterField(nn.Module):
         return InnerField()(x)
 
 
+class DeepNnx(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(2, CLASSES, rngs=rngs)
+
+    def __call__(self, x, is_train=False):
+        return self.linear(x) * (2.0 if is_train else 1.0)
+
+
+class HandingNnx(nnx.Module):
+    def __init__(self, rngs, told):
+        self.parts, self.told = nnx.List([DeepNnx(rngs)]), told
+
+    def __call__(self, x, is_train):
+        return self.parts[0](x, is_train) if self.told else self.parts[0](x)
+
+
+class HandingEquinox(eqx.Module):
+    parts: list
+    told: bool
+
+    def __call__(self, x, is_train):
+        return self.parts[0](x, is_train=is_train) if self.told else self.parts[0](x)
+
+
+class DeepHaiku(hk.Module):
+    def __call__(self, x, is_train=False):
+        return hk.Linear(CLASSES)(x) * (2.0 if is_train else 1.0)
+
+
+def handing_haiku(told):
+    def model(x, is_train):
+        return DeepHaiku()(x, is_train) if told else DeepHaiku()(x)
+
+    return hk.transform(model)
+
+
+HANDING = {
+    "nnx": lambda told: lambda key: HandingNnx(nnx.Rngs(key), told),
+    "equinox": lambda told: (
+        lambda key: HandingEquinox([SwitchedCall(eqx.nn.Linear(2, CLASSES, key=key))], told)
+    ),
+    "haiku": handing_haiku,
+}
+
+
+@pytest.mark.parametrize("framework", HANDING)
+def test_a_module_within_another_is_told_or_the_model_is_refused(framework):
+    make, mode = HANDING[framework], {"is_train": (True, False)}
+    for _ in range(2):  # and what looked at the calls has left
+        with pytest.raises(ValueError, match="without 'is_train', which then is False"):
+            workload(make(False), mode=mode)
+        found = workload(make(True), mode=mode)
+    params, model_state = found.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+    (trained, _), _ = found.loss(params, model_state, batch, jax.random.key(1), {})
+    measured = found.metrics(params, model_state, batch)["loss"][0]
+    assert float(trained) != pytest.approx(float(measured), rel=1e-3)
+
+
+def test_a_switch_that_haiku_hides_is_found():
+    def model(x, is_training=False):
+        return hk.Linear(CLASSES)(x) * (2.0 if is_training else 1.0)
+
+    for transform in (hk.transform, hk.transform_with_state):
+        with pytest.raises(ValueError, match="the function model takes 'is_training'"):
+            workload(transform(model))
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

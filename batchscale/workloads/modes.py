@@ -5,9 +5,11 @@ A module that is never told trains without dropout and with the statistics of no
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -74,16 +76,20 @@ def of_call(
 
 
 def of_function(
-    function: Callable[..., Any], mode: Mapping[str, tuple[Any, Any]], *, but: Collection[str] = ()
+    function: Callable[..., Any],
+    mode: Mapping[str, tuple[Any, Any]],
+    *,
+    inputs: int = 2,
+    but: Collection[str] = (),
 ) -> dict[str, tuple[Any, Any]]:
-    """Those of a function of (params, inputs), as `of_call`.
+    """Those of a function of (params, inputs), or of so many other things, as `of_call`.
 
     >>> of_function(lambda params, x, train: x, {})
     {'train': (True, False)}
     """
     taken = list(inspect.signature(function).parameters.values())
     name = getattr(function, "__name__", type(function).__name__)
-    return _switches(f"the function {name}", taken[:2], taken[2:], mode, but)
+    return _switches(f"the function {name}", taken[:inputs], taken[inputs:], mode, but)
 
 
 def checked(mode: Any) -> dict[str, tuple[Any, Any]]:
@@ -172,19 +178,85 @@ def nested(module: nn.Module) -> Any:
         method = getattr(type(inner), context.method_name, None)
         if inner.path and callable(method) and not type(inner).__module__.startswith("flax."):
             _refuse_fields(inner)
-            signature = inspect.signature(method)
-            told = signature.bind_partial(inner, *args, **kwargs).arguments
-            for name, parameter in signature.parameters.items():
-                if is_switch(name) and isinstance(parameter.default, bool) and name not in told:
-                    inside = type(inner).__name__
-                    raise ValueError(
-                        f"module: {type(module).__name__} calls its {inside} without {name!r}, "
-                        f"which then is {parameter.default}, in training and in evaluation. Hand "
-                        f"it on, such as {inside}(...)(x, {name}={name})."
-                    )
+            refuse_default(type(module).__name__, type(inner), method, inner, *args, **kwargs)
         return following(*args, **kwargs)
 
     return nn.intercept_methods(check)
+
+
+def refuse_default(
+    outer: str, kind: type, method: Callable[..., Any], *args: Any, **kwargs: Any
+) -> None:
+    """Refuses a call within a module that leaves a switch to its default.
+
+    Args:
+      outer: what the module is called.
+      kind: of what is called within it.
+      method: its method, as a function whose first argument is the module.
+      *args: that it is called with, the module first.
+      **kwargs: likewise.
+
+    Raises:
+      ValueError: the method has a switch whose default is a truth value, and it is left out.
+    """
+    signature = inspect.signature(method)
+    told = signature.bind_partial(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if is_switch(name) and isinstance(parameter.default, bool) and name not in told:
+            raise ValueError(
+                f"module: {outer} calls its {kind.__name__} without {name!r}, which then is "
+                f"{parameter.default}, in training and in evaluation. Hand it on, such as "
+                f"{kind.__name__}(...)(x, {name}={name})."
+            )
+
+
+@contextlib.contextmanager
+def handed_on(outer: str, kinds: Iterable[type], *, but: str) -> Iterator[None]:
+    """While it is entered, methods of these classes refuse calls that leave a switch out.
+
+    Args:
+      outer: what the module is called that calls them.
+      kinds: classes of modules within it.
+      but: the package of classes that are left alone: a framework's own are told otherwise.
+
+    >>> class Inner:
+    ...     def __call__(self, x, train=False):
+    ...         return x
+    >>> with handed_on("Outer", [Inner], but="flax"):
+    ...     Inner()(1.0)
+    Traceback (most recent call last):
+    ValueError: module: Outer calls its Inner without 'train', which then is False, in training and
+    in evaluation. Hand it on, such as Inner(...)(x, train=train).
+    >>> Inner()(1.0)
+    1.0
+    """
+    owners = {
+        owner
+        for kind in kinds
+        for owner in kind.__mro__
+        if owner is not object and owner.__module__.split(".")[0] != but
+    }
+    with contextlib.ExitStack() as stack:
+        for owner in owners:
+            for name, method in list(vars(owner).items()):
+                if inspect.isfunction(method) and _has_default(method):
+                    setattr(owner, name, _asking(outer, owner, method))
+                    stack.callback(setattr, owner, name, method)
+        yield
+
+
+def _has_default(method: Callable[..., Any]) -> bool:
+    taken = inspect.signature(method).parameters.values()
+    return any(is_switch(p.name) and isinstance(p.default, bool) for p in taken)
+
+
+def _asking(outer: str, kind: type, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        refuse_default(outer, kind, method, *args, **kwargs)
+        return method(*args, **kwargs)
+
+    return asking
 
 
 def is_switch(name: str) -> bool:

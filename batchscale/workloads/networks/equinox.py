@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ def of(
       mode: switches of the module's call, with their values in training and in evaluation.
 
     Raises:
-      ValueError: a switch is neither known nor in `mode`.
+      ValueError: a switch is neither known nor in `mode`, or a module within is not told it.
     """
     import equinox as eqx
 
@@ -84,31 +84,44 @@ def of(
             return outputs, model_state
         return outputs, {**model_state, "state": eqx.filter(state, eqx.is_array)}
 
+    kinds = {type(part) for part in _modules(shapes)}
+
     def forward(key: Any) -> Any:
-        return apply(*init(key), example(), None, {})[0]
+        with modes.handed_on(title, kinds, but="equinox"):
+            return apply(*init(key), example(), None, {})[0]
 
     return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
 
 
-def _refuse_fields(module: Any) -> None:
-    """Refuses fields that say whether a module is trained: they are constants of it."""
+def _modules(module: Any) -> Iterator[Any]:
+    """A module and those within it, in its fields and in lists of them."""
     import equinox as eqx
 
-    if not isinstance(module, eqx.Module):
-        children = module.values() if isinstance(module, dict) else module
-        for part in children if isinstance(module, dict | list | tuple) else ():
-            _refuse_fields(part)
-        return
-    for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
-        value = getattr(module, field.name, None)
-        # `inference` is what equinox.nn.inference_mode sets.
-        if isinstance(value, bool) and modes.is_switch(field.name) and field.name != "inference":
-            raise ValueError(
-                f"model: {field.name!r} is a constant of {type(module).__name__}, and so the same "
-                "in training and in evaluation. Call it `inference`, which is set, or make it an "
-                "argument of the call."
-            )
-        _refuse_fields(value)
+    if isinstance(module, eqx.Module):
+        yield module
+        fields = dataclasses.fields(module)  # pyright: ignore[reportArgumentType]
+        children = [getattr(module, field.name, None) for field in fields]
+    elif isinstance(module, dict):
+        children = list(module.values())
+    else:
+        children = module if isinstance(module, list | tuple) else []
+    for part in children:
+        yield from _modules(part)
+
+
+def _refuse_fields(module: Any) -> None:
+    """Refuses fields that say whether a module is trained: they are constants of it."""
+    for part in _modules(module):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name, None)
+            # `inference` is what equinox.nn.inference_mode sets.
+            constant = isinstance(value, bool) and modes.is_switch(field.name)
+            if constant and field.name != "inference":
+                raise ValueError(
+                    f"model: {field.name!r} is a constant of {type(part).__name__}, and so the "
+                    "same in training and in evaluation. Call it `inference`, which is set, or "
+                    "make it an argument of the call."
+                )
 
 
 def _is_array(x: Any) -> bool:

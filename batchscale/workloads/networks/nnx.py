@@ -35,7 +35,7 @@ def of(
         training and in evaluation.
 
     Raises:
-      ValueError: a switch is neither known nor in `mode`.
+      ValueError: a switch is neither known nor in `mode`, or a module within is not told it.
     """
     graphs: list[Any] = []
     seen: list[nnx.Module] = []
@@ -77,9 +77,11 @@ def of(
         return outputs, _as_before(model_state, changed)
 
     title = type(seen[0]).__name__
+    kinds = {type(part) for _, part in nnx.iter_modules(seen[0])}
 
     def forward(key: Any) -> Any:
-        return apply(*init(key), example(), None, {})[0]
+        with modes.handed_on(title, kinds, but="flax"):
+            return apply(*init(key), example(), None, {})[0]
 
     return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
 

@@ -19,14 +19,23 @@ def of_haiku(
 ) -> Network:
     """What `haiku.transform` or `transform_with_state` returns, as a network.
 
-    Switches are arguments of the function that was transformed, which Haiku does not show, so that
-    all of them have to be named.
+    Switches are arguments of the function that was transformed; Haiku gives every module that it
+    calls to be looked at.
 
     Args:
       pair: `init(key, inputs)` and `apply(params, key, inputs)`, or the same with a state.
       example: makes a batch of one.
       mode: switches, with their values in training and in evaluation.
+
+    Raises:
+      ValueError: a switch is neither known nor in `mode`, or a module within is not told it.
     """
+    import haiku as hk
+
+    function = _transformed(pair.apply)
+    title = getattr(function, "__name__", "haiku")
+    if function is not None:
+        mode = modes.of_function(function, mode, inputs=1)
     stateful = type(pair).__name__ == "TransformedWithState"
 
     def arguments(train: bool) -> dict[str, Any]:
@@ -46,7 +55,29 @@ def of_haiku(
         outputs, state = pair.apply(params, model_state, key, inputs, **given)
         return outputs, model_state if key is None else state
 
-    return _network("haiku", init, apply, example)
+    def check(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        kind = type(context.module)
+        if not kind.__module__.startswith("haiku"):  # whose own are told by what they need
+            method = getattr(kind, context.method_name)
+            modes.refuse_default(title, kind, method, context.module, *args, **kwargs)
+        return following(*args, **kwargs)
+
+    with hk.intercept_methods(check):
+        return _network("haiku", init, apply, example)
+
+
+def _transformed(apply: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function that was transformed, from a closure of Haiku's; None if it is not found."""
+    left: list[Any] = [apply]
+    while left:
+        found = left.pop(0)
+        if isinstance(found, tuple):
+            left += found
+        elif inspect.isfunction(found):
+            if not found.__module__.startswith("haiku"):
+                return found
+            left += [cell.cell_contents for cell in found.__closure__ or ()]
+    return None
 
 
 def of_functions(
