@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from batchscale.result import Result as Result
     from batchscale.result import load as load
     from batchscale.runner.progress import Progress as Progress
+    from batchscale.runner.progress import TrialEvaluation as TrialEvaluation
     from batchscale.runner.trial_run import Checkpoint as Checkpoint
     from batchscale.runner.trial_run import TrialRun as TrialRun
     from batchscale.stored.repair import repair as repair
@@ -73,6 +74,7 @@ _NAMES = {
     "Result": "result",
     "load": "result",
     "Progress": "runner.progress",
+    "TrialEvaluation": "runner.progress",
     "Checkpoint": "runner.trial_run",
     "TrialRun": "runner.trial_run",
     "repair": "stored.repair",

@@ -322,7 +322,8 @@ class Study:
 
         Args:
           folder: one for each study.
-          progress: a bar; False for silence; or a function that is told of every evaluation.
+          progress: a bar; False for silence; or a function that is told of every evaluation,
+            by a `Progress` whose `evaluations` have values and hyperparameters of each trial.
           devices: JAX devices; all of them by default. On a CPU one virtual device a core is asked
             for first, if JAX has not started yet.
 

@@ -3,6 +3,10 @@
 import io
 import sys
 
+import pandas as pd
+import pytest
+from helpers import diverging, study
+
 import batchscale as bs
 from batchscale.runner import progress
 from batchscale.runner.progress import Progress, ProgressBar
@@ -56,3 +60,61 @@ def test_a_closed_standard_error_is_no_error(monkeypatch):
         bar.say("3 batch sizes")
         bar(at(10))
         bar(at(300, finished=True))
+
+
+def table(evaluations, part):
+    """What was told of trials, as the table of a study has it."""
+    index = ["batch_size", "trial", "replicate"]
+    rows = [{name: getattr(e, name) for name in index} | getattr(e, part) for e in evaluations]
+    if part == "values":
+        rows = [row | {"step": e.step} for row, e in zip(rows, evaluations, strict=True)]
+        index.append("step")
+    frame = pd.DataFrame(rows).set_index(index).sort_index()
+    return frame.loc[~frame.index.duplicated()] if part == "hyperparameters" else frame
+
+
+def assert_told(evaluations, folder):
+    measurements, trials = bs.records.load_tables(folder)
+    values, hyperparameters = table(evaluations, "values"), table(evaluations, "hyperparameters")
+    assert values.index.is_unique
+    pd.testing.assert_frame_equal(values, measurements, check_like=True, check_exact=True)
+    trials = trials.loc[hyperparameters.index, list(hyperparameters.columns)]
+    pd.testing.assert_frame_equal(hyperparameters, trials, check_exact=True)
+    assert {e.folder for e in evaluations} == {folder}
+
+
+@pytest.mark.filterwarnings("ignore:no trial reached")
+def test_a_callback_is_told_every_row_of_the_tables_once_also_of_an_interrupted_run(
+    square, tmp_path
+):
+    told, calls = [], []
+
+    def hear(progress):
+        told.extend(progress.evaluations)
+        calls.append(progress)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+
+    one = diverging(square, max_steps=60)  # trials take the place of others
+    with pytest.raises(KeyboardInterrupt):
+        one.run(tmp_path / "study", progress=hear)
+    before = len(told)
+    one.run(tmp_path / "study", progress=hear)
+    assert 0 < before < len(told)
+    assert_told(told, tmp_path / "study")
+    assert not any(progress.evaluations for progress in calls if progress.finished)
+
+
+def test_what_is_run_beside_a_study_is_told_with_its_own_folder(square, tmp_path):
+    few, told = study(square, batch_sizes=[32], stop=3.0), []
+    few.run(tmp_path, progress=False)
+
+    def hear(progress):
+        told.extend(progress.evaluations)
+
+    few.refine(tmp_path, rounds=1, trials=4, progress=hear)
+    assert_told(told, tmp_path / "refine")
+    told.clear()
+    few.confirm(tmp_path, settings=2, selection_seeds=2, seeds=3, progress=hear)
+    assert_told(told, tmp_path / "confirm")
+    assert {e.replicate for e in told} == {1, 2, 3, 4, 5}

@@ -16,7 +16,7 @@ from batchscale.engine.layout import Layout
 from batchscale.engine.packs import HostStates, Pack, TrialId, Values, stacked, unpack
 from batchscale.records import Origin, StudyFolder
 from batchscale.runner.ledger import Advance, Ledger
-from batchscale.runner.progress import Progress
+from batchscale.runner.progress import Progress, TrialEvaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +174,10 @@ class BatchSizeRun:
                 to=action.to,
             )
             cohort.step = action.to
-        if action.unmeasured:
-            self._measure(cohort, action.unmeasured)
+        measured = self._measure(cohort, action.unmeasured) if action.unmeasured else {}
         self._merge()
         self._moving = False
-        self._tell(self._ledger.step)
+        self._tell(self._ledger.step, [self._told(t, action.to, v) for t, v in measured.items()])
         pause = max(self._pauses.seconds, self._pauses.times * self._write_seconds)
         if time.monotonic() - self._written > pause:
             self._write()
@@ -203,7 +202,9 @@ class BatchSizeRun:
         values = self.values(trials)
         return self._engine.start(trials, values, batch_size=self.batch_size, layout=self.layout)
 
-    def _measure(self, cohort: _Cohort, trials: list[TrialId]) -> None:
+    def _measure(
+        self, cohort: _Cohort, trials: list[TrialId]
+    ) -> dict[TrialId, Mapping[str, float]]:
         """Evaluates a cohort's trials: the goal's split always, the others now and then."""
         ledger, spec = self._ledger, self._ledger.spec
         goal = spec.goal
@@ -242,7 +243,7 @@ class BatchSizeRun:
             for trial in crossing:
                 found.rows[trial] |= more.rows[trial]
         # Only now, and all at once: an interruption before leaves the step unmeasured.
-        ledger.record(cohort.step, found.rows, found.diverged)
+        return ledger.record(cohort.step, found.rows, found.diverged)
 
     def _refuse_metrics(self, names: set[str]) -> None:
         """Refuses metrics that are not finite before the first step: that is no divergence.
@@ -316,7 +317,21 @@ class BatchSizeRun:
                 }
         return arrays, {"cohorts": cohorts}
 
-    def _tell(self, step: int, *, finished: bool = False) -> None:
+    def _told(self, trial: TrialId, step: int, values: Mapping[str, float]) -> TrialEvaluation:
+        hyperparameters = self._trials.hyperparameters(trial)
+        return TrialEvaluation(
+            folder=self._folder.folder,
+            batch_size=self.batch_size,
+            trial=trial.number,
+            replicate=trial.replicate,
+            step=step,
+            values={name: float(value) for name, value in values.items()},
+            hyperparameters={name: float(value) for name, value in hyperparameters.items()},
+        )
+
+    def _tell(
+        self, step: int, evaluations: Sequence[TrialEvaluation] = (), *, finished: bool = False
+    ) -> None:
         ledger = self._ledger
         self._report(
             Progress(
@@ -329,5 +344,6 @@ class BatchSizeRun:
                 infeasible=len(ledger.diverged()),
                 seconds=time.monotonic() - self._began,
                 finished=finished,
+                evaluations=tuple(evaluations),
             )
         )

@@ -209,22 +209,25 @@ class Ledger:
 
     def record(
         self, step: int, values: Mapping[TrialId, Mapping[str, float]], diverged: Iterable[TrialId]
-    ) -> None:
+    ) -> dict[TrialId, Mapping[str, float]]:
         """Takes down the evaluations of trials at a step, and which of them have diverged there.
 
-        What was measured of those that diverged is not kept.
+        Returns:
+          What is kept: nothing of those that diverged.
         """
         goal = self.spec.goal
         found = np.array([row.get(goal.metric, math.nan) for row in values.values()])
         diverged = set(diverged)
         self._diverged |= dict.fromkeys(diverged, step)
         # An interruption in between must leave no trial measured whose row is not to be written.
-        self._unwritten += [(t, step, row) for t, row in values.items() if t not in diverged]
+        kept = {trial: row for trial, row in values.items() if trial not in diverged}
+        self._unwritten += [(trial, step, row) for trial, row in kept.items()]
         for trial, past in zip(values, goal.reached(found), strict=True):
-            if trial not in diverged:
+            if trial in kept:
                 self._note(trial, step, bool(past))
         if step == max(self._measured.values(), default=0):
             self._note_best(found)
+        return kept
 
     def conclude(self) -> None:
         """Says of every trial that was not concluded before why it stopped where it did."""

@@ -1,4 +1,4 @@
-"""What a run says while it runs: its progress, and the bar that shows it."""
+"""What a run says while it runs: its progress, what it measures, and the bar that shows it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 
 from tqdm import tqdm
@@ -14,6 +15,40 @@ from batchscale.metrics import Goal
 
 _SECONDS = 0.2  # between two refreshments
 _LINES = 30.0  # seconds between two lines, where there is no terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialEvaluation:
+    """What was measured of one trial at one step: a row of `Result.measurements`, and its trial's.
+
+    Attributes:
+      folder: that it is written into. With `batch_size`, `trial` and `replicate` it names the
+        trial, also where one call makes several studies, as `recommend` does.
+      batch_size: examples a step.
+      trial: its number.
+      replicate: 0, or the seed under which the trial is run again.
+      step: after which it was measured.
+      values: by `split/metric`; what was not measured at this step is left out.
+      hyperparameters: of the trial, by name.
+
+    >>> row = TrialEvaluation(
+    ...     Path("runs/mine"), 64, 7, 0, 120, {"validation/error": 0.05}, {"learning_rate": 0.3})
+    >>> row.name
+    'mine/64/7/0'
+    """
+
+    folder: Path
+    batch_size: int
+    trial: int
+    replicate: int
+    step: int
+    values: dict[str, float]
+    hyperparameters: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """Of the trial, to be shown: its folder's, batch size, number and replicate."""
+        return f"{self.folder.name}/{self.batch_size}/{self.trial}/{self.replicate}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +65,9 @@ class Progress:
       infeasible: trials that have diverged.
       seconds: since this batch size began, in this process.
       finished: whether the batch size is done.
+      evaluations: what has been measured since the callback was told before, one a trial; none
+        once the batch size is done, and none of a trial that has just diverged. What is found in
+        the folder when a run goes on is not told again.
     """
 
     batch_size: int
@@ -41,6 +79,7 @@ class Progress:
     infeasible: int
     seconds: float
     finished: bool
+    evaluations: tuple[TrialEvaluation, ...] = ()
 
 
 class ProgressBar:
