@@ -12,7 +12,8 @@ from __future__ import annotations
 import pandas as pd
 
 import batchscale as bs
-from batchscale.plots.common import axis_label, log2_axis
+from batchscale.plots.common import axis_label
+from batchscale.plots.scales import log2_axis
 from experiments import harness, shown
 from experiments.harness import Figure, Studies, grid
 
