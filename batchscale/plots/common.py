@@ -133,9 +133,8 @@ def _make_room(ax: Axes, taken: float) -> None:
         width, usual = mpl.rcParams["figure.figsize"]
         least = taken + axes_below() + 72 * usual / 3  # a third is left to the axes
         figure.set_size_inches(width, max(usual, least / 72))
-    height = axes_room(ax)[1]
-    below = axes_below() + (height - taken) / 2  # the middle of the axes
-    room = 2 * min(below, height + axes_below() - below)
+    below = 2.4 * text_size() + 9  # at least
+    room = axes_room(ax)[1] - taken + 2 * min(below, taken)
     ax.set_ylabel(wrapped(ax.get_ylabel(), text_size(), room))
 
 

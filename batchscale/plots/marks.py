@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.container import ErrorbarContainer
-from matplotlib.lines import CARETDOWN, CARETUP, Line2D
+from matplotlib.lines import Line2D
+from matplotlib.markers import CARETDOWN, CARETUP
 from matplotlib.transforms import ScaledTranslation
 from numpy.typing import ArrayLike
 
@@ -32,7 +33,7 @@ MISS: dict[str, Any] = {
     "markersize": 6.5,
 }
 # What a style's points are in proportion to.
-_USUAL = {
+_USUAL: dict[str, tuple[Any, float]] = {
     "linewidth": ("lines.linewidth", 1.5),
     "markersize": ("lines.markersize", 6.0),
     "markeredgewidth": ("lines.linewidth", 1.5),

@@ -10,7 +10,7 @@ import matplotlib as mpl
 _INK = ("axes", "xtick.major", "ytick.major", "xtick.minor", "ytick.minor")
 
 
-def _preset(size: tuple[float, float], letters: float, line: float, point: float) -> dict[str, Any]:
+def _preset(size: tuple[float, float], letters: float, line: float, point: float) -> dict[Any, Any]:
     """From inches, and the points of letters, lines and markers, what follows from them."""
     frame = 0.5 * line
     return {
@@ -27,7 +27,7 @@ def _preset(size: tuple[float, float], letters: float, line: float, point: float
     }
 
 
-_PRESETS: dict[str, dict[str, Any]] = {
+_PRESETS: dict[str, dict[Any, Any]] = {
     "column": _preset((3.3, 3.0), letters=8, line=1.1, point=4),
     "page": _preset((6.8, 4.6), letters=9, line=1.4, point=5.5),
     "slide": _preset((10, 5.6), letters=18, line=2.5, point=10),

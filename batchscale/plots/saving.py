@@ -19,7 +19,7 @@ _FORMATS: dict[str, dict[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
 }
 # Letters of a PDF as TrueType, which journals ask for; names in an SVG that do not change.
-_FIXED = {"pdf.fonttype": 42, "svg.hashsalt": "batchscale"}
+_FIXED: dict[Any, Any] = {"pdf.fonttype": 42, "svg.hashsalt": "batchscale"}
 
 
 def save(

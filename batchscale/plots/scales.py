@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, cast
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -65,15 +65,12 @@ def mark_full_batches(ax: Axes, sizes: Collection[int]) -> None:
 
 def hold_ticks(ax: Axes) -> None:
     """Ticks are made when a figure is drawn: keeps what rcParams say now for then."""
+    rc = cast(Mapping[Any, Any], mpl.rcParams)
     for name in ("x", "y"):
         for which in ("major", "minor"):
-            ax.tick_params(
-                axis=name,
-                which=which,
-                labelsize=mpl.rcParams[f"{name}tick.labelsize"],
-                width=mpl.rcParams[f"{name}tick.{which}.width"],
-            )
-        ax.tick_params(axis=name, which="major", length=mpl.rcParams[f"{name}tick.major.size"])
+            letters, width = rc[f"{name}tick.labelsize"], rc[f"{name}tick.{which}.width"]
+            ax.tick_params(axis=name, which=which, labelsize=letters, width=width)
+        ax.tick_params(axis=name, which="major", length=rc[f"{name}tick.major.size"])
 
 
 class _PowersOfTwo(LogLocator):
@@ -131,7 +128,7 @@ def _decades(axis: Axis, base: float = 10) -> float:
 
 def _letters(axis: Axis) -> float:
     """The size of the labels, in points."""
-    given = axis.get_tick_params().get("labelsize", mpl.rcParams[f"{axis.axis_name}tick.labelsize"])
+    given = axis.get_tick_params().get("labelsize", mpl.rcParams["xtick.labelsize"])
     return FontProperties(size=given).get_size_in_points()
 
 
@@ -140,7 +137,11 @@ def _length(axis: Axis) -> float:
     figure = axis.axes.get_figure(root=True)
     assert figure is not None
     box = axis.axes.bbox
-    return (box.width if axis.axis_name == "x" else box.height) * 72 / figure.dpi
+    return (box.width if _across(axis) else box.height) * 72 / figure.dpi
+
+
+def _across(axis: Axis) -> bool:
+    return axis is axis.axes.xaxis
 
 
 def _width(axis: Axis, text: str) -> float:
@@ -149,6 +150,6 @@ def _width(axis: Axis, text: str) -> float:
 
 def _taken(axis: Axis, *labels: str) -> float:
     """How much of the axis the longest label takes, with the space beside it, in points."""
-    if axis.axis_name == "y":
+    if not _across(axis):
         return 1.4 * _letters(axis)
     return max(_width(axis, label) for label in labels) + 0.7 * _letters(axis)

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
 from batchscale.metrics import last_steps
@@ -238,7 +239,7 @@ def _grid(
     shown = legend(figure, _handles(drawn, budgeted), room, loc="outside upper center")
     if title:
         words = wrapped(title.replace("$", r"\$"), text_size(), room)
-        shown.set_title(words, prop={"size": text_size()})
+        shown.set_title(words, prop=FontProperties(size=text_size()))
     return used
 
 

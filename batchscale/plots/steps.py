@@ -157,8 +157,9 @@ def steps_to_target(
 
 def _copy(line: Line2D, label: str) -> Line2D:
     """For the legend, which calls it otherwise."""
-    copied = Line2D([], [], label=label)
+    copied = Line2D([], [])
     copied.update_from(line)
+    copied.set_label(label)
     return copied
 
 
