@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from test_plots import (
     curve,
@@ -197,7 +198,7 @@ def boxes(texts):
     """Around the letters; "full" is in its second line."""
     found = []
     for text in texts:
-        box = text.get_window_extent()
+        box = Text.get_window_extent(text)  # without an arrow
         if text.get_text().startswith("\n"):
             box = Bbox([[box.x0, box.y0], [box.x1, (box.y0 + box.y1) / 2]])
         if text.get_text():
@@ -232,6 +233,9 @@ def test_everything_is_inside_the_figure_and_no_letters_overlap(name, preset):
             labels = boxes([label for label in ticks if label.get_visible()])
             assert all(itertools.starmap(apart, itertools.combinations(labels, 2)))
             words += [label for label in ticks if label.get_visible()]
+        written = boxes(ax.texts)
+        if name != "frontier":  # whose labels may touch where points do
+            assert all(itertools.starmap(apart, itertools.combinations(written, 2)))
         if ax.get_legend() and ax.title.get_text():
             above = ax.get_legend().get_window_extent()
             assert apart(above, ax.title.get_window_extent(), 2)
@@ -330,7 +334,8 @@ def test_an_open_interval_of_a_learning_rate_is_an_arrow():
 
 def test_what_lies_beyond_an_edge_is_an_arrowhead():
     up, down = mpl.markers.CARETUP, mpl.markers.CARETDOWN
-    assert heads(plots.confirmation(result())) == {(32, 1.0, up)}
+    assert heads(plots.confirmation(result())) == {(32, 1.0, up), (32, 0.0, down)}
+    assert plots.confirmation(result()).get_ylim()[0] > 30  # an open end does not move the view
     assert heads(plots.training_curves(trained(), batch_size=64)) == {(2, 1.0, up)}
     low = curves_study([[0.9, 0.5, 0.3, 0.2, 0.15], [0.9, -9.0, np.nan, np.nan, np.nan]],
         ["complete", "infeasible"])  # fmt: skip

@@ -96,8 +96,9 @@ def best_by_budget(
         handles = [
             Line2D([], [], color="none", label=f"at the ends of lines: {unit} of the budget")
         ]
-        label_ends(ax, lines, [f"{budget:,g}" for budget in budgets])
-    head(ax, f"{result.name}: the best within a budget", handles, title=title)
+    height = head(ax, f"{result.name}: the best within a budget", handles, title=title)
+    if len(lines) > len(COLORS):
+        label_ends(ax, lines, [f"{budget:,g}" for budget in budgets], height=height)
     return ax
 
 

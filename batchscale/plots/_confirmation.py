@@ -51,26 +51,33 @@ def confirmation(result: _Confirmed, ax: Axes | None = None, *, title: str | Non
     columns = ["steps", "low", "high", "quantile_10", "quantile_90", "best_of_n"]
     values = table[columns].to_numpy(float)
     # What has no upper end goes to the edge, and does not move it.
-    edge = 1.3 * float(values[np.isfinite(values)].max())
+    known = values[np.isfinite(values) & (values > 0)]
+    bottom_edge, edge = float(known.min()) / 1.3, 1.3 * float(known.max())
+    open_ends: dict[str, set[float]] = {"top": set(), "bottom": set()}
 
     def band(low: str, high: str, alpha: float, edges: Any, label: str) -> None:
-        bottom = table[low].clip(lower=1).where(median.notna()).to_numpy(float)
+        bottom = table[low].where(median.notna()).to_numpy(float)
         top = table[high].to_numpy(float)
+        open_ends["top"].update(sizes[np.isinf(top) & np.isfinite(bottom)])
+        open_ends["bottom"].update(sizes[bottom <= 0])
         # An open end is that of one batch size, and says nothing of those between it and others.
-        bars = np.isinf(top) if len(table) > 1 else np.array([True])
-        ends = np.minimum(top[bars], 2 * edge)
+        bars = np.isinf(top) | (bottom <= 0) if len(table) > 1 else np.array([True])
+        begin = np.where(bottom > 0, bottom, bottom_edge / 2)[bars]
         look = marks.sized({"linewidth": 8})
         drawn: Artist = ax.vlines(
-            sizes[bars], bottom[bars], ends, color=to_rgba(marks.BLUE, alpha), label=label, **look
+            sizes[bars],
+            np.where(np.isnan(bottom[bars]), np.nan, begin),
+            np.minimum(top[bars], 2 * edge),
+            color=to_rgba(marks.BLUE, alpha),
+            label=label,
+            **look,
         )
-        open_ends.update(sizes[np.isinf(top) & np.isfinite(bottom)])
         if not bars.all():
-            logs = np.interp(np.log(sizes), np.log(sizes[~bars]), np.log(top[~bars]))
+            inner = [_between(sizes, end, bars & np.isfinite(bottom)) for end in (bottom, top)]
             style = {"color": marks.BLUE, "alpha": alpha, "linestyle": edges, "label": label}
-            drawn = marks.band(ax, sizes, bottom, np.exp(logs), **style)
+            drawn = marks.band(ax, sizes, *inner, **style)
         handles.append(drawn)
 
-    open_ends = set[float]()
     band("quantile_10", "quantile_90", 0.1, (0, (1, 1)), "10% to 90% of seeds")
     band("low", "high", 0.28, "-", f"{found.confidence:.0%} interval of the median")
     points = marks.sized({"markersize": 5.5})
@@ -85,8 +92,11 @@ def confirmation(result: _Confirmed, ax: Axes | None = None, *, title: str | Non
     if len(missed):
         marks.mark_misses(ax, missed, color=marks.BLUE, marker="o")
         handles.append(Line2D([], [], color=marks.BLUE, marker="o", **marks.sized(marks.MISS)))
-    if open_ends:
-        marks.beyond(ax, sorted(open_ends), color=marks.BLUE)
+    if open_ends["top"]:
+        marks.beyond(ax, sorted(open_ends["top"]), color=marks.BLUE)
+    if open_ends["bottom"]:
+        marks.beyond(ax, sorted(open_ends["bottom"]), color=marks.BLUE, edge="bottom")
+        ax.set_ylim(bottom=bottom_edge)
     scales.log2_axis(ax, "x")
     scales.log2_axis(ax, "y")
     ax.set_ylim(top=edge)
@@ -98,3 +108,10 @@ def confirmation(result: _Confirmed, ax: Axes | None = None, *, title: str | Non
         ax, f"{result.name}: the tuned setting, and the luckiest trial", handles, title=title
     )
     return ax
+
+
+def _between(sizes: np.ndarray, ends: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """Ends of intervals, and on the line between their neighbours where they are left out."""
+    kept = ~left_out & np.isfinite(ends)
+    logs = np.interp(np.log(sizes), np.log(sizes[kept]), np.log(ends[kept]))
+    return np.where(left_out, np.exp(logs), ends)

@@ -102,7 +102,7 @@ def head(
     *,
     title: str | None = None,
     above: float = 0,
-) -> None:
+) -> float:
     """A title and, between it and the axes, a legend: points fill the axes themselves.
 
     Both are as wide as the axes at most.
@@ -113,6 +113,9 @@ def head(
       handles: the legend's; none for none.
       title: a user's title, which is drawn instead; an empty one is none.
       above: room to leave for labels at the top edge, in points.
+
+    Returns:
+      The height that is left to the axes, about, in points.
     """
     width, size = axes_room(ax)[0], text_size()
     pad = 0.6 * size + above
@@ -122,10 +125,10 @@ def head(
         pad += _measured(legend(ax, handles, width, borderaxespad=space, **place))[1]
     shown = wrapped((words if title is None else title).replace("$", r"\$"), size, width)
     ax.set_title(shown, fontsize=size, pad=pad)
-    _make_room(ax, pad + 1.3 * size * (shown.count("\n") + 1 if shown else 0))
+    return _make_room(ax, pad + 1.3 * size * (shown.count("\n") + 1 if shown else 0))
 
 
-def _make_room(ax: Axes, taken: float) -> None:
+def _make_room(ax: Axes, taken: float) -> float:
     """Under a head so tall, makes a figure that is ours taller, and wraps the label at the left."""
     figure = ax.get_figure(root=True)
     assert figure is not None
@@ -136,9 +139,10 @@ def _make_room(ax: Axes, taken: float) -> None:
     below = 2.4 * text_size() + 9  # at least
     room = axes_room(ax)[1] - taken + 2 * min(below, taken)
     ax.set_ylabel(wrapped(ax.get_ylabel(), text_size(), room))
+    return axes_room(ax)[1] - taken
 
 
-def head_curve(ax: Axes, words: str, handles: Sequence[Any], *, title: str | None = None) -> None:
+def head_curve(ax: Axes, words: str, handles: Sequence[Any], *, title: str | None = None) -> float:
     """A title, and a legend where a falling curve leaves most room; a large one is above the axes.
 
     Args:
@@ -146,12 +150,16 @@ def head_curve(ax: Axes, words: str, handles: Sequence[Any], *, title: str | Non
       words: the title, if there is no other.
       handles: the legend's.
       title: as for `head`.
+
+    Returns:
+      As `head`.
     """
     room, height = axes_room(ax)
-    head(ax, words, [], title=title)
+    left = head(ax, words, [], title=title)
     taken = _measured(legend(ax, handles, room, loc="best"))
     if taken[0] > 0.6 * room or taken[1] > 0.4 * height:
-        head(ax, words, handles, title=title)
+        left = head(ax, words, handles, title=title)
+    return left
 
 
 def legend(parent: Axes | Figure, handles: Sequence[Any], room: float, **place: Any) -> Legend:

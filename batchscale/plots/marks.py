@@ -85,12 +85,18 @@ def looks(number: int) -> list[dict[str, Any]]:
     ]
 
 
-def label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str]) -> None:
+def label_ends(ax: Axes, lines: Sequence[Line2D], labels: Sequence[str], *, height: float) -> None:
     """Says what lines are, right of the axes, in the order of their ends and apart.
 
     The limits of the axes have to be set; of a line that is nowhere finite nothing is said.
+
+    Args:
+      ax: where they are.
+      lines: in any order.
+      labels: one of each.
+      height: of the axes, in points.
     """
-    size, (_, height) = small_text(), axes_room(ax)
+    size = small_text()
     ends = []
     for line, label in zip(lines, labels, strict=True):
         points = np.asarray(line.get_xydata(), float)

@@ -145,13 +145,15 @@ def steps_to_target(
     handles = list(curves)
     if len(curves) > len(COLORS):
         handles = [_copy(line, f"{n}: {line.get_label()}") for n, line in enumerate(curves, 1)]
-        ax.autoscale_view()
-        label_ends(ax, curves, [str(n) for n in range(1, len(curves) + 1)])
     if perfect_scaling and any(np.isfinite(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], **sized(_PERFECT)))
     if any(np.isinf(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], color="black", marker="o", **sized(MISS)))
-    head_curve(ax, "", handles, title=title)
+    height = head_curve(ax, "", handles, title=title)
+    if len(curves) > len(COLORS):
+        ax.autoscale_view()
+        numbers = [str(n) for n in range(1, len(curves) + 1)]
+        label_ends(ax, curves, numbers, height=height)
     return ax
 
 

@@ -115,7 +115,6 @@ def tuning_curve(
     handles: list[Any] = list(lines)
     if len(lines) > len(COLORS):
         handles = [Line2D([], [], color="none", label="at the ends of lines: batch sizes")]
-        label_ends(ax, lines, [f"{size:,}" for size in chosen])
     if np.isinf(table["median"]).any():
         handles.append(Line2D([], [], color="black", marker="o", **sized(MISS)))
     if len(lines) <= len(COLORS):
@@ -125,7 +124,9 @@ def tuning_curve(
         )
     ax.set(xlabel="Trials of the search", ylabel=f"Steps to {goal_words(result.goal)}")
     frame(ax)
-    head(ax, result.name, handles, title=title)
+    height = head(ax, result.name, handles, title=title)
+    if len(lines) > len(COLORS):
+        label_ends(ax, lines, [f"{size:,}" for size in chosen], height=height)
     return ax
 
 
