@@ -26,8 +26,8 @@ def confirmation(result: _Confirmed, ax: Axes | None = None, *, title: str | Non
     """Both curves of steps to target: of the tuned setting, and of the luckiest trial.
 
     The dark band is the interval of the median, the pale one, with dotted edges, holds four fifths
-    of single runs. Where one has no upper end, for seeds miss or are too few, a bar goes to the top
-    edge, with an arrowhead. A batch size whose median is a miss is an open marker there.
+    of single runs. Where one has no end, for seeds miss or are too few, a bar goes to the edge,
+    with an arrowhead. A batch size whose median is a miss is an open marker at the top edge.
 
     Args:
       result: of a study after `Study.confirm`.
@@ -50,7 +50,7 @@ def confirmation(result: _Confirmed, ax: Axes | None = None, *, title: str | Non
 
     columns = ["steps", "low", "high", "quantile_10", "quantile_90", "best_of_n"]
     values = table[columns].to_numpy(float)
-    # What has no upper end goes to the edge, and does not move it.
+    # What has no end goes to the edge, and does not move it.
     known = values[np.isfinite(values) & (values > 0)]
     bottom_edge, edge = float(known.min()) / 1.3, 1.3 * float(known.max())
     open_ends: dict[str, set[float]] = {"top": set(), "bottom": set()}
