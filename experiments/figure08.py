@@ -27,9 +27,8 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     found = present(studies, NAMES)
     tables, axes = [], grid(len(found))
     for ax, one in zip(axes, found, strict=True):
-        bs.plots.learning_rates(one.result, ax=ax)
         title = f"{one.title}, {one.words.optimizer}"
-        ax.set_title(title, fontsize=10)
+        bs.plots.learning_rates(one.result, ax=ax, title=title)
         tables.append(one.result.learning_rates().assign(panel=title))
     harness.one_legend(axes)
     return {"learning_rates": pd.concat(tables, ignore_index=True)}

@@ -37,10 +37,8 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
             zip(("steps", "epochs"), BUDGETS[name], strict=True)
         ):
             ax = axes[2 * row + column]
-            bs.plots.best_by_budget(one.result, ax=ax, **{unit: budgets})
-            handles = ax.get_legend_handles_labels()[0]
-            ax.legend(handles=handles, fontsize=8)
-            ax.set_title(f"{one.title}, budgets of {unit}", fontsize=10)
+            title = f"{one.title}, budgets of {unit}"
+            bs.plots.best_by_budget(one.result, ax=ax, title=title, **{unit: budgets})
             table = bs.metrics.best_by_budget(
                 one.result.measurements,
                 one.result.goal.metric,

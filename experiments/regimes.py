@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from matplotlib.axes import Axes
 import batchscale as bs
 from batchscale import records
 from batchscale.files import local_path, replacing
-from batchscale.plots import common
+from batchscale.plots import common, marks, scales
 
 FAMILIES = {
     "digits/fc_64": ("perceptron, digits", "sgd"),
@@ -58,6 +60,9 @@ def main() -> None:
         publish(name, answer, given.output)
     found = {name: read(name, given.output) for name in FAMILIES}
     known = {name: one for name, one in found.items() if one is not None}
+    if not any(about["b_crit"] for _, about in known.values()):
+        print(f"wrote tables into {given.output}; no critical batch size is quoted, to draw")
+        return
     with matplotlib.rc_context({"backend": "agg"}):
         files = bs.plots.save(draw(known), given.output / "regimes", ["png"])
     print(f"wrote {', '.join(map(str, files))} and the tables beside them")
@@ -82,9 +87,24 @@ def publish(name: str, answer: bs.Answer, folder: Path) -> None:
         "ended": measured.ended,
         "made_by": records.provenance(),
     }
-    text = json.dumps(about, indent=1, default=str).replace("Infinity", "null")
+    text = json.dumps(without_infinities(about), indent=1, default=str, allow_nan=False)
     with replacing(folder / f"{stem}.json") as file:
         file.write(text.encode() + b"\n")
+
+
+def without_infinities(value: Any) -> Any:
+    """What JSON can say: a number that is not finite, such as an open end, is None.
+
+    >>> without_infinities({"interval": [3.0, math.inf], "note": "Infinity"})
+    {'interval': [3.0, None], 'note': 'Infinity'}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_infinities(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinities(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def read(name: str, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
@@ -95,34 +115,56 @@ def read(name: str, folder: Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
     return pd.read_csv(path.with_suffix(".csv")), json.loads(path.read_text())
 
 
-def draw(found: dict[str, tuple[pd.DataFrame, dict[str, Any]]]) -> Axes:
-    """All families whose critical batch size is quoted, on one curve."""
+def draw(
+    found: Mapping[str, tuple[pd.DataFrame, dict[str, Any]]], *, title: str | None = None
+) -> Axes:
+    """All families whose critical batch size is quoted, on one curve.
+
+    Families are told apart by colour and by marker, of which every other is open.
+
+    Args:
+      found: by name, the table and what else was published, as `read` has them.
+      title: instead of the figure's own words; an empty one is none.
+
+    Raises:
+      ValueError: no critical batch size is quoted.
+    """
+    quoted = {name: one for name, one in found.items() if one[1]["b_crit"] is not None}
+    if not quoted:
+        raise ValueError("regimes: no critical batch size is quoted; there is nothing to draw.")
     ax = common.new_axes()
-    at, handles = np.geomspace(2.0**-6, 2.0**6, 200), []
-    handles += ax.plot(at, 1 / at, "--", color="0.6", lw=1, label="perfect scaling")
-    ax.axhline(1, color="0.6", lw=1, ls=":")
-    handles += ax.plot(at, 1 + 1 / at, "-", color="0.3", lw=1, label="1 + critical / batch size")
-    for place, (name, (table, about)) in enumerate(found.items()):
-        if about["b_crit"] is None:
-            continue
+    scales.log2_axis(ax, "x")
+    scales.log2_axis(ax, "y")
+    families, ends = [], []
+    for place, (name, (table, about)) in enumerate(quoted.items()):
+        color = marks.COLORS[place]
         size = table["batch_size"] / about["b_crit"]
         steps, low, high = (table[key] / about["s_min"] for key in ("steps", "low", "high"))
-        label = f"{FAMILIES[name][0]}: {about['b_crit']:.3g}"
-        handles.append(
-            ax.errorbar(
-                size, steps, [steps - low, high - steps], fmt="osD^vP"[place], ms=5, capsize=2,
-                color=common.COLORS[place], label=label,
+        families.append(
+            marks.bars(
+                ax, size, steps, low, high, marker=marks.MARKERS[place], color=color,
+                markerfacecolor="white" if place % 2 else color, zorder=3,
+                label=f"{FAMILIES[name][0]}: {about['b_crit']:.3g}",
             )
         )  # fmt: skip
-    common.log2_axis(ax, "x")
-    common.log2_axis(ax, "y")
-    ax.set_ylim(0.7, 80)
+        ends += [size.min(), size.max()]
+    at = np.geomspace(min(ends) / 1.5, max(ends) * 1.5, 1000)
+    line = marks.sized({"color": "0.3", "linewidth": 1.2})
+    label = "1 + critical batch size / batch size"
+    handles = ax.plot(at, 1 + 1 / at, "-", label=label, zorder=1.5, **line)
+    label = "perfect scaling, and the fewest steps"
+    handles += ax.plot(at, np.maximum(1 / at, 1), "--", label=label, zorder=1.4, **line)
     ax.set_xlabel("Batch size, in units of the critical batch size")
     ax.set_ylabel("Steps to the goal, in units of the fewest")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    common.head(ax, "Five families, each with its critical batch size", handles)
+    common.frame(ax)
+    words = f"{_counted(len(quoted))}, each with its critical batch size"
+    common.head(ax, words, [*families, *handles], title=title)
     return ax
+
+
+def _counted(number: int) -> str:
+    words = ("One", "Two", "Three", "Four", "Five")
+    return "One family" if number == 1 else f"{words[number - 1]} families"
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def draw(cells: Sequence[Cell], *, columns: int) -> dict[str, pd.DataFrame]:
             max_steps=cell.max_steps,
             max_epochs=cell.max_epochs,
             ax=ax,
+            title=cell.title,
         )
-        ax.set_title(cell.title, fontsize=10)
         rows.append(_counts(cell))
     one_legend(axes, pad=18)
     return {"trials": pd.DataFrame(rows)}

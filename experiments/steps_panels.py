@@ -67,8 +67,7 @@ def draw(
     for ax, (title, (panel, found)) in zip(
         grid(len(lines), columns=columns), lines.items(), strict=True
     ):
-        _panel(ax, panel, found)
-        ax.set_title(title, fontsize=10)
+        _panel(ax, panel, found, title)
         tables += [
             one.steps_to_target().assign(panel=title, line=label, goal=str(one.goal))
             for label, one in found.items()
@@ -124,7 +123,7 @@ def _reached(one: Shown) -> list[int]:
     return table.loc[table["steps"].map(math.isfinite), "batch_size"].astype(int).tolist()
 
 
-def _panel(ax: Axes, panel: Panel, found: Mapping[str, Shown]) -> None:
+def _panel(ax: Axes, panel: Panel, found: Mapping[str, Shown], title: str) -> None:
     anchor = panel.anchor
     if anchor is not None:
         common = set.intersection(*(set(_reached(one)) for one in found.values()))
@@ -134,7 +133,11 @@ def _panel(ax: Axes, panel: Panel, found: Mapping[str, Shown]) -> None:
             )
         anchor = anchor if anchor in common else min(common)
     bs.plots.steps_to_target(
-        dict(found), ax=ax, normalize_at=anchor, perfect_scaling=panel.perfect_scaling
+        dict(found),
+        ax=ax,
+        normalize_at=anchor,
+        perfect_scaling=panel.perfect_scaling,
+        title=title,
     )
     if len(found) == 1 and not panel.goals:  # its title says what it is
         handles = ax.get_legend_handles_labels()[0]

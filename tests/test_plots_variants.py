@@ -1,6 +1,7 @@
 """Figures of tuning curves and of other definitions, from tables written down by hand."""
 
 import dataclasses
+import itertools
 import math
 
 import matplotlib as mpl
@@ -102,8 +103,14 @@ def test_some_batch_sizes_are_drawn_or_those_that_are_asked_for():
     assert labels(ax)[:-1] == ["batch size 2", "batch size 32"]
     with pytest.raises(ValueError, match="has no batch size 3; it has 1, 2, 4, 8, 16, 32, 64"):
         plots.tuning_curve(tuning(sizes), batch_sizes=[3, 4])
-    with pytest.raises(ValueError, match="got 7 batch sizes, wanted at most 6"):
-        plots.tuning_curve(tuning(sizes), batch_sizes=sizes)
+    many = plots.tuning_curve(tuning(sizes), batch_sizes=sizes)
+    assert [text.get_text() for text in many.texts] == [str(size) for size in sizes]
+    assert len(many.collections) == 0  # bands would hide one another
+    drawn = [line(many, f"batch size {size}") for size in sizes]
+    assert len({each.get_color() for each in drawn}) == len(sizes)
+    for one, other in itertools.pairwise(drawn):
+        assert one.get_marker() != other.get_marker()
+        assert one._dash_pattern != other._dash_pattern
 
 
 def test_variants_are_lines_and_their_critical_batch_sizes_diamonds_on_them():

@@ -1,4 +1,7 @@
-"""Figures. Every function draws into `ax`, or a new figure, and returns the axes; none shows it."""
+"""Figures. Every function draws into `ax`, or a new figure, and returns the axes; none shows it.
+
+Within `style(preset)` they have the size of a paper's column, of a page or of a slide.
+"""
 
 from batchscale.plots._budgets import best_by_budget as best_by_budget
 from batchscale.plots._comparison import comparison as comparison
@@ -8,7 +11,8 @@ from batchscale.plots._learning_rates import learning_rates as learning_rates
 from batchscale.plots._measurement import measurement as measurement
 from batchscale.plots._sensitivity import sensitivity as sensitivity
 from batchscale.plots._variants import variants as variants
-from batchscale.plots.common import save as save
+from batchscale.plots.presets import style as style
+from batchscale.plots.saving import save as save
 from batchscale.plots.scatter import hyperparameters as hyperparameters
 from batchscale.plots.steps import steps_to_target as steps_to_target
 from batchscale.plots.theory import noise_scale as noise_scale

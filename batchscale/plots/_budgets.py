@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from batchscale import metrics
-from batchscale.plots.common import (
-    Result,
-    axis_label,
-    head,
-    log2_axis,
-    mark_full_batches,
-    new_axes,
-    shades,
-)
+from batchscale.plots.common import Result, axis_label, frame, head, new_axes
+from batchscale.plots.marks import COLORS, DASHES, MARKERS, label_ends, shades, sized
+from batchscale.plots.scales import log2_axis, log_axis, mark_full_batches
 from batchscale.records import Status
 
 
@@ -26,11 +21,13 @@ def best_by_budget(
     steps: Sequence[float] | None = None,
     epochs: Sequence[float | Fraction] | None = None,
     ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """The best value of the goal's metric within each budget, over all trials and evaluations.
 
     After figure 11 of Shallue et al. (2019): the smallest budget is the palest line. A batch size
-    enters a line only if its trials were trained as long as the budget.
+    enters a line only if its trials were trained as long as the budget. More than six lines are
+    named at their ends.
 
     Args:
       result: of a study whose trials were trained to the end of their budget (`stop="budget"`).
@@ -38,6 +35,7 @@ def best_by_budget(
         of some batch size were trained for.
       epochs: or budgets in passes over the training set.
       ax: where to draw; a new figure if not given.
+      title: instead of the figure's own words; an empty one is none.
 
     Raises:
       ValueError: not one kind of budget is given, or at no batch size trials were trained for it.
@@ -74,21 +72,33 @@ def best_by_budget(
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
     unit = "steps" if steps is not None else "epochs"
-    handles = []
+    lines: list[Line2D] = []
     budgets = table["budget"].unique().tolist()
-    for budget, color in zip(budgets, shades(len(budgets)), strict=True):
+    for place, (budget, color) in enumerate(zip(budgets, shades(len(budgets)), strict=True)):
         line = table.loc[(table["budget"] == budget).to_numpy()]
-        handles += ax.plot(
-            line["batch_size"], line["value"], "o-", color=color, label=f"{budget:,g} {unit}"
+        lines += ax.plot(
+            line["batch_size"],
+            line["value"],
+            marker=MARKERS[place % len(MARKERS)],
+            linestyle=DASHES[place % len(DASHES)] if len(budgets) > len(COLORS) else "-",
+            color=color,
+            label=f"{budget:,g} {unit}",
+            **sized({"markersize": 5.5}),
         )
     if mode == "min" and table["value"].min() > 0:
-        ax.set_yscale("log")
+        log_axis(ax, "y")
     mark_full_batches(ax, {result.train_examples} & {*table["batch_size"].tolist()})
     ax.set_xlabel("Batch size (examples)")
     ax.set_ylabel(f"Best {axis_label(result.goal.metric).lower()}")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    head(ax, f"{result.name}: the best within a budget", handles)
+    frame(ax)
+    handles = lines
+    if len(lines) > len(COLORS):
+        handles = [
+            Line2D([], [], color="none", label=f"at the ends of lines: {unit} of the budget")
+        ]
+    height = head(ax, f"{result.name}: the best within a budget", handles, title=title)
+    if len(lines) > len(COLORS):
+        label_ends(ax, lines, [f"{budget:,g}" for budget in budgets], height=height)
     return ax
 
 

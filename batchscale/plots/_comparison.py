@@ -8,11 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from batchscale.plots import common
+from batchscale.plots import common, marks, scales
 from batchscale.scaling import Fit
-
-_MARKERS = "osD^vP"
 
 
 class _Comparison(Protocol):
@@ -39,15 +38,17 @@ class _Comparison(Protocol):
         ...
 
 
-def comparison(found: _Comparison, ax: Axes | None = None) -> Axes:
+def comparison(found: _Comparison, ax: Axes | None = None, *, title: str | None = None) -> Axes:
     """Steps to target of each study with their intervals, and its curve, where one is quoted.
 
-    Studies are told apart by colour and by marker. A batch size that does not reach the goal has no
-    point.
+    Studies are told apart by colour, marker and, more than six, dashes; every other one has open
+    markers. An interval without an end is an arrow to the edge. A batch size that does not reach
+    the goal is an open marker at the top edge.
 
     Args:
       found: of `compare`.
       ax: to draw into; a new figure if None.
+      title: instead of the figure's own words; an empty one is none.
 
     Raises:
       ValueError: nothing reached the goal.
@@ -56,31 +57,44 @@ def comparison(found: _Comparison, ax: Axes | None = None) -> Axes:
     if not any(len(table) for table in reached.values()):
         raise ValueError("comparison: no study reached the goal; there is nothing to draw.")
     ax = common.new_axes() if ax is None else ax
+    scales.log2_axis(ax, "x")
+    scales.log2_axis(ax, "y")
     handles: list[Any] = []
-    for place, (name, table) in enumerate(reached.items()):
-        color = common.COLORS[place % len(common.COLORS)]
+    bounded = missed = False
+    for place, (name, look) in enumerate(zip(reached, marks.looks(len(reached)), strict=True)):
+        table, fit = reached[name], found.fits[name]
         sizes, steps = table[["batch_size", "steps"]].to_numpy(float).T
-        bars = None
-        if "low" in table:
-            low, high = table[["low", "high"]].to_numpy(float).T
-            bars = [steps - low, np.where(np.isfinite(high), high - steps, 0)]
-        fit = found.fits[name]
         curve = not fit.refused
-        label = f"{name}, critical batch size {fit.b_crit:.3g}" if curve else name
-        handles.append(
-            ax.errorbar(
-                sizes, steps, bars, fmt=_MARKERS[place % len(_MARKERS)], color=color, capsize=2,
-                label=label,
-            )
-        )  # fmt: skip
+        style = {
+            "label": f"{name}, critical batch size {fit.b_crit:.3g}" if curve else name,
+            "color": look["color"],
+            "marker": look["marker"],
+            "markerfacecolor": "white" if place % 2 else look["color"],
+            "zorder": 3,
+        }
+        if "low" in table:
+            bounded = True
+            low, high = table[["low", "high"]].to_numpy(float).T
+            handles.append(marks.bars(ax, sizes, steps, low, high, **style))
+        else:
+            points = marks.sized({"markersize": 5.5, "linestyle": "none"})
+            handles += ax.plot(sizes, steps, **style, **points)
         if curve and len(sizes):
             at = np.geomspace(sizes[0], sizes[-1], 200)
-            ax.plot(at, fit.steps(at), "-", color=color, lw=1)
-    common.log2_axis(ax, "x")
-    common.log2_axis(ax, "y")
+            line = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 1.2}
+            ax.plot(at, fit.steps(at), **marks.sized(line))
+        whole = found.steps[name]
+        misses = whole.loc[np.isposinf(whole["steps"]), "batch_size"]
+        if len(misses):
+            missed = True
+            marks.mark_misses(ax, misses, color=look["color"], marker=look["marker"])
+    if missed:
+        handles.append(Line2D([], [], color="black", marker="o", **marks.sized(marks.MISS)))
     ax.set_xlabel("Batch size (examples)")
-    ax.set_ylabel(f"Steps to {found.goal}")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    common.head(ax, f"Studies compared; bars are {found.confidence:.0%} intervals", handles)
+    ax.set_ylabel(f"Steps to {common.in_words(found.goal)}")
+    common.frame(ax)
+    words = "Studies compared"
+    if bounded:
+        words += f"; bars are {found.confidence:.0%} intervals"
+    common.head(ax, words, handles, title=title)
     return ax

@@ -11,21 +11,13 @@ from matplotlib.patheffects import withStroke
 
 from batchscale import scaling
 from batchscale.confirmation import Confirmation
-from batchscale.plots.common import (
-    BLUE,
-    FONT_SIZE,
-    GREY,
-    Result,
-    goal_words,
-    head,
-    log2_axis,
-    new_axes,
-    seconds_axis,
-)
+from batchscale.plots.common import Result, frame, goal_words, head, new_axes
+from batchscale.plots.marks import BLUE, GREY, sized
+from batchscale.plots.room import axes_room, small_text, text_width
+from batchscale.plots.scales import log2_axis, seconds_axis
 from batchscale.scaling import Fit, StepTimes
 
 _CURVE: dict[str, Any] = {"color": "0.3", "linewidth": 1, "zorder": 2}
-_WIDTH = 30  # of a label, in points
 _POINTS: dict[str, dict[str, Any]] = {
     "on the frontier": {"color": BLUE, "marker": "o", "markersize": 5.5},
     "beaten by another": {
@@ -56,6 +48,7 @@ def frontier(
     confirmed: bool = False,
     seconds_per_step: StepTimes | None = None,
     ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """Steps, or seconds, against examples to the goal, one point a batch size.
 
@@ -70,6 +63,7 @@ def frontier(
       confirmed: whether steps are the medians of `Result.confirmation`, and not the best of N.
       seconds_per_step: as for `scaling.frontier`.
       ax: where to draw; a new figure if not given.
+      title: instead of the figure's own words; an empty one is none.
 
     Returns:
       The axes.
@@ -115,20 +109,18 @@ def frontier(
         if len(chosen):
             handles += ax.plot(
                 chosen["examples"], chosen[time], linestyle="none", label=kind, zorder=3,
-                **_POINTS[kind],
+                **sized(_POINTS[kind]),
             )  # fmt: skip
     if seconds_per_step is None and not fit.refused:
         sizes = np.geomspace(table["batch_size"].min(), table["batch_size"].max(), 200)
         label = f"fitted curve, critical batch size {fit.b_crit:.3g}"
-        handles += ax.plot(sizes * fit.steps(sizes), fit.steps(sizes), label=label, **_CURVE)
+        handles += ax.plot(sizes * fit.steps(sizes), fit.steps(sizes), label=label, **sized(_CURVE))
     goal = goal_words(result.goal)
     ax.set_xlabel(f"Examples to {goal}")
     ax.set_ylabel(f"{time.capitalize()} to {goal}")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.margins(x=0.1, y=0.08)  # room for the last label
+    frame(ax)
     which = "tuned settings' medians" if confirmed else "best of N"
-    head(ax, f"{result.name}: time against cost, {which}", handles)
+    head(ax, f"{result.name}: time against cost, {which}", handles, title=title)
     _label(ax, table, time)
     return ax
 
@@ -136,19 +128,24 @@ def frontier(
 def _label(ax: Axes, table: pd.DataFrame, time: str) -> None:
     """Batch sizes beside their points; where two would meet, the second goes below."""
     ax.autoscale_view()
+    size, (width, height) = small_text(), axes_room(ax)
+    widest = max(text_width(f"{batch_size:,}", size) for batch_size in table["batch_size"])
+    ax.margins(x=min((widest + 8) / width, 0.3), y=min(2 * size / height, 0.2))
     above: list[np.ndarray] = []
     for row in table.to_dict("records"):
         at = (row["examples"], row[time])
         pixels = ax.transData.transform(at) * 72 / ax.get_figure(root=True).dpi  # pyright: ignore
-        crowded = any((np.abs(pixels - other) < (_WIDTH, FONT_SIZE)).all() for other in above)
+        label = f"{row['batch_size']:,}"
+        taken = (text_width(label, size) + 5, size)
+        crowded = any((np.abs(pixels - other) < taken).all() for other in above)
         if not crowded:
             above.append(pixels)
         ax.annotate(
-            f"{row['batch_size']:,}",
+            label,
             at,
-            xytext=(5, -FONT_SIZE - 4 if crowded else 4),
+            xytext=(5, -size - 4 if crowded else 4),
             textcoords="offset points",
-            fontsize=FONT_SIZE,
+            fontsize=size,
             path_effects=[withStroke(linewidth=2, foreground="white")],  # over the curve
             zorder=4,
         )

@@ -8,17 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from batchscale.plots.common import (
-    BLUE,
-    GREY,
-    ORANGE,
-    Result,
-    goal_words,
-    head,
-    log2_axis,
-    log_axis,
-    new_axes,
-)
+from batchscale.plots.common import Result, frame, goal_words, head, new_axes
+from batchscale.plots.marks import BLUE, GREY, ORANGE, bars, sized
+from batchscale.plots.scales import log2_axis, log_axis
 
 _STYLES: dict[str, dict[str, Any]] = {
     "linear rule": {"color": "0.3", "linewidth": 1, "linestyle": (0, (4, 3))},
@@ -45,7 +37,13 @@ class _Tuned(Result, Protocol):
         ...
 
 
-def learning_rates(result: _Tuned, *, reference: int | None = None, ax: Axes | None = None) -> Axes:
+def learning_rates(
+    result: _Tuned,
+    *,
+    reference: int | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
     """The best effective learning rate of each batch size, between the rules that it might follow.
 
     After figure 8 of Shallue et al. (2019), with intervals: bars are the rates that are as good
@@ -57,6 +55,7 @@ def learning_rates(result: _Tuned, *, reference: int | None = None, ax: Axes | N
       result: of a study whose trials went on to three times the fewest steps.
       reference: a batch size; if not given, the smallest that reaches the goal.
       ax: where to draw; a new figure if not given.
+      title: instead of the figure's own words; an empty one is none.
 
     Returns:
       The axes.
@@ -101,30 +100,21 @@ def learning_rates(result: _Tuned, *, reference: int | None = None, ax: Axes | N
         ("too few trials for a curve", table[~fitted]),
     ):
         if len(chosen):
-            margins = [chosen["centre"] - chosen["low"], chosen["high"] - chosen["centre"]]
-            bars = ax.errorbar(
-                chosen["batch_size"],
-                chosen["centre"],
-                np.maximum(margins, 0),
-                label=kind,
-                zorder=3,
-                **_STYLES[kind],
-            )
-            handles.append(bars)
+            columns = (chosen[name] for name in ("batch_size", "centre", "low", "high"))
+            handles.append(bars(ax, *columns, label=kind, zorder=3, **_STYLES[kind]))
     handles += ax.plot(
         sizes, table["effective_learning_rate"], label="fewest steps", zorder=4,
-        **_STYLES["fewest steps"],
+        **sized(_STYLES["fewest steps"]),
     )  # fmt: skip
     bottom, top = ax.get_ylim()
     begin = table.loc[table["batch_size"] == reference, "centre"].item()
     for kind, power in (("linear rule", 1.0), ("square-root rule", 0.5)):
         rates = begin * (sizes / reference) ** power
-        handles += ax.plot(sizes, rates, label=kind, zorder=2, **_STYLES[kind])
+        handles += ax.plot(sizes, rates, label=kind, zorder=2, **sized(_STYLES[kind]))
     # The rules may lead far out of the view, which is that of the measured rates.
     ax.set_ylim(bottom, top * 2)
     ax.set_xlabel("Batch size (examples)")
     ax.set_ylabel("Best effective learning rate")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    head(ax, f"{result.name}, {goal_words(result.goal)}", handles)
+    frame(ax)
+    head(ax, f"{result.name}, {goal_words(result.goal)}", handles, title=title)
     return ax

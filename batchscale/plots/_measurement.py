@@ -8,43 +8,44 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from batchscale.measurement import Measurement
-from batchscale.plots import common
+from batchscale.plots import common, marks, scales
 
 
-def measurement(found: Measurement, ax: Axes | None = None) -> Axes:
+def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None = None) -> Axes:
     """Steps to target of the best settings, the fitted curve, and the medians of fresh seeds.
 
-    The bars are 90% intervals. Open squares are the medians under fresh seeds, which took no part
-    in the prediction; where half of them missed there is none. Where no critical batch size is
-    quoted there is no curve.
+    The bars are 90% intervals, with an arrow where they have no end. Open squares are the medians
+    under fresh seeds, which took no part in the prediction; where half of them missed there is
+    none. Where no critical batch size is quoted there is no curve.
 
     Args:
       found: of `Study.measure`, or `Result.measurement`.
       ax: to draw into; a new figure if None.
+      title: instead of the figure's own words; an empty one is none.
     """
     ax = common.new_axes() if ax is None else ax
     table, fit = found.table, found.scaling()
     sizes, steps, low, high = table[["batch_size", "steps", "low", "high"]].to_numpy(float).T
     handles: list[Any] = [
-        ax.errorbar(
-            sizes, steps, [steps - low, high - steps], fmt="o", color=common.BLUE, capsize=2,
+        marks.bars(
+            ax, sizes, steps, low, high, color=marks.BLUE, marker="o",
             label="best setting, median with 90% interval",
         )
     ]  # fmt: skip
     seen = found.calibration.loc[np.isfinite(found.calibration["seen"])]
     handles += ax.plot(
-        seen["batch_size"], seen["seen"], "s", color=common.VERMILION, markerfacecolor="none",
-        label="median of fresh seeds",
+        seen["batch_size"], seen["seen"], "s", color=marks.VERMILION, markerfacecolor="none",
+        label="median of fresh seeds", zorder=3, **marks.sized({"markersize": 8}),
     )  # fmt: skip
     if not fit.refused:
         at = np.geomspace(sizes[0], sizes[-1], 200)
         label = f"fitted curve, critical batch size {fit.b_crit:.3g}"
-        handles += ax.plot(at, fit.steps(at), "-", color="0.4", lw=1, label=label)
-    common.log2_axis(ax, "x")
-    common.log2_axis(ax, "y")
+        line = marks.sized({"linewidth": 1})
+        handles += ax.plot(at, fit.steps(at), "-", color="0.4", label=label, **line)
+    scales.log2_axis(ax, "x")
+    scales.log2_axis(ax, "y")
     ax.set_xlabel("Batch size (examples)")
     ax.set_ylabel(f"Steps to {common.goal_words(found.goal)}")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    common.head(ax, f"{found.name}: measured by one design", handles)
+    common.frame(ax)
+    common.head(ax, f"{found.name}: measured by one design", handles, title=title)
     return ax

@@ -5,25 +5,18 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any, Protocol
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from batchscale.plots.common import (
-    BLUE,
-    COLORS,
-    VERMILION,
-    Result,
-    goal_words,
-    head,
-    log2_axis,
-    new_axes,
-)
+from batchscale.plots.common import Result, frame, goal_words, head, new_axes
+from batchscale.plots.marks import BLUE, GREEN, VERMILION, band, sized
+from batchscale.plots.scales import log2_axis
 
 _LINES: dict[str, dict[str, Any]] = {
-    "reached": {"color": BLUE, "marker": "o"},
-    "near": {"color": COLORS[2], "marker": "s", "linestyle": (0, (5, 2))},
+    "reached": {"color": BLUE, "marker": "o", "linestyle": "-"},
+    "near": {"color": GREEN, "marker": "s", "linestyle": (0, (5, 2))},
     "infeasible": {"color": VERMILION, "marker": "x", "linestyle": (0, (1, 1.5))},
 }
 
@@ -45,11 +38,13 @@ def sensitivity(
     max_steps: float | None = None,
     max_epochs: float | Fraction | None = None,
     ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """Which share of the trials reaches the goal, nearly as fast as the best, or diverges.
 
     With Wilson intervals of 90% as bands. Where a trial lies is in `hyperparameters`. The share
-    that reaches the goal is left out where trials were stopped before their budget.
+    that reaches the goal is left out where trials were stopped before their budget. A share that is
+    zero at every batch size is said, and not drawn.
 
     Args:
       result: of a study.
@@ -57,6 +52,7 @@ def sensitivity(
       max_steps: a budget in steps; none if not given.
       max_epochs: a budget in passes over the training set.
       ax: where to draw; a new figure if not given.
+      title: instead of the figure's own words; an empty one is none.
 
     Returns:
       The axes.
@@ -88,40 +84,35 @@ def sensitivity(
     }
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
-    handles = []
+    handles, most = [], 0.0
     for share, style in _LINES.items():
         known = table[table[share].notna()]
         if known.empty:
             continue
+        if not known[share].any():
+            handles.append(Line2D([], [], color="none", label=f"({words[share]}: none)"))
+            continue
         handles += ax.plot(
             table["batch_size"],
             table[share],
-            markersize=5,
             label=words[share],
             zorder=3,
             clip_on=False,
-            **style,
+            **sized({"markersize": 5.5} | style),
         )
-        ax.fill_between(
-            table["batch_size"],
-            table[f"{share}_low"],
-            table[f"{share}_high"],
-            color=style["color"],
-            alpha=0.12,
-            linewidth=0,
-            zorder=2,
-        )
-    highs = table[[f"{share}_high" for share in _LINES]].to_numpy(float)
-    ax.set_ylim(0, min(1.0, 1.1 * float(np.nanmax(highs))))
+        low, high = table[f"{share}_low"], table[f"{share}_high"]
+        look = {"color": style["color"], "linestyle": style["linestyle"], "zorder": 2}
+        band(ax, table["batch_size"], low, high, **look)
+        most = max(most, float(known[f"{share}_high"].max()))
+    ax.set_ylim(0, min(1.0, 1.1 * most) or 1.0)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     ax.set_xlabel("Batch size (examples)")
     ax.set_ylabel("Share of the trials")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
+    frame(ax)
     goal = goal_words(result.goal)
     if max_steps is not None:
         goal += f" in {max_steps:,} steps"
     if max_epochs is not None:
         goal += f" in {max_epochs} epochs"
-    head(ax, f"{result.name}, {goal}", handles)
+    head(ax, f"{result.name}, {goal}", handles, title=title)
     return ax

@@ -11,19 +11,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from batchscale.plots.common import (
-    BLUE,
-    COLORS,
-    ORANGE,
-    Goal,
-    head,
-    log2_axis,
-    new_axes,
-)
+from batchscale.plots.common import Goal, frame, head, new_axes
+from batchscale.plots.marks import BLUE, GREEN, ORANGE, sized
+from batchscale.plots.scales import log2_axis
 from batchscale.scaling import Pace, transitions
 
 _REFERENCE: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 5}
 _OTHER: dict[str, Any] = {"linewidth": 1.2, "zorder": 3}
+_MARKERS = (None, "o", "s", "^", "v")
 _STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 1, 1, 1)))
 _CRITICAL: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
 
@@ -52,7 +47,7 @@ class Result(Protocol):
         ...
 
 
-def variants(result: Result, *, ax: Axes | None = None) -> Axes:
+def variants(result: Result, *, ax: Axes | None = None, title: str | None = None) -> Axes:
     """Steps to target against batch size under several definitions, on log2 axes.
 
     The thick line is the definition itself. A diamond on a line is its critical batch size, where
@@ -62,6 +57,7 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
     Args:
       result: of a study.
       ax: where to draw; a new figure if not given.
+      title: instead of the figure's own words; an empty one is none.
 
     Returns:
       The axes.
@@ -92,7 +88,7 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
     used = collections.Counter[str]()
     for variant, own in table.groupby("variant", sort=False):
         color = _color(str(variant), result.goal.metric)
-        style = {**_OTHER, "color": color, "linestyle": _STYLES[used[color] % len(_STYLES)]}
+        style = {**_OTHER, "color": color, **_look(used[color])}
         used[color] += 1
         if not handles:
             style = _REFERENCE
@@ -103,7 +99,7 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
             continue
         own = own.sort_values("batch_size")
         steps = own["steps"].where(np.isfinite(own["steps"]))
-        handles += ax.plot(own["batch_size"], steps, label=label, **style)
+        handles += ax.plot(own["batch_size"], steps, label=label, **sized(style))
         at = critical[variant]
         if np.isfinite(at):
             shown = steps.notna()
@@ -111,21 +107,38 @@ def variants(result: Result, *, ax: Axes | None = None) -> Axes:
                 np.log(at), np.log(own["batch_size"][shown]), np.log(steps[shown])
             )
             ax.plot(
-                [at], np.exp(log_steps), color=style["color"], zorder=style["zorder"], **_CRITICAL
+                [at],
+                np.exp(log_steps),
+                color=style["color"],
+                zorder=style["zorder"],
+                **sized(_CRITICAL),
             )
     if np.isfinite(critical).any():
         handles.append(
-            Line2D([], [], color="0.3", linestyle="none", label="critical batch size", **_CRITICAL)
+            Line2D(
+                [],
+                [],
+                color="0.3",
+                linestyle="none",
+                label="critical batch size",
+                **sized(_CRITICAL),
+            )
         )
     ax.set(xlabel="Batch size (examples)", ylabel="Steps to target")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    head(ax, result.name, handles)
+    frame(ax)
+    head(ax, result.name, handles, title=title)
     return ax
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Dashes of the members of a kind; where these are used up, markers too."""
+    markers, dashes = divmod(place, len(_STYLES))
+    marker = _MARKERS[markers % len(_MARKERS)]
+    return {"linestyle": _STYLES[dashes], "marker": marker, "markersize": 4}
 
 
 def _color(variant: str, metric: str) -> str:
     """One for other values of the goal, one for other metrics, one for other ways to read it."""
     if variant.startswith(f"{metric} "):
         return BLUE
-    return ORANGE if "/" in variant else COLORS[2]
+    return ORANGE if "/" in variant else GREEN

@@ -1,46 +1,25 @@
-"""What all figures share: what they read, axes and colours, and how they are saved."""
+"""What all figures share: what they read, their axes, their titles and legends, their words."""
 
 from __future__ import annotations
 
-import math
+import weakref
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedFormatter,
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    NullLocator,
-)
-from numpy.typing import ArrayLike
+from matplotlib.legend import Legend
 
-from batchscale.files import local_path
+from batchscale.plots.marks import sized
+from batchscale.plots.room import axes_below, axes_room, small_text, text_size, wrapped
+from batchscale.plots.scales import hold_ticks
 from batchscale.tuner import SearchSpace
 
-# Okabe and Ito's colour-blind safe colours, without the yellow, which is too pale for lines.
-BLUE, VERMILION, ORANGE = "#0072B2", "#D55E00", "#E69F00"
-GREEN = "#009E73"
-COLORS = (BLUE, VERMILION, GREEN, "#CC79A7", ORANGE, "#56B4E9")
-GREY = "#707070"
-_FORMATS: dict[str, dict[str, Any]] = {"png": {"dpi": 200}, "svg": {"metadata": {"Date": None}}}
-MISS: dict[str, Any] = {
-    "label": "goal not reached",
-    "linestyle": "none",
-    "markerfacecolor": "white",
-    "markersize": 6.5,
-}
-FIGURE_SIZE = (6.4, 4.4)
-FONT_SIZE = 9
+_NEW = weakref.WeakSet[Figure]()  # figures that are ours, and not a user's
 
 
 @runtime_checkable
@@ -102,127 +81,130 @@ class Result(Protocol):
         ...
 
 
-def save(
-    figure: Axes | Figure | np.ndarray,
-    stem: str | Path,
-    formats: Sequence[Literal["png", "svg"]] = ("png", "svg"),
-) -> tuple[Path, ...]:
-    """Writes a figure as PNG and as SVG.
-
-    The same figure gives the same SVG, byte for byte.
-
-    Args:
-      figure: a figure, one of its axes, or an array of them.
-      stem: where, without a suffix; folders are made as needed.
-      formats: of these two, in order.
-
-    Returns:
-      The paths, `<stem>.png` and `<stem>.svg`.
-
-    >>> import tempfile
-    >>> figure, ax = plt.subplots()
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     [path.name for path in save(ax, f"{folder}/curves/mnist")]
-    ['mnist.png', 'mnist.svg']
-    >>> plt.close(figure)
-
-    Raises:
-      ValueError: a format is none of these.
-    """
-    drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) else figure
-    if not isinstance(drawn, Figure):
-        drawn = drawn.get_figure(root=True)
-    stem = local_path(stem, "stem")
-    unknown = [name for name in formats if name not in _FORMATS]
-    if isinstance(formats, str) or unknown:
-        raise ValueError(f"formats: got {formats!r}, wanted some of {', '.join(_FORMATS)}.")
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = tuple(stem.with_name(f"{stem.name}.{name}") for name in formats)
-    for path, name in zip(paths, formats, strict=True):
-        with open(path, "wb") as file, mpl.rc_context({"svg.hashsalt": "batchscale"}):
-            drawn.savefig(file, format=name, **_FORMATS[name])
-    return paths
-
-
 def new_axes() -> Axes:
-    """Axes of a new figure, as wide as a README."""
-    return plt.subplots(figsize=FIGURE_SIZE, layout="constrained")[1]
+    """Axes of a new figure, of the size that rcParams say, and taller under a long legend."""
+    figure, ax = plt.subplots(layout="constrained")
+    _NEW.add(figure)
+    return ax
 
 
-def shades(number: int) -> list[Any]:
-    """Colours in an order that shows, from pale to dark."""
-    return [mpl.colormaps["viridis_r"](0.12 + 0.88 * i / max(number - 1, 1)) for i in range(number)]
+def frame(ax: Axes) -> None:
+    """A pale grid behind what is drawn, and ticks as rcParams say now."""
+    ax.grid(color="0.92", **sized({"linewidth": 0.6}))
+    ax.set_axisbelow(True)
+    hold_ticks(ax)
 
 
-def mark_misses(ax: Axes, x: ArrayLike, **style: Any) -> None:
-    """Open markers at the top edge, wherever the y axis ends."""
-    ax.plot(
-        x,
-        np.ones(len(np.asarray(x))),
-        transform=ax.get_xaxis_transform(),
-        clip_on=False,
-        zorder=4,
-        **MISS | style,
-    )
-
-
-def mark_full_batches(ax: Axes, sizes: Collection[int]) -> None:
-    """Says "full" below batches of all training examples, where no power of two is labelled."""
-    at = sorted(size for size in sizes if size & (size - 1))
-    labels = [f"\nfull: {size:,}" if len(at) == 1 else "\nfull" for size in at]
-    ax.xaxis.set_minor_locator(FixedLocator(at))
-    ax.xaxis.set_minor_formatter(FixedFormatter(labels))
-    ax.tick_params(axis="x", which="minor", length=6)
-
-
-def head(ax: Axes, title: str, handles: Sequence[Artist], *, above: float = 0) -> None:
+def head(
+    ax: Axes,
+    words: str,
+    handles: Sequence[Any],
+    *,
+    title: str | None = None,
+    above: float = 0,
+) -> float:
     """A title and, between it and the axes, a legend: points fill the axes themselves.
+
+    Both are as wide as the axes at most.
 
     Args:
       ax: what to head.
-      title: the title.
-      handles: the legend's.
+      words: the title, if there is no other.
+      handles: the legend's; none for none.
+      title: a user's title, which is drawn instead; an empty one is none.
       above: room to leave for labels at the top edge, in points.
+
+    Returns:
+      The height that is left to the axes, about, in points.
     """
-    columns = legend_columns(handles)
-    rows = math.ceil(len(handles) / columns)
-    ax.set_title(title.replace("$", r"\$"), fontsize=FONT_SIZE + 1, pad=8 + 15 * rows + above)
-    ax.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1.0),
-        borderaxespad=0.2 + above / FONT_SIZE,
-        ncols=columns,
-        fontsize=FONT_SIZE,
-        frameon=False,
-    )
+    width, size = axes_room(ax)[0], text_size()
+    pad = 0.6 * size + above
+    if handles:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+        space = 0.2 + above / small_text()
+        pad += _measured(legend(ax, handles, width, borderaxespad=space, **place))[1]
+    shown = wrapped((words if title is None else title).replace("$", r"\$"), size, width)
+    ax.set_title(shown, fontsize=size, pad=pad)
+    return _make_room(ax, pad + 1.3 * size * (shown.count("\n") + 1 if shown else 0))
 
 
-def legend_columns(handles: Sequence[Artist]) -> int:
-    """How many columns of entries fit beside each other, at the width of a README."""
-    # In font sizes: a marker, and letters as wide as they are on average.
-    widths = np.array([2.8 + 0.53 * len(str(handle.get_label())) for handle in handles])
-    room = 72 * FIGURE_SIZE[0] / FONT_SIZE
-    for columns in range(min(len(handles), 4), 1, -1):
-        # The first columns are the longer ones, as matplotlib fills them; between them are 2.
-        parts = np.array_split(widths, columns)
-        if sum(part.max() for part in parts) + 2 * (columns - 1) < room:
-            return columns
-    return 1
+def _make_room(ax: Axes, taken: float) -> float:
+    """Under a head so tall, makes a figure that is ours taller, and wraps the label at the left."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    if figure in _NEW:
+        width, usual = mpl.rcParams["figure.figsize"]
+        least = taken + axes_below() + 72 * usual / 3  # a third is left to the axes
+        figure.set_size_inches(width, max(usual, least / 72))
+    below = 2.4 * text_size() + 9  # at least
+    room = axes_room(ax)[1] - taken + 2 * min(below, taken)
+    ax.set_ylabel(wrapped(ax.get_ylabel(), text_size(), room))
+    return axes_room(ax)[1] - taken
+
+
+def head_curve(ax: Axes, words: str, handles: Sequence[Any], *, title: str | None = None) -> float:
+    """A title, and a legend where a falling curve leaves most room; a large one is above the axes.
+
+    Args:
+      ax: what to head; what is drawn is in it.
+      words: the title, if there is no other.
+      handles: the legend's.
+      title: as for `head`.
+
+    Returns:
+      As `head`.
+    """
+    room, height = axes_room(ax)
+    left = head(ax, words, [], title=title)
+    taken = _measured(legend(ax, handles, room, loc="best"))
+    if taken[0] > 0.6 * room or taken[1] > 0.4 * height:
+        left = head(ax, words, handles, title=title)
+    return left
+
+
+def legend(parent: Axes | Figure, handles: Sequence[Any], room: float, **place: Any) -> Legend:
+    """A legend in as many columns as there is room for, up to four, its entries in lines.
+
+    Args:
+      parent: the axes or the figure that it is of.
+      handles: its entries.
+      room: its largest width, in points.
+      place: where, as of Matplotlib's `legend`.
+    """
+    size = small_text()
+    # Besides its letters an entry has a line and a space, and the legend a border.
+    labels = [wrapped(str(one.get_label()), size, room - 4 * size) for one in handles]
+    within = place.get("loc") == "best"
+    style = {"fontsize": size, "frameon": within, "columnspacing": 1.6}
+    for columns in range(1 if within else min(len(handles), 4), 1, -1):
+        drawn = parent.legend(handles, labels, ncols=columns, **style, **place)
+        if _measured(drawn)[0] <= room:
+            return drawn
+        drawn.remove()
+    return parent.legend(handles, labels, **style, **place)
+
+
+def _measured(drawn: Legend) -> tuple[float, float]:
+    """Width and height, in points."""
+    figure = drawn.get_figure(root=True)
+    assert figure is not None
+    box = drawn.get_window_extent()
+    return box.width * 72 / figure.dpi, box.height * 72 / figure.dpi
 
 
 def axis_label(name: str) -> str:
     """A metric or hyperparameter as an axis says it: "Validation error"."""
-    text = "1 \N{MINUS SIGN} momentum" if name == "one_minus_momentum" else _words(name)
+    text = "1 \N{MINUS SIGN} momentum" if name == "one_minus_momentum" else in_words(name)
     return text[0].upper() + text[1:]
 
 
 def goal_words(goal: Goal) -> str:
     """A goal as an axis says it: "validation error < 0.03"."""
-    return f"{_words(goal.metric)} {'>' if goal.mode == 'max' else '<'} {goal.value:g}"
+    return f"{in_words(goal.metric)} {'>' if goal.mode == 'max' else '<'} {goal.value:g}"
 
 
-def _words(name: str) -> str:
+def in_words(name: str) -> str:
+    """Of a name, as an axis says them: "validation error"."""
     return name.replace("/", " ").replace("_", " ")
 
 
@@ -263,47 +245,3 @@ def winners(result: Result) -> dict[int, int]:
 def listed(items: Collection[object]) -> str:
     """Items in words, or none."""
     return ", ".join(map(str, items)) or "none"
-
-
-def log_axis(ax: Axes, name: Literal["x", "y"], *, base: float = 10) -> Axis:
-    """Gives an axis a logarithmic scale."""
-    if name == "x":
-        ax.set_xscale("log", base=base)
-        return ax.xaxis
-    ax.set_yscale("log", base=base)
-    return ax.yaxis
-
-
-def log2_axis(ax: Axes, name: Literal["x", "y"]) -> None:
-    """Gives an axis a log2 scale with the powers of two as labels."""
-    axis = log_axis(ax, name, base=2)
-    axis.set_major_locator(_PowersOfTwo(base=2, numticks=64))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _power_label(axis, value)))
-    axis.set_minor_locator(NullLocator())
-
-
-def seconds_axis(ax: Axes, name: Literal["x", "y"]) -> None:
-    """Gives an axis a logarithmic scale with plain decimal numbers as labels."""
-    axis = log_axis(ax, name)
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-class _PowersOfTwo(LogLocator):
-    """A tick at every power of two, and at least two of them in view."""
-
-    def nonsingular(self, v0: float, v1: float) -> tuple[float, float]:
-        low, high = super().nonsingular(v0, v1)
-        if math.floor(math.log2(high)) <= math.ceil(math.log2(low)):
-            return 2.0 ** math.floor(math.log2(low)), 2.0 ** math.ceil(math.log2(high))
-        return low, high
-
-
-def _power_label(axis: Axis, value: float) -> str:
-    """A plain number where all are small and whole, else a power; empty where there is no room."""
-    low, high = sorted(axis.get_view_interval())
-    exponent = round(math.log2(value))
-    if exponent % math.ceil(math.log2(high / low) / max(axis.get_tick_space(), 1)):
-        return ""
-    return f"{2**exponent:,}" if low > 0.5 and high < 2**11 else f"$2^{{{exponent}}}$"

@@ -8,35 +8,31 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, Literal
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
 from batchscale.metrics import last_steps
 from batchscale.plots.common import (
-    BLUE,
-    FIGURE_SIZE,
-    FONT_SIZE,
-    GREEN,
-    GREY,
-    ORANGE,
-    VERMILION,
     Goal,
     Result,
     axis_label,
     check_batch_size,
     goal_words,
     head,
-    legend_columns,
+    legend,
     listed,
-    log2_axis,
-    log_axis,
     new_axes,
     plain_rows,
     winners,
 )
+from batchscale.plots.marks import BLUE, GREEN, GREY, ORANGE, VERMILION, beyond, sized
+from batchscale.plots.room import small_text, text_size, wrapped
+from batchscale.plots.scales import hold_ticks, log2_axis, log_axis
 from batchscale.records import Status
 from batchscale.tuner import LogUniform, SearchSpace, derived
 
@@ -73,6 +69,7 @@ def hyperparameters(
     max_steps: float | None = None,
     max_epochs: float | Fraction | None = None,
     ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes | np.ndarray:
     """The trials of a batch size by their hyperparameters, and which of them reached the goal.
 
@@ -93,6 +90,7 @@ def hyperparameters(
       max_steps: a budget in steps; none if not given.
       max_epochs: a budget in passes over the training set.
       ax: where to draw; a new figure if not given.
+      title: instead of the figure's own words, of which a grid has none; an empty one is none.
 
     Returns:
       The axes; of a grid, an array of them, one a batch size in ascending order.
@@ -129,7 +127,7 @@ def hyperparameters(
     if batch_size is None:
         if ax is not None:
             raise ValueError("hyperparameters: ax holds one batch size; give batch_size with it.")
-        return _grid(result, x, y, refined, budgeted)
+        return _grid(result, x, y, refined, budgeted, title or "")
     check_batch_size(result, batch_size, caller="hyperparameters")
     y = _default_y(result, [batch_size]) if y is None else y
     ax = new_axes() if ax is None else ax
@@ -138,8 +136,9 @@ def hyperparameters(
         ax, x, y, labelled=True
     )
     ax.set(xlabel=_label(result, x), ylabel=_label(result, y))
-    title = f"{result.name}, batch size {batch_size:,}"
-    head(ax, title, _handles(drawn, budgeted), above=FONT_SIZE + 2 if _EQUAL in drawn else 0)
+    words = f"{result.name}, batch size {batch_size:,}"
+    above = small_text() + 2 if _EQUAL in drawn else 0
+    head(ax, words, _handles(drawn, budgeted), title=title, above=above)
     return ax
 
 
@@ -201,16 +200,22 @@ def _within(
 
 
 def _grid(
-    result: Result, x: str, y: str | None, refined: pd.DataFrame | None, budgeted: bool
+    result: Result,
+    x: str,
+    y: str | None,
+    refined: pd.DataFrame | None,
+    budgeted: bool,
+    title: str,
 ) -> np.ndarray:
     batch_sizes = result.trials.index.unique("batch_size").sort_values().tolist()
     y = _default_y(result, batch_sizes) if y is None else y
-    columns = min(len(batch_sizes), 4)
+    width, letters = mpl.rcParams["figure.figsize"][0], text_size() / 72
+    columns = min(len(batch_sizes), 4, max(int(width / (10 * letters)), 1))
     rows = math.ceil(len(batch_sizes) / columns)
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(FIGURE_SIZE[0], max(3.2, 1.1 + 1.5 * rows)),
+        figsize=(width, max(23, 8 + 10.8 * rows) * letters),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -221,23 +226,20 @@ def _grid(
     used = axes.flat[: len(batch_sizes)]
     for panel, batch_size in zip(used, batch_sizes, strict=True):
         drawn |= _draw(panel, result, batch_size, best.get(batch_size), x, y, refined)
-        panel.set_title(f"B = {batch_size:,}", fontsize=FONT_SIZE)
+        panel.set_title(f"B = {batch_size:,}", fontsize=small_text())
     for panel in used:
         drawn |= _equal_rates(panel, x, y, labelled=False)
     for panel in axes.flat[len(batch_sizes) :]:
         panel.remove()
     for panel in used[-columns:]:
         panel.tick_params(labelbottom=True)
-    figure.supxlabel(_label(result, x), fontsize=FONT_SIZE + 1)
-    figure.supylabel(_label(result, y), fontsize=FONT_SIZE + 1)
-    handles = _handles(drawn, budgeted)
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=legend_columns(handles),
-        fontsize=FONT_SIZE,
-        frameon=False,
-    )
+    figure.supxlabel(_label(result, x), fontsize=text_size())
+    figure.supylabel(_label(result, y), fontsize=text_size())
+    room = 72 * (width - letters)
+    shown = legend(figure, _handles(drawn, budgeted), room, loc="outside upper center")
+    if title:
+        words = wrapped(title.replace("$", r"\$"), text_size(), room)
+        shown.set_title(words, prop=FontProperties(size=text_size()))
     return used
 
 
@@ -296,8 +298,11 @@ def _draw(
             linestyle="none",
             label=kind,
             zorder=3,
-            **_POINTS[kind],
+            **sized(_POINTS[kind]),
         )
+        if top:
+            beyond(ax, points[x], color=_POINTS[kind]["color"], inside=0.5 * small_text())
+    hold_ticks(ax)
     return set(kinds)
 
 
@@ -316,7 +321,7 @@ def _equal_rates(ax: Axes, x: str, y: str, *, labelled: bool) -> set[str]:
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     low, high = math.log10(left / top), math.log10(right / bottom)
     for rate in 10.0 ** np.arange(math.ceil(low), math.floor(high) + 1):
-        ax.plot([rate * bottom, rate * top], [bottom, top], zorder=1, **_EQUAL_STYLE)
+        ax.plot([rate * bottom, rate * top], [bottom, top], zorder=1, **sized(_EQUAL_STYLE))
         if labelled:
             # Beyond the edge where the line leaves the axes, clear of the points.
             at_top = rate * top <= right
@@ -328,7 +333,7 @@ def _equal_rates(ax: Axes, x: str, y: str, *, labelled: bool) -> set[str]:
                 ha="center" if at_top else "left",
                 va="bottom" if at_top else "center",
                 color=GREY,
-                fontsize=FONT_SIZE,
+                fontsize=small_text(),
                 annotation_clip=False,
             )
     ax.set(xlim=(left, right), ylim=(bottom, top))
@@ -348,7 +353,7 @@ def _handles(drawn: set[str], budgeted: bool) -> list[Line2D]:
     if budgeted:
         names["not reached when stopped"] = "not reached in the budget"
     return [
-        Line2D([], [], label=names.get(kind, kind), **styles[kind])
+        Line2D([], [], label=names.get(kind, kind), **sized(styles[kind]))
         for kind in styles
         if kind in drawn
     ]

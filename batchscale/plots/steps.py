@@ -11,20 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from batchscale.plots.common import (
-    COLORS,
-    FONT_SIZE,
-    MISS,
     Result,
+    frame,
     goal_words,
+    head_curve,
     listed,
-    log2_axis,
-    mark_full_batches,
-    mark_misses,
     new_axes,
     steps_table,
 )
+from batchscale.plots.marks import (
+    COLORS,
+    MISS,
+    label_ends,
+    looks,
+    mark_misses,
+    open_intervals,
+    sized,
+)
+from batchscale.plots.scales import log2_axis, mark_full_batches
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _PERFECT: dict[str, Any] = {
     "label": "perfect scaling",
     "linestyle": (0, (4, 3)),
@@ -40,14 +45,16 @@ def steps_to_target(
     normalize_at: int | None = None,
     labels: Sequence[str] | None = None,
     perfect_scaling: bool = True,
+    title: str | None = None,
 ) -> Axes:
     """Steps to the goal against batch size, on log2 axes, for one result or several.
 
     The dashed line is perfect scaling, `steps(B0) * B0 / B`, from the smallest batch size that
     reached the goal (Shallue et al. 2019). A batch size at which no trial reached it is an open
     marker at the top edge, and interrupts the line. A full batch that is not a power of two is
-    marked "full". Where a table has `low` and `high`, as of medians, they are drawn as bars; one
-    without an upper end goes to the edge.
+    marked "full". Where a table has `low` and `high`, as of medians, they are drawn as bars, with
+    an arrow to the edge where one has no end. More than six curves are shades in their order,
+    numbered at their ends.
 
     Args:
       result_or_results: a result, several, or several by label.
@@ -57,6 +64,7 @@ def steps_to_target(
       labels: what the legend calls the results, in order. If not given, their names, with their
         goals where these differ, and numbered where they do not.
       perfect_scaling: whether its lines are drawn.
+      title: of the figure; none if not given.
 
     Returns:
       The axes.
@@ -95,10 +103,10 @@ def steps_to_target(
     if normalize_at is not None and perfect_scaling:
         batch_sizes = np.unique(np.concatenate([table["batch_size"] for table in tables]))
         _perfect_scaling(ax, batch_sizes, start=normalize_at, steps=1)
-    handles = []
-    _intervals(ax, tables)
-    for index, ((label, _), table) in enumerate(zip(named, tables, strict=True)):
-        color, marker = COLORS[index % len(COLORS)], _MARKERS[index % len(_MARKERS)]
+    curves: list[Line2D] = []
+    styles = looks(len(tables))
+    _intervals(ax, tables, [look["color"] for look in styles])
+    for (label, _), table, look in zip(named, tables, styles, strict=True):
         finite = np.isfinite(table["steps"])
         if normalize_at is None and perfect_scaling and finite.any():
             first = table[finite].iloc[0]
@@ -108,18 +116,17 @@ def steps_to_target(
                 start=first["batch_size"],
                 steps=first["steps"],
             )
-        handles += ax.plot(
+        curves += ax.plot(
             table["batch_size"],
             table["steps"].where(finite),
-            color=color,
-            marker=marker,
-            markersize=5.5,
             label=label,
             zorder=3,
+            **sized({"markersize": 5.5}),
+            **look,
         )
         if not finite.all():
             missed = table.loc[~finite, "batch_size"]
-            mark_misses(ax, missed, color=color, marker=marker)
+            mark_misses(ax, missed, color=look["color"], marker=look["marker"])
     mark_full_batches(
         ax,
         {
@@ -134,14 +141,28 @@ def steps_to_target(
         ax.set_ylabel(f"Steps to {goals.pop() if len(goals) == 1 else 'goal'}")
     else:
         ax.set_ylabel(f"Steps / (steps at B={normalize_at})")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
+    frame(ax)
+    handles = list(curves)
+    if len(curves) > len(COLORS):
+        handles = [_copy(line, f"{n}: {line.get_label()}") for n, line in enumerate(curves, 1)]
     if perfect_scaling and any(np.isfinite(table["steps"]).any() for table in tables):
-        handles.append(Line2D([], [], **_PERFECT))
+        handles.append(Line2D([], [], **sized(_PERFECT)))
     if any(np.isinf(table["steps"]).any() for table in tables):
-        handles.append(Line2D([], [], color="black", marker="o", **MISS))
-    ax.legend(handles=handles, fontsize=FONT_SIZE)
+        handles.append(Line2D([], [], color="black", marker="o", **sized(MISS)))
+    height = head_curve(ax, "", handles, title=title)
+    if len(curves) > len(COLORS):
+        ax.autoscale_view()
+        numbers = [str(n) for n in range(1, len(curves) + 1)]
+        label_ends(ax, curves, numbers, height=height)
     return ax
+
+
+def _copy(line: Line2D, label: str) -> Line2D:
+    """For the legend, which calls it otherwise."""
+    copied = Line2D([], [])
+    copied.update_from(line)
+    copied.set_label(label)
+    return copied
 
 
 def _named(
@@ -182,26 +203,27 @@ def _normalized(label: str, table: pd.DataFrame, anchor: int) -> pd.DataFrame:
     return table.assign(**{name: table[name] / at_anchor.iloc[0] for name in columns})
 
 
-def _intervals(ax: Axes, tables: Sequence[pd.DataFrame]) -> None:
+def _intervals(ax: Axes, tables: Sequence[pd.DataFrame], colors: Sequence[Any]) -> None:
     """The intervals of those tables that have any, each in its colour."""
-    for index, table in enumerate(tables):
+    for table, color in zip(tables, colors, strict=True):
         if not {"low", "high"} <= set(table.columns):
             continue
         finite = table[np.isfinite(table["steps"])]
-        # What has no upper end must not move the edge.
-        most = 2 * finite["steps"].max() if len(finite) else np.nan
+        size, steps, low, high = (finite[name] for name in ("batch_size", "steps", "low", "high"))
         ax.vlines(
-            finite["batch_size"],
-            finite["low"].clip(lower=finite["steps"] / 4),
-            finite["high"].clip(upper=most),
-            color=COLORS[index % len(COLORS)],
-            linewidth=5,
+            size,
+            low.where(low > 0, steps),
+            high.where(np.isfinite(high), steps),
+            color=color,
             alpha=0.3,
             zorder=2,
+            **sized({"linewidth": 5}),
         )
+        # What has no end must not move the edge.
+        open_intervals(ax, size, steps, low, high, color=color)
 
 
 def _perfect_scaling(ax: Axes, batch_sizes: np.ndarray, *, start: float, steps: float) -> None:
     """The line steps * start / B, over the batch sizes from `start` on."""
     x = batch_sizes[batch_sizes >= start].astype(float)
-    ax.plot(x, steps * start / x, zorder=2, **_PERFECT)
+    ax.plot(x, steps * start / x, zorder=2, **sized(_PERFECT))

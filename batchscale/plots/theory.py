@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -12,16 +13,24 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from batchscale.plots.common import (
+    frame,
+    head,
+    listed,
+    new_axes,
+)
+from batchscale.plots.marks import (
     BLUE,
-    FIGURE_SIZE,
-    FONT_SIZE,
     GREEN,
     GREY,
     VERMILION,
-    listed,
-    log2_axis,
-    new_axes,
+    band,
+    bars,
+    beyond,
+    mark_misses,
+    sized,
 )
+from batchscale.plots.room import text_size
+from batchscale.plots.scales import log2_axis
 
 _NOISE: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5, "zorder": 3}
 _CURVED: dict[str, Any] = {"color": GREY, "marker": "s", "markersize": 4, "linewidth": 1}
@@ -34,9 +43,14 @@ _HIDDEN: dict[str, Any] = {
     "markerfacecolor": "white",
 }
 _CRITICAL: dict[str, Any] = {"color": VERMILION, "linewidth": 1.4, "linestyle": (0, (4, 3))}
-_LOCAL: dict[str, Any] = {"color": GREEN, "linestyle": "none", "marker": "D", "markersize": 5}
-_TRIAL: dict[str, Any] = {"label": "trial", "color": GREY, "linestyle": "none", "marker": "o"}
-_TEXT = {"fontsize": FONT_SIZE}
+_LOCAL: dict[str, Any] = {"color": GREEN, "fmt": "D", "markersize": 5, "zorder": 3}
+_TRIAL: dict[str, Any] = {
+    "label": "trial",
+    "color": GREY,
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 4,
+}
 
 
 @runtime_checkable
@@ -60,6 +74,7 @@ def noise_scale(
     fit: Fit | None = None,
     local: pd.DataFrame | None = None,
     ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """The noise scale along a run, on log2 axes, beside the critical batch size.
 
@@ -75,6 +90,7 @@ def noise_scale(
       local: the table of `theory.branches`: diamonds with bars from the largest batch size that
         recovers to the next one; an arrow where an end is open.
       ax: where to draw; a new figure if not given.
+      title: of the figure; none if not given.
 
     Returns:
       The axes.
@@ -101,12 +117,15 @@ def noise_scale(
     low, high = table["low"].to_numpy(float), table["high"].to_numpy(float)
     seen = np.isfinite(value)
     handles: list[Any] = ax.plot(
-        step, np.where(seen, value, np.nan), label="gradient noise scale, $B_{simple}$", **_NOISE
+        step,
+        np.where(seen, value, np.nan),
+        label="gradient noise scale, $B_{simple}$",
+        **sized(_NOISE),
     )
     curved = table["b_noise"].to_numpy(float) if "b_noise" in table else np.array([])
     curved = np.where(np.isfinite(curved) & (curved > 0), curved, np.nan)
     if np.isfinite(curved).any():
-        handles += ax.plot(step, curved, label="with the Hessian, $B_{noise}$", **_CURVED)
+        handles += ax.plot(step, curved, label="with the Hessian, $B_{noise}$", **sized(_CURVED))
     ends = [
         *value[seen],
         *curved[np.isfinite(curved)],
@@ -125,46 +144,36 @@ def noise_scale(
     bottom, top = ax.get_ylim()
     if (high > low).any():
         inside = np.clip(low, bottom, top), np.clip(high, bottom, top)
-        ax.fill_between(step, *inside, color=BLUE, alpha=0.18, linewidth=0, zorder=1)
+        band(ax, step, *inside, color=BLUE, zorder=1)
+        open_ends = step[np.isposinf(high) & seen]
+        if len(open_ends):
+            beyond(ax, open_ends, color=BLUE)
     if not seen.all():
-        ax.plot(
-            step[~seen],
-            np.ones((~seen).sum()),
-            transform=ax.get_xaxis_transform(),
-            clip_on=False,
-            zorder=4,
-            **_HIDDEN,
-        )
-        handles.append(Line2D([], [], **_HIDDEN))
+        mark_misses(ax, step[~seen], **_HIDDEN)
+        handles.append(Line2D([], [], **sized(_HIDDEN)))
     if fit is not None:
         handles += _critical(ax, fit)
     if local is not None:
         handles += _branches(ax, local)
     ax.set(xlabel="Steps", ylabel="Batch size (examples)")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.legend(handles=handles, **_TEXT)
+    frame(ax)
+    head(ax, "", handles, title=title)
     return ax
 
 
 def _branches(ax: Axes, local: pd.DataFrame) -> list[Any]:
-    """Draws local critical batch sizes and their intervals; returns the legend's entry."""
-    bottom, top = ax.get_ylim()
-    for row in local.to_dict("records"):
-        step, low, high = (float(row[name]) for name in ("step", "low", "high"))
-        ends = max(low, bottom), min(high, top)
-        ax.plot([step, step], ends, color=GREEN, linewidth=1.2, zorder=3)
-        # An arrow says that nothing bounds it there.
-        for end, is_open, marker in ((ends[0], low == 0, "v"), (ends[1], high == np.inf, "^")):
-            if is_open:
-                ax.plot(step, end, marker, color=GREEN, markersize=5, clip_on=False, zorder=4)
-    known = local[np.isfinite(local["b_local"])]
-    return ax.plot(
-        known["step"],
-        known["b_local"],
-        label="local critical batch size, by branching",
-        **_LOCAL,
-    )
+    """Draws local critical batch sizes and their intervals; returns the legend's entries."""
+    handles = []
+    for known, label, look in (
+        (True, "local critical batch size, by branching", {}),
+        (False, "its bound", {"markerfacecolor": "white"}),
+    ):
+        part = local[np.isfinite(local["b_local"]) == known]
+        if len(part):
+            value = part["b_local"] if known else part["recovers"]
+            ends = part["low"], part["high"]
+            handles.append(bars(ax, part["step"], value, *ends, label=label, **_LOCAL, **look))
+    return handles
 
 
 def _critical(ax: Axes, fit: Fit) -> list[Any]:
@@ -173,7 +182,7 @@ def _critical(ax: Axes, fit: Fit) -> list[Any]:
     handles = []
     if np.isfinite(fit.b_crit):
         label = "critical batch size, $B_{crit}$"
-        handles.append(ax.axhline(fit.b_crit, label=label, zorder=2, **_CRITICAL))
+        handles.append(ax.axhline(fit.b_crit, label=label, zorder=2, **sized(_CRITICAL)))
     if not np.isnan([low, high]).any() and (low > 0 or high < np.inf):
         bottom, top = ax.get_ylim()
         ax.axhspan(max(low, bottom), min(high, top), color=VERMILION, alpha=0.12, linewidth=0)
@@ -184,7 +193,9 @@ def _critical(ax: Axes, fit: Fit) -> list[Any]:
     return handles
 
 
-def sharpness(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.ndarray:
+def sharpness(
+    table: pd.DataFrame, *, axes: np.ndarray | None = None, title: str | None = None
+) -> np.ndarray:
     """Sharpness, and the gap between test and training, against batch size: two panels.
 
     One point a trial; its bar is the error of the eigenvalue. The line joins the medians of the
@@ -192,7 +203,9 @@ def sharpness(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.ndar
 
     Args:
       table: of `theory.generalisation`.
-      axes: two axes to draw in; a new figure if not given.
+      axes: two axes to draw in; a new figure if not given, where they are below each other if it
+        is narrow.
+      title: of the first panel, instead of the training losses; an empty one is none.
 
     Returns:
       The two axes, of sharpness and of the gap.
@@ -223,8 +236,11 @@ def sharpness(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.ndar
             "higher train_loss."
         )
     if axes is None:
-        size = (FIGURE_SIZE[0] * 1.25, FIGURE_SIZE[1] * 0.8)
-        axes = plt.subplots(1, 2, figsize=size, layout="constrained")[1]
+        width, height = mpl.rcParams["figure.figsize"]
+        if width < 0.5 * text_size():  # inches, of 36 letters
+            axes = plt.subplots(2, 1, figsize=(width, 1.6 * height), layout="constrained")[1]
+        else:
+            axes = plt.subplots(1, 2, figsize=(width, 0.8 * height), layout="constrained")[1]
     assert axes is not None
     labels = ("Largest eigenvalue of the Hessian", "Test loss \N{MINUS SIGN} training loss")
     batch_sizes = table["batch_size"].to_numpy(float)
@@ -234,24 +250,23 @@ def sharpness(table: pd.DataFrame, *, axes: np.ndarray | None = None) -> np.ndar
             batch_sizes,
             table[name],
             yerr=table["sharpness_error"] if name == "sharpness" else None,
-            markersize=4,
             alpha=0.7,
-            **_TRIAL,
+            **sized(_TRIAL),
         )
         medians = table.groupby("batch_size")[name].median()
-        ax.plot(medians.index, medians, color=BLUE, linewidth=2, label="median", zorder=1.5)
+        line = sized({"color": BLUE, "linewidth": 2})
+        ax.plot(medians.index, medians, label="median", zorder=1.5, **line)
         ax.set(xlabel="Batch size (examples)", ylabel=label)
         ax.grid(color="0.92", linewidth=0.6)
         ax.set_axisbelow(True)
     axes[0].set_ylim(bottom=0)
-    axes[1].axhline(0, color="0.3", linewidth=0.8, zorder=1)
+    axes[1].axhline(0, color="0.3", zorder=1, **sized({"linewidth": 0.8}))
     low, high = table["train_loss"].min(), table["train_loss"].max()
-    axes[0].legend(
-        handles=axes[0].get_legend_handles_labels()[0],
-        title=f"training loss {low:.3g} to {high:.3g}",
-        title_fontsize=FONT_SIZE,
-        **_TEXT,
+    words, handles = (
+        f"training loss {low:.3g} to {high:.3g}",
+        axes[0].get_legend_handles_labels()[0],
     )
+    head(axes[0], words, handles, title=title)
     return axes
 
 

@@ -9,25 +9,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from batchscale.metrics._tables import not_measured
 from batchscale.plots.common import (
-    BLUE,
-    GREY,
-    VERMILION,
     Result,
     axis_label,
     check_batch_size,
     goal_words,
     head,
     listed,
-    log2_axis,
-    log_axis,
     new_axes,
     plain_rows,
     winners,
 )
+from batchscale.plots.marks import BLUE, GREY, VERMILION, beyond, sized
+from batchscale.plots.scales import hold_ticks, log2_axis, log_axis, seconds_axis
 
 _BEST: dict[str, Any] = {"color": BLUE, "linewidth": 2, "zorder": 4}
 _TRIAL: dict[str, Any] = {
@@ -55,12 +51,14 @@ def training_curves(
     metric: str | None = None,
     ax: Axes | None = None,
     trials: Collection[int] | None = None,
+    title: str | None = None,
 ) -> Axes:
     """A metric against steps on a log2 axis, one thin line a trial of one batch size.
 
     The trial that reached the goal first is the thick line, the goal the dashed one. A trial that
     diverged ends in a cross. The other trials set the range of the y axis; the cross is at its
-    edge where the last value lies beyond. Step 0 has no place on a log axis and is left out.
+    edge, with an arrowhead, where the last value lies beyond. Step 0 has no place on a log axis and
+    is left out.
 
     Args:
       result: of a study.
@@ -68,6 +66,7 @@ def training_curves(
       metric: a column of the measurements; the goal's if not given.
       ax: where to draw; a new figure if not given.
       trials: the numbers of the trials to draw; all if not given.
+      title: instead of the figure's own words; an empty one is none.
 
     Returns:
       The axes.
@@ -124,27 +123,33 @@ def training_curves(
     log2_axis(ax, "x")
     for trial, curve in curves.items():
         style = _BEST if trial == best else _DIVERGED if trial in diverged else _TRIAL
-        ax.plot(curve.index, curve, **{**style, "label": f"trial {trial}"})
+        ax.plot(curve.index, curve, **sized({**style, "label": f"trial {trial}"}))
     handles = []
     if set(curves) - {*diverged, best}:
-        handles.append(Line2D([], [], **_TRIAL))
+        handles.append(Line2D([], [], **sized(_TRIAL)))
     if best in curves:
-        handles.append(Line2D([], [], **{**_BEST, "label": f"best: trial {best}"}))
+        handles.append(Line2D([], [], **sized({**_BEST, "label": f"best: trial {best}"})))
     in_view = [curve for trial, curve in curves.items() if trial not in diverged]
     in_view = in_view or list(curves.values())
     if metric == goal.metric:
         in_view.append(pd.Series([goal.value]))
-        ax.axhline(goal.value, **_GOAL)
-        handles.append(Line2D([], [], **{**_GOAL, "label": goal_words(goal)}))
+        ax.axhline(goal.value, **sized(_GOAL))
+        handles.append(Line2D([], [], **sized({**_GOAL, "label": goal_words(goal)})))
     if in_view:
         _fit_y(ax, np.concatenate(in_view), rising=metric == goal.metric and goal.mode == "max")
     for trial in diverged:
         end = curves[trial].iloc[[-1]]
-        ax.plot(end.index, end.clip(*ax.get_ylim()), clip_on=False, **_CROSS)
+        low, high = ax.get_ylim()
+        ax.plot(end.index, end.clip(low, high), clip_on=False, **sized(_CROSS))
+        value, cross = float(end.iloc[0]), sized(_CROSS)
+        if not low <= value <= high:
+            edge = "top" if value > high else "bottom"
+            beyond(ax, end.index, color=VERMILION, edge=edge, inside=0.6 * cross["markersize"])
     if diverged:
-        handles.append(Line2D([], [], **{**_DIVERGED, **_CROSS, "alpha": 1}))
+        handles.append(Line2D([], [], **sized({**_DIVERGED, **_CROSS, "alpha": 1})))
+    hold_ticks(ax)
     ax.set(xlabel="Steps", ylabel=axis_label(metric))
-    head(ax, f"{result.name}, batch size {batch_size:,}", handles)
+    head(ax, f"{result.name}, batch size {batch_size:,}", handles, title=title)
     return ax
 
 
@@ -158,9 +163,8 @@ def _fit_y(ax: Axes, values: np.ndarray, *, rising: bool) -> None:
         return
     low = positive.min()
     margin = (high / low) ** 0.05
-    log_axis(ax, "y")
-    ax.set_ylim(low / margin, high * margin)
     if high < 1e3 * low:
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        seconds_axis(ax, "y")
+    else:
+        log_axis(ax, "y")
+    ax.set_ylim(low / margin, high * margin)

@@ -10,22 +10,22 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from batchscale.plots.common import (
+from batchscale.plots.common import Goal, frame, goal_words, head, listed, new_axes
+from batchscale.plots.marks import (
     COLORS,
     GREY,
     MISS,
-    Goal,
-    goal_words,
-    head,
-    listed,
-    log2_axis,
+    band,
+    beyond,
+    label_ends,
+    looks,
     mark_misses,
-    new_axes,
+    sized,
 )
+from batchscale.plots.scales import log2_axis
 
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _SHOWN = 4  # batch sizes, if not chosen: more bands hide one another
-_BAND: dict[str, Any] = {"alpha": 0.18, "linewidth": 0}
+_EDGES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (2, 3)), (0, (8, 1.5)))
 
 
 @runtime_checkable
@@ -48,25 +48,31 @@ class Result(Protocol):
 
 
 def tuning_curve(
-    result: Result, *, ax: Axes | None = None, batch_sizes: Collection[int] | None = None
+    result: Result,
+    *,
+    ax: Axes | None = None,
+    batch_sizes: Collection[int] | None = None,
+    title: str | None = None,
 ) -> Axes:
     """Steps to the goal against the number of trials, on log2 axes, one line a batch size.
 
     The line is the median of the best of n trials, the band the interval of what a new search
-    with n trials reports. A band that leaves through the top says that such a search may miss the
-    goal, or that the trials are too few to tell; a median that is a miss is an open marker there.
+    with n trials reports. A band that leaves through the top, at an arrowhead, says that such a
+    search may miss the goal, or that the trials are too few to tell; a median that is a miss is an
+    open marker there. More than six lines are shades in their order, named at their ends, and have
+    no bands.
 
     Args:
       result: of a study.
       ax: where to draw; a new figure if not given.
-      batch_sizes: which to draw, at most 6; if not given, up to 4 from the smallest to the
-        largest.
+      batch_sizes: which to draw; if not given, up to 4 from the smallest to the largest.
+      title: instead of the figure's own words; an empty one is none.
 
     Returns:
       The axes.
 
     Raises:
-      ValueError: the result has no such batch size, or they are too many.
+      ValueError: the result has no such batch size.
 
     >>> from types import SimpleNamespace
     >>> table = {"batch_size": 8, "n": [1, 2], "median": [90.0, 70.0], "low": [50.0, 40.0]}
@@ -88,35 +94,55 @@ def tuning_curve(
     log2_axis(ax, "y")
     table = table[table["batch_size"].isin(chosen)].sort_values("n")
     bottom, top = _range(table)
-    handles = []
-    for size, color, marker in zip(chosen, COLORS, _MARKERS, strict=False):
+    lines: list[Line2D] = []
+    for place, (size, look) in enumerate(zip(chosen, looks(len(chosen)), strict=True)):
         own = table[table["batch_size"] == size]
-        low, high = own["low"].clip(bottom, top), own["high"].clip(bottom, top)
-        if len(own) > 1:
-            ax.fill_between(own["n"], low, high, color=color, zorder=2, **_BAND)
-        else:
-            ax.vlines(own["n"], low, high, color=color, zorder=2, linewidth=8, alpha=_BAND["alpha"])
+        if len(chosen) <= len(COLORS):
+            _interval(ax, own, look["color"], _EDGES[place], bottom, top)
         finite = np.isfinite(own["median"])
-        handles += ax.plot(
+        lines += ax.plot(
             own["n"],
             own["median"].where(finite),
-            color=color,
-            marker=marker,
-            markersize=5.5,
             label=f"batch size {size:,}",
             zorder=3,
+            **sized({"markersize": 5.5}),
+            **look,
         )
         missed = own.loc[~finite, "n"]
-        mark_misses(ax, missed, color=color, marker=marker)
+        if len(missed):
+            mark_misses(ax, missed, color=look["color"], marker=look["marker"])
     ax.set_ylim(bottom, top)
+    handles: list[Any] = list(lines)
+    if len(lines) > len(COLORS):
+        handles = [Line2D([], [], color="none", label="at the ends of lines: batch sizes")]
     if np.isinf(table["median"]).any():
-        handles.append(Line2D([], [], color="black", marker="o", **MISS))
-    band = Line2D([], [], color=GREY, label="interval of a new search", linewidth=8, alpha=0.4)
+        handles.append(Line2D([], [], color="black", marker="o", **sized(MISS)))
+    if len(lines) <= len(COLORS):
+        look = sized({"linewidth": 8})
+        handles.append(
+            Line2D([], [], color=GREY, label="interval of a new search", alpha=0.4, **look)
+        )
     ax.set(xlabel="Trials of the search", ylabel=f"Steps to {goal_words(result.goal)}")
-    ax.grid(color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    head(ax, result.name, [*handles, band])
+    frame(ax)
+    height = head(ax, result.name, handles, title=title)
+    if len(lines) > len(COLORS):
+        label_ends(ax, lines, [f"{size:,}" for size in chosen], height=height)
     return ax
+
+
+def _interval(
+    ax: Axes, own: pd.DataFrame, color: Any, edges: Any, bottom: float, top: float
+) -> None:
+    """A band, or of a single n a bar; its edges have dashes of their own."""
+    low, high = own["low"].clip(bottom, top), own["high"].clip(bottom, top)
+    if len(own) > 1:
+        band(ax, own["n"], low, high, color=color, alpha=0.07, linestyle=edges, zorder=2)
+    else:
+        look = sized({"linewidth": 8})
+        ax.vlines(own["n"], low, high, color=color, zorder=2, alpha=0.18, **look)
+    open_ends = own.loc[np.isposinf(own["high"]) & np.isfinite(own["median"]), "n"]
+    if len(open_ends):
+        beyond(ax, open_ends, color=color)
 
 
 def _chosen(table: pd.DataFrame, batch_sizes: Collection[int] | None, name: str) -> list[int]:
@@ -130,11 +156,6 @@ def _chosen(table: pd.DataFrame, batch_sizes: Collection[int] | None, name: str)
         raise ValueError(
             f"tuning_curve: {name!r} has no batch size {listed(unknown)}; it has "
             f"{listed(measured)}."
-        )
-    if len(set(batch_sizes)) > len(COLORS):
-        raise ValueError(
-            f"tuning_curve: got {len(set(batch_sizes))} batch sizes, wanted at most {len(COLORS)}: "
-            "more cannot be told apart."
         )
     return sorted(set(batch_sizes))
 
