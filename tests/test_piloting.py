@@ -115,6 +115,29 @@ def test_a_file_that_is_none_of_a_pilot_is_told_with_its_path(tmp_path):
             bs.pilot(perceptron(), folder=tmp_path, progress=False)
 
 
+def test_an_interruption_says_how_to_go_on_and_its_time_counts(tmp_path, monkeypatch, capsys):
+    now = [0.0]
+    times = {"batch_size": [8, 32, 64], "seconds_per_step": 1e-4, "seconds_per_evaluation": 1e-4}
+
+    def timed(_):
+        now[0] += 3.0
+        return pd.DataFrame(times)
+
+    def pressed(*_):
+        now[0] += 40.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(running, "timed", timed)
+    monkeypatch.setattr(running, "scan", pressed)
+    for times_pressed in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            bs.pilot(MODEL.workload(), "sgd", metric="validation/risk", folder=tmp_path)
+        kept = json.loads((tmp_path / "pilot.json").read_text())
+        assert kept["seconds"] == 3.0 + 40.0 * times_pressed
+        assert f"goes on from what is in {tmp_path}." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -140,7 +141,7 @@ def pilot(
     )  # fmt: skip
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="batchscale-pilot-") as temporary:
-            return _pilot(asked, Path(temporary))
+            return _pilot(asked, Path(temporary), stays=False)
     return _pilot(asked, local_path(folder))
 
 
@@ -189,8 +190,19 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _pilot(asked: Asked, folder: Path) -> Pilot:
+def _pilot(asked: Asked, folder: Path, *, stays: bool = True) -> Pilot:
     state = _State(folder / _FILE)
+    try:
+        return _found(asked, folder, state)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # what ended it is to be told
+            state.write()  # the time that it took is a part of the pilot's
+        if isinstance(error, KeyboardInterrupt) and asked.progress is True and stays:
+            _print(f"pilot: interrupted. The same call goes on from what is in {folder}.")
+        raise
+
+
+def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
     known = state.known
     if "timed" not in known:
         began, times = time.monotonic(), timed(asked)
@@ -224,7 +236,12 @@ def _run(asked: Asked, study: Study, folder: Path) -> None:
 
 def _say(metric: str, progress: Progress) -> None:
     """A line for each batch size of a pilot: its goal is one that nothing reaches."""
-    if progress.finished and sys.stderr is not None:
+    if progress.finished:
         words = f"best {metric} {progress.best:.4g} after {progress.step:,} steps"
         took = f"{progress.trials} trials, {progress.seconds:.1f} s"
-        print(f"pilot: batch size {progress.batch_size:,}: {words} ({took})", file=sys.stderr)
+        _print(f"pilot: batch size {progress.batch_size:,}: {words} ({took})")
+
+
+def _print(line: str) -> None:
+    if sys.stderr is not None:
+        print(line, file=sys.stderr)
