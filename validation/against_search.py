@@ -3,6 +3,7 @@
     python -m validation.against_search --study digits --repetitions 5
     python -m validation.against_search --study digits_nesterov --repetitions 5
     python -m validation.against_search --study mnist --repetitions 5
+    python -m validation.against_search --study digits_nesterov --reference 256
 
 Once, under a seed of its own, a reference: a search of 64 trials, six settings of which are
 compared under 7 seeds each and the best run under 101 others. Then, under other seeds, what a user
@@ -167,6 +168,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--precision", type=float, default=0.15)
     parser.add_argument("--only", choices=["measure", "search"], nargs="*")
+    parser.add_argument(
+        "--reference", type=int, default=TRIALS, help="trials of the reference, 64 or more"
+    )
     parser.add_argument("--output", type=local_path, default="validation/results")
     given = parser.parse_args()
     path: Path = given.output / f"against_search_{given.study}.json"
@@ -190,23 +194,26 @@ def main() -> None:
                 stored[kind].append(one)
                 write()
                 print(kind, json.dumps(one), flush=True)
-        if "reference" not in stored and not given.only:
-            stored["reference"] = _confirmed(
+        reference = "reference" if given.reference == TRIALS else f"reference {given.reference}"
+        if reference not in stored and not given.only:
+            stored[reference] = _confirmed(
                 given.study,
-                REFERENCE_SEED,
-                trials=TRIALS,
+                # Another search, not more of the same.
+                REFERENCE_SEED + given.reference - TRIALS,
+                trials=given.reference,
                 seeds=SEEDS,
                 folder=Path(runs) / "reference",
             )
             stored["made_by"] = records.provenance()
             write()
-    if "reference" in stored:
+    if reference in stored:
+        print(reference, stored[reference]["b_crit"], stored[reference]["b_crit_interval"])
         for kind in ("measure", "search"):
             rows = []
             for one in stored[kind]:
                 found = errors(
                     one,
-                    stored["reference"],
+                    stored[reference],
                     between=kind == "measure",
                     most=int(PRESETS[given.study].max_steps),
                 )
