@@ -218,11 +218,23 @@ def measure() -> str:
     return _table(head, rows)
 
 
+def rounds() -> str:
+    """Where the time of a measurement goes, medians of several."""
+    found = _read("rounds_digits")
+    parts = next(iter(found["median"].values()))
+    rows = [
+        (way, *(f"{seconds:.1f}" for seconds in values.values()))
+        for way, values in found["median"].items()
+    ]
+    return f"{_made(found['machine'])}\n\n{_table(['programs', *parts], rows)}"
+
+
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     PERFORMANCE: {
         "throughput": throughput,
         "streaming": streaming,
         "cost": cost,
+        "rounds": rounds,
         "scaling": scaling,
         "pruning": pruning,
     },
