@@ -1,8 +1,8 @@
 """Five families of models in one picture: each with its own critical batch size, all on one curve.
 
 A perceptron, a CNN and a residual network on 8x8 digits, a Transformer and an LSTM on tiny
-Shakespeare. Each is answered by `batchscale.recommend`, which finds the goal, the ranges and the
-batch sizes itself, and measures them within the minutes. In the picture batch sizes are in units of
+Shakespeare. Each is answered by `batchscale.recommend`, which finds the ranges, the batch sizes and
+all goals but one itself, and measures within the minutes. In the picture batch sizes are in units of
 the critical one, and steps in units of the fewest.
 
     python -m experiments.regimes                              # all of them, within the minutes
@@ -39,6 +39,10 @@ FAMILIES = {
 }
 
 
+# Where the pilot's goal, within these minutes, is one that a few steps reach.
+GOALS = {"digits/simple_cnn_base": bs.Goal("validation/error", 0.15)}
+
+
 def main() -> None:
     """Answers what is asked for, and draws all that is answered."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -52,6 +56,7 @@ def main() -> None:
         answer = bs.recommend(
             bs.workloads.get(name),
             FAMILIES[name][1],
+            goal=GOALS.get(name),
             folder=given.runs / name.replace("/", "_"),
             minutes=given.minutes,
             seed=given.seed,
