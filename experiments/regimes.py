@@ -2,8 +2,8 @@
 
 A perceptron, a CNN and a residual network on 8x8 digits, a Transformer and an LSTM on tiny
 Shakespeare. Each is answered by `batchscale.recommend`, which finds the ranges, the batch sizes and
-all goals but one itself, and measures within the minutes. In the picture batch sizes are in units of
-the critical one, and steps in units of the fewest.
+all goals but one itself, and measures within the minutes. In the picture batch sizes are in units
+of the critical one, and steps in units of the fewest.
 
     python -m experiments.regimes                              # all of them, within the minutes
     python -m experiments.regimes --only digits/fc_64 --minutes 3
