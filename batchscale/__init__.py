@@ -2,7 +2,16 @@
 
 For every batch size the hyperparameters are tuned separately, and the steps needed to reach a goal
 are measured (Shallue et al., "Measuring the Effects of Data Parallelism on Neural Network
-Training", JMLR 20(112), 2019).
+Training", JMLR 20(112), 2019). Where to begin:
+
+    Workload.from_model  a model and data: Flax Linen and NNX, Equinox, Haiku, functions
+    recommend            which batch size and which settings, in one call
+    pilot                the study that short runs suggest, and its price
+    Study                a workload and an optimizer over batch sizes: run, extend, refine,
+                         confirm, measure, run_trial
+    load                 a study's result again, for .audit(), .scaling(), .report(path)
+    compare              studies beside each other
+    plots, theory        figures; noise scale, branches, the noisy quadratic
 """
 
 import importlib
