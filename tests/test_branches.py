@@ -1,5 +1,6 @@
 """Branches of a run, and the local critical batch size, against plain NumPy and closed forms."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -49,15 +50,20 @@ class Walk:
     def __init__(self):
         self.params, self.velocity = np.zeros(DIMENSION), np.zeros(DIMENSION)
 
-    def steps(self, copy, size, first, count, factor):
-        """Goes on with the examples of a copy, at the pace of the batch size."""
+    def steps(self, copy, size, first, count, factor, at=None):
+        """Goes on with the examples of a copy, at the pace of the batch size.
+
+        Its first step has the learning rate of the trial at step `at`.
+        """
+        at = first * size // SIZE if at is None else at
         seen = drawn((SEED, SIZE, 0, copy), size * (first + count), EXAMPLES)
         losses = []
         for step in range(first, first + count):
             some = seen[step * size : (step + 1) * size]
             gradient = X[some].T @ (X[some] @ self.params - Y[some]) / size
             self.velocity = MOMENTUM * self.velocity + gradient
-            self.params = self.params - factor * rate(step * size // SIZE) * self.velocity
+            learning_rate = factor * rate(at + (step - first) * size // SIZE)
+            self.params = self.params - learning_rate * self.velocity
             losses.append(0.5 * np.mean((X @ self.params - Y) ** 2))
         return losses
 
@@ -71,17 +77,18 @@ def smoothed(values):
 
 def test_a_branch_goes_on_from_the_whole_state_at_its_batch_size_rate_and_pace():
     found = branches(
-        STUDY, batch_size=SIZE, trial=0, steps=[0, 8], batch_sizes=[4, 8, 16],
+        STUDY, batch_size=SIZE, trial=0, steps=[0, 8, 11], batch_sizes=[4, 8, 16],
         examples=128, rule="linear", copies=3, metric="validation/loss",
     )  # fmt: skip
     rows = found.losses.set_index(["step", "batch_size", "copy"])["loss"]
-    assert len(rows) == 2 * 3 * 3
+    assert len(rows) == 3 * 3 * 3
     for (step, size, copy), loss in rows.items():
         walk = Walk()
         if step:
             walk.steps(0, SIZE, 0, step, 1.0)
-        first, count = step * SIZE // size, 128 // size
-        losses = walk.steps(copy, size, first, count, size / SIZE)
+        # After 11 steps of 4 the next multiple of all batch sizes is the 48th example.
+        first, count = {0: 0, 8: 32, 11: 48}[step] // size, 128 // size
+        losses = walk.steps(copy, size, first, count, size / SIZE, at=step)
         looks = [round(count * k / 8) - 1 for k in range(1, 9)]
         np.testing.assert_allclose(loss, smoothed([losses[at] for at in looks]), rtol=2e-5)
 
@@ -184,6 +191,23 @@ def test_copies_that_disagree_make_the_interval_wide():
     assert (apart["low"].item(), apart["high"].item()) == (0.0, np.inf)
 
 
+def test_a_smallest_branch_that_diverges_says_nothing():
+    (row,) = of_losses([[np.inf, 1.0, 1.0]] * 2).table.to_dict("records")
+    assert np.isnan(row["recovers"])
+    assert np.isnan(row["b_local"])
+    assert (row["low"], row["high"]) == (0.0, np.inf)
+    assert "diverges at batch size 8" in row["why"]
+    (row,) = of_losses([[1.0, np.inf, np.inf]] * 2).table.to_dict("records")
+    assert row["recovers"] == 8
+    assert "larger ones diverge" in row["why"]
+
+
+def test_what_has_nothing_smaller_to_be_compared_with_changes_no_batch_size():
+    for losses in ([1.0, 2.0, 3.0], [np.inf] * 3, [np.inf, 1.0, 1.0]):
+        # Branches of 64 and more, of a trial whose batch size is 8.
+        assert of_losses([losses] * 2, sizes=(64, 128, 256)).warm_up() == [Change(0, 8)]
+
+
 def test_a_warm_up_doubles_where_the_critical_batch_size_is_twice_as_large():
     found = of_losses([[1.0, 1.1, 1.2]] * 2, [[1.0, 1.0, 1.2]] * 2, [[1.0, 1.0, 1.0]] * 2)
     # Between 16 and 32 it is 22.6, which is more than 16; then at least 32, which is not.
@@ -202,10 +226,26 @@ def test_a_warm_up_doubles_where_the_critical_batch_size_is_twice_as_large():
         ({"rule": "cubic"}, 'wanted "linear"'),
         ({"rule": lambda k: -k}, "rule"),
         ({"metric": "validation/accuracy"}, "no metric 'validation/accuracy'"),
+        ({"study": bs}, "study: got a module"),
+        ({"steps": 8}, "steps: got 8, wanted a list"),
+        ({"batch_sizes": None}, "batch_sizes: got None"),
+        ({"rule": ["linear"]}, 'wanted "linear"'),
         ({"batch_size": 5}, "batch_size: got 5"),
     ],
 )
 def test_what_cannot_branch_is_refused_before_anything_is_compiled(given, message):
     usual = {"batch_size": 4, "trial": 0, "steps": [8], "batch_sizes": [4, 16], "copies": 2}
-    with pytest.raises(ValueError, match=message):
-        branches(STUDY, **{**usual, **given})
+    with pytest.raises((TypeError, ValueError), match=message):
+        branches(**{"study": STUDY, **usual, **given})
+
+
+def test_a_metric_of_which_more_is_better_is_refused():
+    more = dataclasses.replace(STUDY, goal=bs.Goal("validation/loss", 1.0, mode="max"))
+    with pytest.raises(ValueError, match="more is better"):
+        branches(more, batch_size=4, trial=0, steps=[8], batch_sizes=[4, 16])
+
+
+@pytest.mark.parametrize("changes", [[4, 8], [(0, 4), (40, "x")], [(0, 4.7)], [(8, 4)], 3, []])
+def test_stages_that_are_none_are_refused(changes):
+    with pytest.raises((TypeError, ValueError), match="batch_sizes"):
+        train_in_stages(STUDY, changes, batch_size=4, trial=0, examples=100)

@@ -1,10 +1,13 @@
 """Power laws of critical batch sizes against an integral on a grid, and what they refuse."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.integrate
+import scipy.stats
 
 from batchscale.scaling import power_law
 
@@ -56,10 +59,37 @@ def test_the_law_and_what_it_says_elsewhere_are_those_of_an_integral_on_a_grid()
     assert "EXTRAPOLATED 4 times beyond" in str(found)
 
 
+@pytest.mark.parametrize("deviation", [0.001, 0.01, 0.06])
+def test_of_studies_known_alike_the_exponent_has_a_closed_form_but_for_one_integral(deviation):
+    sizes = np.array([1e3, 2e3, 4e3])
+    seen = 30 * (sizes / 1e3) ** 0.5 * np.exp(np.array([0.0, 0.02, 0.0]))
+    law = power_law(studies(sizes, seen, np.full(3, deviation)), "train_examples")
+    x, y = np.log(sizes) - np.log(sizes).mean(), np.log(seen)
+    slope = x @ y / (x @ x)
+    left = ((y - y.mean() - slope * x) ** 2).sum()
+
+    def weight(scatter):  # of three points, with height and exponent integrated out
+        variance = deviation**2 + scatter**2
+        return math.exp(-0.5 * left / variance) / variance**0.5 / (1 + (scatter / 0.2) ** 2)
+
+    def below(value, scatter):
+        spread = ((deviation**2 + scatter**2) / (x @ x)) ** 0.5
+        return scipy.stats.norm.cdf((value - slope) / spread) * weight(scatter)
+
+    points = [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 100]
+    whole = sum(scipy.integrate.quad(weight, a, b)[0] for a, b in itertools.pairwise([0, *points]))
+    for value, share in zip(law.exponent_interval, (0.05, 0.95), strict=True):
+        part = sum(
+            scipy.integrate.quad(lambda s, v=value: below(v, s), a, b)[0]
+            for a, b in itertools.pairwise([0, *points])
+        )
+        assert part / whole == pytest.approx(share, abs=0.003)
+
+
 def test_what_is_measured_is_interpolated_and_what_lies_too_far_is_refused():
     law = power_law(studies(), "train_examples")
     assert law.reach == 10
-    assert "interpolated" in str(law.at(4e3))
+    assert "interpolated within what was measured" in str(law.at(4e3))
     for value, factor in ((1.01e5, 10.1), (99.0, 1e3 / 99)):
         found = law.at(value)
         assert math.isnan(found.b_crit)
@@ -83,6 +113,8 @@ def test_more_precise_studies_that_agree_make_a_narrower_interval():
         ({"table": studies().iloc[[0, 1, 1]]}, "2 values of 'train_examples', wanted at least 3"),
         ({"table": studies().assign(b_crit_high=np.inf)}, "row 0 .* leave it out on purpose"),
         ({"table": studies().assign(b_crit=np.nan)}, "row 0"),
+        ({"table": studies().assign(b_crit=10.0)}, "row 0 .* in an interval"),
+        ({"table": studies(sizes=1e3 * (1 + 1e-9 * SIZES / 1e3))}, "1 values .* apart than 0.1%"),
         ({"reach": 0.5}, "reach: got 0.5"),
         ({"confidence": 1}, "confidence"),
     ],

@@ -19,7 +19,7 @@ from batchscale.engine.packs import HostStates, Pack, TrialId, stacked, unpack
 from batchscale.runner.trial_run import PlannedTrial
 
 # What a branch is told besides the hyperparameters of its trial, all of them traced.
-_FACTOR, _PACE = "branch_learning_rate_factor", "branch_pace"
+_TOLD = _FACTOR, _PACE, _SHIFT = "branch_factor", "branch_pace", "branch_shift"
 
 
 class Stage(NamedTuple):
@@ -51,9 +51,9 @@ class Reached(NamedTuple):
 class Branching:
     """Copies of one trial that are trained in stages, each at a batch size of its own.
 
-    Schedules go by examples: at a batch size k times the trial's, a step is one of k steps. Copy 0
-    sees the examples that the trial sees; the others have keys of their own, the same in every
-    branch, so that branches are compared on the same examples.
+    Schedules go by examples: at a batch size k times the trial's, a step is one of k steps, from
+    where the trial is. Copy 0 has the trial's key; the others have keys of their own, the same in
+    every branch.
 
     Args:
       planned: the trial.
@@ -88,7 +88,7 @@ class Branching:
         It ends where the trial diverges.
         """
         planned, engine = self._planned, self._engine
-        one, values = planned.id, self._values(1.0, 1.0, 1)
+        one, values = planned.id, self._values(1, factor=1.0)
         options = {"batch_size": planned.batch_size, "layout": planned.layout}
         packs, at = engine.start([one], values, **options), 0
         for step in steps:
@@ -105,7 +105,7 @@ class Branching:
         return next(self.along([0]))
 
     def train(
-        self, reached: Reached, stage: Stage, looks: Sequence[int]
+        self, reached: Reached, stage: Stage, looks: Sequence[int], *, fresh: int | None = None
     ) -> tuple[Reached, pd.DataFrame]:
         """Goes on from somewhere.
 
@@ -113,17 +113,20 @@ class Branching:
           reached: where the copies are.
           stage: how they are trained.
           looks: after which of its steps they are measured, in increasing order, at most its steps.
+          fresh: of the examples in the order in which they are seen, the first that are taken, a
+            multiple of the batch size; by default the first such after those that were seen.
 
         Returns:
           Where they are then, and a row a look and copy: `copy`, `step` of the stage, `examples`
           seen since the trial began, and the metrics by name, NaN of a copy that has diverged.
         """
         engine, size = self._engine, stage.batch_size
-        pace = size / self._planned.batch_size
         packing = self._layout(size)
-        values = self._values(stage.factor, pace, len(self._ids))
+        first = -(-reached.examples // size) if fresh is None else fresh // size
+        values = self._values(
+            len(self._ids), factor=stage.factor, size=size, first=first, seen=reached.examples
+        )
         packs: list[Pack] = engine.pack(reached.states, values, layout=packing)
-        first = round(reached.examples / size)
         rows, at, lost = [], 0, set()
         for step in sorted({*looks, stage.steps}):
             engine.advance(packs, batch_size=size, layout=packing, step=first + at, to=first + step)
@@ -140,9 +143,14 @@ class Branching:
         then = Reached(unpack(packs), reached.examples + stage.steps * size)
         return then, pd.DataFrame(rows)
 
-    def _values(self, factor: float, pace: float, copies: int) -> Mapping[str, np.ndarray]:
-        told = {**self._planned.hyperparameters, _FACTOR: factor, _PACE: pace}
-        return stacked([told] * copies)
+    def _values(
+        self, copies: int, *, factor: float, size: int = 0, first: int = 0, seen: int = 0
+    ) -> Mapping[str, np.ndarray]:
+        """Hyperparameters of copies whose step `first`, of some size, is where the trial is."""
+        pace = size / self._planned.batch_size if size else 1.0
+        shift = seen / self._planned.batch_size - first * pace
+        told = {_FACTOR: factor, _PACE: pace, _SHIFT: shift}
+        return stacked([{**self._planned.hyperparameters, **told}] * copies)
 
     def _layout(self, batch_size: int) -> Layout:
         """Branches share the program of the trial's microbatches, where there are several sizes."""
@@ -175,7 +183,8 @@ def _told(training: Training) -> Training:
 
     def schedule(step: Any, hyperparameters: Mapping[str, Any]) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # a whole number times a pace
-            then = jnp.floor(step * hyperparameters[_PACE] + 1e-3).astype(jnp.int32)
+            at = step * hyperparameters[_PACE] + hyperparameters[_SHIFT]
+            then = jnp.floor(at + 1e-3).astype(jnp.int32)
         return hyperparameters[_FACTOR] * training.schedule(then, _own(hyperparameters))
 
     return dataclasses.replace(
@@ -183,9 +192,9 @@ def _told(training: Training) -> Training:
         optimizer=dataclasses.replace(optimizer, factory=factory),
         workload=dataclasses.replace(workload, loss=loss),
         schedule=schedule,
-        names=(*training.names, _FACTOR, _PACE),
+        names=(*training.names, *_TOLD),
     )
 
 
 def _own(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in hyperparameters.items() if name not in (_FACTOR, _PACE)}
+    return {name: x for name, x in hyperparameters.items() if name not in _TOLD}

@@ -18,7 +18,8 @@ from batchscale.scaling.curve import Interval, check_table
 _FEWEST = 3  # studies: a height, an exponent, and something left over
 _FARTHEST = 10.0  # times beyond what was measured, however wide that is
 _SCATTER = 0.2  # of critical batch sizes about the law, in logs: the half-Cauchy prior's scale
-_SCATTERS = np.r_[0.0, np.geomspace(0.01, 3, 60)]
+_FINEST = 1e-3  # no study is known better than to a tenth of a percent
+_SCATTERS = np.r_[0.0, np.geomspace(_FINEST / 20, 100, 300)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Extrapolation:
     def __str__(self) -> str:
         if self.refused:
             return f"Critical batch size at {self.by} = {self.at:,.6g}: {self.refused}"
-        how = "interpolated" if self.factor == 1 else f"EXTRAPOLATED {self.factor:.3g} times beyond"
+        beyond = f"EXTRAPOLATED {self.factor:.3g} times beyond"
+        how = "interpolated within" if self.factor == 1 else beyond
         low, high = self.interval
         return (
             f"Critical batch size at {self.by} = {self.at:,.6g}, {how} what was measured: "
@@ -94,7 +96,7 @@ class PowerLaw:
         Raises:
           ValueError: it is not.
         """
-        value = float(numeric.above("value", value, 0, f"a value of {self.by!r} above 0."))
+        value = float(numeric.above("value", value, 0, f"a value of {self.by!r} above 0"))
         low, high = self.measured
         factor = max(1.0, value / high, low / value)
         if factor > self.reach * (1 + 1e-12):
@@ -108,7 +110,7 @@ class PowerLaw:
                 self.by, value, math.nan, nothing, factor, refused, self.confidence
             )
         tail = (1 - self.confidence) / 2
-        direction = np.array([1.0, math.log(value)])
+        direction = np.array([1.0, math.log(value) - self._mixture.centre])
         first, middle, last = (
             math.exp(self._mixture.quantile(direction, q, scattered=True))
             for q in (tail, 0.5, 1 - tail)
@@ -159,6 +161,8 @@ def power_law(
     """
     check_table("table", table, "one row a study")
     numeric.confidence(confidence)
+    if not isinstance(by, str):
+        raise TypeError(f"by: got {by!r}, wanted the name of a column.")
     wanted = [by, "b_crit", "b_crit_low", "b_crit_high"]
     if missing := [name for name in wanted if name not in table]:
         raise ValueError(
@@ -166,24 +170,27 @@ def power_law(
         )
     values = table[wanted].to_numpy(float)
     good = (np.isfinite(values) & (values > 0)).all(1) & (values[:, 2] < values[:, 3])
+    good &= (values[:, 2] <= values[:, 1]) & (values[:, 1] <= values[:, 3])
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
         raise ValueError(
             f"table: row {row} has {dict(zip(wanted, values[row].tolist(), strict=True))}; wanted "
-            "finite numbers above 0, and an interval. A study that quotes no critical batch size "
+            "finite numbers above 0, in an interval. A study that quotes no critical batch size "
             "says something about the law, too (that it is larger, say): leave it out on purpose, "
             "or measure it where it can be quoted."
         )
     x, b, low, high = values.T
-    if len(np.unique(x)) < _FEWEST:
+    apart = 1 + int((np.diff(np.sort(np.log(x))) > _FINEST).sum())
+    if apart < _FEWEST:
         raise ValueError(
-            f"table: {len(np.unique(x))} values of {by!r}, wanted at least {_FEWEST}: two points "
-            "lie on every power law."
+            f"table: {apart} values of {by!r}, wanted at least {_FEWEST}, further apart than "
+            "0.1%: two points lie on every power law."
         )
     if reach is None:
         reach = min(float(x.max() / x.min()), _FARTHEST)
-    numeric.at_least("reach", reach, 1, "a factor of at least 1.")
-    mixture = _Mixture.of(np.log(x), np.log(b), np.log(high / low) / (2 * norm.ppf(0.95)))
+    numeric.at_least("reach", reach, 1, "a factor of at least 1")
+    deviations = np.maximum(np.log(high / low) / (2 * norm.ppf(0.95)), _FINEST)
+    mixture = _Mixture.of(np.log(x), np.log(b), deviations)
     tail = (1 - confidence) / 2
     slope = np.array([0.0, 1.0])
     first, middle, last = (mixture.quantile(slope, q) for q in (tail, 0.5, 1 - tail))
@@ -201,8 +208,12 @@ def power_law(
 
 @dataclasses.dataclass(frozen=True)
 class _Mixture:
-    """The posterior: for every scatter a normal distribution of height and exponent."""
+    """The posterior: for every scatter a normal distribution of height and exponent.
 
+    The height is that at the centre of log x.
+    """
+
+    centre: float
     weights: Float[np.ndarray, " scatters"]
     means: Float[np.ndarray, "scatters 2"]
     covariances: Float[np.ndarray, "scatters 2 2"]
@@ -214,7 +225,8 @@ class _Mixture:
         y: Float[np.ndarray, " studies"],
         deviations: Float[np.ndarray, " studies"],
     ) -> _Mixture:
-        design = np.stack([np.ones_like(x), x], 1)
+        centre = float(x.mean())
+        design = np.stack([np.ones_like(x), x - centre], 1)
         logs, means, covariances = [], [], []
         for scatter in _SCATTERS:
             precise = 1 / (deviations**2 + scatter**2)
@@ -227,10 +239,10 @@ class _Mixture:
             logs.append(log)
             means.append(mean)
             covariances.append(covariance)
-        # The scatters stand unevenly.
-        density = np.exp(np.array(logs) - max(logs))
-        weights = density * np.gradient(_SCATTERS)
-        return cls(weights / weights.sum(), np.array(means), np.array(covariances))
+        # The rule of trapezoids: the scatters stand unevenly.
+        ends = np.r_[_SCATTERS[0], _SCATTERS, _SCATTERS[-1]]
+        weights = np.exp(np.array(logs) - max(logs)) * (ends[2:] - ends[:-2])
+        return cls(centre, weights / weights.sum(), np.array(means), np.array(covariances))
 
     def quantile(
         self, direction: Float[np.ndarray, " 2"], probability: float, *, scattered: bool = False

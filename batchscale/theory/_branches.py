@@ -27,6 +27,7 @@ _LOOKS = 8  # at a branch, evenly apart
 _FEWEST_STEPS = 8  # of the largest branch
 _USUAL_STEPS = 16  # likewise, where nothing else is asked for
 _DRAWS = 2000  # of the bootstrap over copies
+_FARTHEST = 2**30  # examples: what counts them are 32 bits
 # As Merrill et al. (2025) have them, of language models' loss in nats.
 _SMOOTHING, _TOLERANCE = 0.5, 0.01
 _RULES: dict[str, Callable[[float], float]] = {"linear": lambda k: k, "square_root": math.sqrt}
@@ -81,13 +82,19 @@ class Branches:
 
         Returns:
           One row a step: `step`, `examples`, `loss` (of the smallest branch), `recovers` (the
-          largest batch size that does), `b_local`, `low`, `high`, and `why` there is no `b_local`.
+          largest batch size that does, NaN where the smallest branch diverges), `b_local`, `low`,
+          `high`, and `why` there is no `b_local`.
         """
         rows = []
         random = np.random.default_rng(0)
         for (step, examples), part in self.losses.groupby(["step", "examples"]):
             wide = part.pivot_table(index="copy", columns="batch_size", values="loss")
             sizes, losses = wide.columns.to_numpy(int), wide.to_numpy(float)
+            loss = float(losses[:, 0].mean())
+            if not math.isfinite(loss):
+                why = f"training diverges at batch size {sizes[0]:,}, the smallest branch"
+                rows.append((step, examples, loss, math.nan, math.nan, 0.0, math.inf, why))
+                continue
             at = largest_that_recovers(losses.mean(0), self.tolerance)
             drawn = random.integers(0, len(losses), (_DRAWS, len(losses)))
             found = [largest_that_recovers(losses[own].mean(0), self.tolerance) for own in drawn]
@@ -103,22 +110,24 @@ class Branches:
                 why = f"the second branch does not recover: try batch sizes below {sizes[0]:,}"
             else:
                 b_local = math.sqrt(sizes[at] * sizes[at + 1])
-            loss = float(losses[:, 0].mean())
-            rows.append((step, examples, loss, int(sizes[at]), b_local, low, high, why))
+            if why and not np.isfinite(losses.mean(0)).all():
+                why += "; larger ones diverge"
+            rows.append((step, examples, loss, float(sizes[at]), b_local, low, high, why))
         return pd.DataFrame(rows, columns=list(_LOCAL))
 
     def warm_up(self) -> list[Change]:
         """Batch sizes to train with: doubled as soon as the local critical one is twice as large.
 
-        The rule of Merrill et al. (2025). Where there is no `b_local`, the largest batch size that
-        recovers takes its place.
+        The rule of Merrill et al. (2025). Where the largest branch recovers, too, its batch size
+        takes the place of `b_local`; where no branch does but the smallest, nothing changes.
 
         Returns:
           The batch size from the beginning on, and every change; as `train_in_stages` takes them.
         """
         changes = [Change(0, self.batch_size)]
         table = self.table
-        reach = table["b_local"].fillna(table["recovers"])
+        compared = table["recovers"] > self.losses["batch_size"].min()
+        reach = table["b_local"].fillna(table["recovers"].where(compared)).fillna(0)
         for examples, reached in zip(table["examples"].tolist(), reach.tolist(), strict=True):
             size = changes[-1].batch_size
             while reached > 2 * size:
@@ -171,7 +180,8 @@ def branches(
 
     What is measured is the metric of a whole split after eighths of the branch, smoothed
     exponentially with weight 0.5, where the paper has single batches of training. All copies of a
-    branch are packed, and branches see the same examples.
+    branch are packed, and branches see the same examples, which begin at the next multiple of all
+    their batch sizes in the trial's own order.
 
     Args:
       study: of the trial.
@@ -207,14 +217,15 @@ def branches(
     ...     metric="validation/risk",
     ... )
     >>> found.table["recovers"].tolist()
-    [64]
+    [64.0]
     """
-    steps = numeric.increasing("steps", steps)
-    sizes = numeric.increasing("batch_sizes", batch_sizes)
+    _check_study(study)
+    steps = numeric.increasing("steps", _listed("steps", steps))
+    sizes = numeric.increasing("batch_sizes", _listed("batch_sizes", batch_sizes))
     if len(sizes) < 2 or sizes[0] < 1:
         raise ValueError(f"batch_sizes: got {sizes}, wanted two or more of at least 1.")
     numeric.integer("copies", copies, 2)
-    numeric.above("tolerance", tolerance, 0, "a number above 0, in the unit of the metric.")
+    numeric.above("tolerance", tolerance, 0, "a number above 0, in the unit of the metric")
     scale, measured = _scale(study, rule), _goal(study, metric)
     planned = study.planned_trial(
         batch_size=batch_size, trial=trial, folder=folder, devices=devices
@@ -226,11 +237,15 @@ def branches(
     rows = []
     with Branching(planned, copies=copies, split=measured.split) as branching:
         for reached in branching.along(steps):
+            together = math.lcm(*sizes)
+            fresh = -(-reached.examples // together) * together
+            # Of sizes that have little in common each begins at its own next multiple.
+            fresh = None if fresh > _FARTHEST else fresh
             for size in sizes:
                 factor = scale(size / planned.batch_size)
                 stage = Stage(size, round(examples / size), factor)
                 looks = _looks(stage.steps)
-                _, seen = branching.train(reached, stage, looks)
+                _, seen = branching.train(reached, stage, looks, fresh=fresh)
                 step = reached.examples // planned.batch_size
                 for copy, own in seen.groupby("copy"):
                     loss = _smoothed(own[measured.metric])
@@ -293,7 +308,8 @@ def train_in_stages(
     >>> train_in_stages(study, [(0, 4), (400, 16)], **options)["steps"].unique().tolist()
     [100, 325]
     """
-    changes = [Change(*map(int, change)) for change in batch_sizes]
+    _check_study(study)
+    changes = [_change(change) for change in _listed("batch_sizes", batch_sizes)]
     numeric.increasing("batch_sizes: examples", [change.examples for change in changes])
     if not changes or changes[0].examples != 0:
         raise ValueError(f"batch_sizes: got {batch_sizes}, wanted pairs whose first begins at 0.")
@@ -340,8 +356,8 @@ def _scale(study: Study, rule: Rule | None) -> Callable[[float], float]:
                 '"linear", "square_root", or a function of k.'
             )
     if callable(rule):
-        return lambda k: float(numeric.above("rule", rule(k), 0, "a factor above 0."))
-    if rule not in _RULES:
+        return lambda k: float(numeric.above("rule", rule(k), 0, "a factor above 0"))
+    if not isinstance(rule, str) or rule not in _RULES:
         raise ValueError(
             f'rule: got {rule!r}, wanted "linear", "square_root", or a function of how many times '
             "the batch size is the trial's."
@@ -352,9 +368,37 @@ def _scale(study: Study, rule: Rule | None) -> Callable[[float], float]:
 def _goal(study: Study, metric: str | None) -> Goal:
     """What is measured, as a goal whose value nobody asks for."""
     metric = metric or f"{study.goal.split}/loss"
+    if metric == study.goal.metric and study.goal.mode == "max":
+        raise ValueError(
+            f"metric: of {metric!r} more is better, and branches are compared by one of which less "
+            f"is, such as {study.goal.split}/loss."
+        )
     goal = Goal(metric, 0.0)
     checks.metric(goal, study.workload, study.space.names)
     return goal
+
+
+def _check_study(study: Any) -> None:
+    if not hasattr(study, "planned_trial"):
+        raise TypeError(f"study: got a {type(study).__name__}, wanted a Study.")
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    several = isinstance(values, Sequence) or getattr(values, "ndim", 0) == 1
+    if not several or isinstance(values, str):
+        raise TypeError(f"{name}: got {values!r}, wanted a list.")
+    return list(values)
+
+
+def _change(pair: Any) -> Change:
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(
+            f"batch_sizes: got {pair!r}, wanted pairs of examples and a batch size: (0, 16)."
+        )
+    return Change(
+        numeric.integer("batch_sizes: examples", pair[0], 0),
+        numeric.integer("batch_sizes: a batch size", pair[1], 1),
+    )
 
 
 def _smoothed(values: pd.Series) -> float:
