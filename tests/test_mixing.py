@@ -417,6 +417,26 @@ def test_a_mean_in_which_examples_weigh_otherwise_than_they_are_counted_is_refus
     assert mixes_examples(masked(of_the_batch, even=True), SPACE.typical()) is False
 
 
+@pytest.mark.parametrize("scale", [1.0, 300.0, 5e4])
+def test_labels_of_any_size_are_learned(scale):
+    x = RANDOM.normal(size=(300, 3)).astype(np.float32)
+    y = (x @ [1.0, 2.0, -1.0] * scale + 4 * scale).astype(np.float32)[:, None]
+    workload = bs.Workload.from_model(
+        (lambda key: jnp.zeros((3, 1)), lambda w, x: x @ w),
+        {"train": (x, y), "validation": (x, y)},
+        loss="squared_error",
+    )
+    assert mixes_examples(workload, SPACE.typical()) is False
+
+
+def test_labels_that_are_nearly_all_the_same_belong_to_their_examples():
+    labels = np.zeros(16, np.int32)
+    labels[2] = 1  # an example that takes the place of another, where all others are the same
+    images = RANDOM.integers(0, 255, (16, 6, 6, 1)).astype(np.uint8)
+    workload = bs.Workload.from_flax(Net("batch"), {"train": (images, labels)})
+    assert mixes_examples(workload, SPACE.typical()) is True
+
+
 def test_the_sum_and_the_count_of_a_loss_are_taken_as_they_are():
     workload = masked(lambda total, count: (total, count))
     assert mixes_examples(workload, SPACE.typical()) is False

@@ -1,6 +1,7 @@
 """Models of every framework: the same curve from the same parameters, and no switch left alone."""
 
 import dataclasses
+import functools
 import warnings
 
 import equinox as eqx
@@ -372,6 +373,57 @@ def test_a_module_within_another_is_told_or_the_model_is_refused(framework):
     assert float(trained) != pytest.approx(float(measured), rel=1e-3)
 
 
+class FieldTold(nn.Module):
+    same: bool = False
+
+    @nn.compact
+    def __call__(self, x, train):
+        # Built anew in every call, with what it is told.
+        return InnerField(train=train and not self.same)(x)
+
+
+def test_a_module_that_is_built_with_the_switch_is_told():
+    workload(FieldTold())
+    with pytest.raises(ValueError, match="'train' is a constant of InnerField"):
+        workload(FieldTold(same=True))
+
+
+class Compiled(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(2, CLASSES, rngs=rngs)
+
+    @nnx.jit
+    def __call__(self, x, train=False):
+        return self.linear(x) * (2.0 if train else 1.0)
+
+    def padded(self, x, mode=True):
+        return x if mode else 0 * x
+
+
+class Holding(nnx.Module):
+    def __init__(self, rngs, told):
+        self.part, self.told = Compiled(rngs), told
+
+    def __call__(self, x, train):
+        x = self.part.padded(x)  # of which the default is no switch
+        return self.part(x, train=train) if self.told else self.part(x)
+
+
+def test_a_call_that_is_compiled_by_itself_is_looked_at_too():
+    with pytest.raises(ValueError, match="calls its Compiled without 'train'"):
+        workload(lambda key: Holding(nnx.Rngs(key), False))
+
+
+def test_what_haiku_transforms_may_take_no_key():
+    found = workload(hk.without_apply_rng(hk.transform(lambda x: hk.Linear(CLASSES)(x))))
+    params, model_state = found.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+    (trained, _), _ = found.loss(params, model_state, batch, jax.random.key(1), {})
+    assert float(trained) == pytest.approx(
+        float(found.metrics(params, model_state, batch)["loss"][0]), rel=1e-6
+    )
+
+
 def test_a_switch_that_haiku_hides_is_found():
     def model(x, is_training=False):
         return hk.Linear(CLASSES)(x) * (2.0 if is_training else 1.0)
@@ -379,6 +431,8 @@ def test_a_switch_that_haiku_hides_is_found():
     for transform in (hk.transform, hk.transform_with_state):
         with pytest.raises(ValueError, match="the function model takes 'is_training'"):
             workload(transform(model))
+    with pytest.raises(ValueError, match="takes 'is_training'"):
+        workload(hk.transform(functools.partial(lambda scale, x, is_training=False: x, 1.0)))
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,8 @@ def head(
         place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
         space = 0.2 + above / small_text()
         pad += _measured(legend(ax, handles, width, borderaxespad=space, **place))[1]
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"title: got {title!r}, wanted text, or None for the figure's own.")
     shown = wrapped((words if title is None else title).replace("$", r"\$"), size, width)
     ax.set_title(shown, fontsize=size, pad=pad)
     return _make_room(ax, pad + 1.3 * size * (shown.count("\n") + 1 if shown else 0))

@@ -61,6 +61,6 @@ def style(preset: Literal["column", "page", "slide"]) -> AbstractContextManager[
     Traceback (most recent call last):
     ValueError: style: got 'poster', wanted one of column, page, slide.
     """
-    if preset not in _PRESETS:
+    if not isinstance(preset, str) or preset not in _PRESETS:
         raise ValueError(f"style: got {preset!r}, wanted one of {', '.join(_PRESETS)}.")
     return mpl.rc_context(_PRESETS[preset])

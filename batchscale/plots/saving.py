@@ -48,12 +48,17 @@ def save(
     >>> plt.close(figure)
 
     Raises:
-      ValueError: a format is none of these.
+      ValueError: a format is none of these, or the stem ends in one.
     """
     drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) else figure
     if not isinstance(drawn, Figure):
         drawn = drawn.get_figure(root=True)
     stem = local_path(stem, "stem")
+    if stem.suffix[1:] in _FORMATS:
+        raise ValueError(
+            f"stem: got {stem.name!r}, wanted a name without a suffix: formats say what is "
+            f"written, such as save(figure, {stem.stem!r}, [{stem.suffix[1:]!r}])."
+        )
     unknown = [name for name in formats if name not in _FORMATS]
     if isinstance(formats, str) or unknown:
         raise ValueError(f"formats: got {formats!r}, wanted some of {', '.join(_FORMATS)}.")

@@ -24,6 +24,7 @@ _OTHERWISE = 0.1  # of the logarithm of odds
 _MEASURED = 64  # so many that a metric is hardly the same for all of them
 _DRAWS = 3  # of parameters and examples: of one alone an exchange may happen to change little
 _NARROW = 0.05  # of a sum in 16 bits
+_COUNTED, _ADDED = 2**22, 1e-5  # the largest count of so few examples; of a value that is added
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
 
 
@@ -179,7 +180,8 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
     stays = {
         name: dealt <= max(_APART * replaced, rounding[0])
         for name, dealt, replaced in zip(fields, alone[::2], alone[1::2], strict=True)
-        if replaced > rounding[0] / _APART
+        # Rows that are alike in another order are the same rows.
+        if replaced > rounding[0] / _APART and not _alike(batches[name][0])
     }
     _check_weights(workload, total, metrics, random)
     # If no other field matters, another order of one is another order of the examples.
@@ -264,6 +266,13 @@ def mixes_groups(workload: Workload, hyperparameters: Mapping[str, float]) -> bo
         f"changes with examples of other groups of {group}, too. State the size of the groups that "
         "its norm takes, over examples in their order, or none."
     )
+
+
+def _alike(rows: Any) -> bool:
+    """Whether most of some rows are the same, so that their order says little."""
+    rows = np.asarray(rows).reshape(len(rows), -1)
+    same = (rows == np.roll(rows, 1, axis=0)).all(1)
+    return bool(same.sum() >= len(rows) - 2)
 
 
 def _refuse_pairs(workload: Workload, field: str) -> None:
@@ -360,10 +369,7 @@ def _odds(
 
 
 def _check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow: bool) -> None:
-    """Refuses metrics of which the numbers of two batches, added, are not those of both together.
-
-    One that is the same for all examples may be the mean of its values.
-    """
+    """Refuses metrics of which the numbers of two batches, added, are not those of both."""
     for name in parts[0]:
         first, second, whole = (
             jax.tree.map(lambda x: np.asarray(x, np.float64), part[name]) for part in parts
@@ -373,11 +379,12 @@ def _check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]], narro
             continue
         with np.errstate(invalid="ignore"):
             added = jax.tree.map(np.add, first, second)
-        values = [_value(workload, name, sums) for sums in (first, second, whole, added)]
-        if np.isfinite(values).all() and np.ptp(values) > 1e-5 * abs(values[0]):
+        # One that is the same for all examples may be the mean of its values.
+        of_whole, of_parts = (_value(workload, name, sums) for sums in (whole, added))
+        if abs(of_whole - of_parts) > _ADDED * abs(of_whole):
             raise ValueError(
-                f"metrics: {name!r} of workload {workload.name!r} is {values[2]:.6g} for some "
-                f"examples taken together, and {values[3]:.6g} for the same in two batches whose "
+                f"metrics: {name!r} of workload {workload.name!r} is {of_whole:.6g} for some "
+                f"examples taken together, and {of_parts:.6g} for the same in two batches whose "
                 "numbers are added, as they are over a split. Return (sum, count): the sum over "
                 "the batch, not its mean, and what was summed; and for what is no mean, sums that "
                 "add, with finalize={name: function of the added sums}."
@@ -388,7 +395,9 @@ def _add(first: np.ndarray, second: np.ndarray, whole: np.ndarray, narrow: bool)
     """Whether they add but for rounding, by which an example or two may be counted otherwise."""
     with np.errstate(invalid="ignore"):
         off = np.abs(first + second - whole)
-        if (whole == np.round(whole)).all() and whole.max(initial=0) > 2:
+        largest = whole.max(initial=0)
+        # Beyond that all numbers in 32 bits are whole: these are no counts.
+        if (whole == np.round(whole)).all() and 2 < largest < _COUNTED:
             allowed = np.asarray(2.0)
         else:  # of the parts too, which may cancel
             parts = np.abs(first) + np.abs(second) + np.abs(whole)

@@ -23,6 +23,8 @@ _OTHERS = {
     *("training", "is_training", "is_train", "train_mode", "mode", "inference", "is_inference"),
     *("test", "testing", "is_test", "eval", "evaluate", "evaluation", "is_eval", "eval_mode"),
 }
+# Names that mean other things where a method is no call.
+_OTHERWISE = {"mode", "test", "testing", "eval", "evaluate", "evaluation"}
 
 
 def switches(module: nn.Module, mode: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -48,13 +50,20 @@ def switches(module: nn.Module, mode: Mapping[str, tuple[Any, Any]]) -> dict[str
 
 
 def _refuse_fields(module: nn.Module) -> None:
-    for field in dataclasses.fields(module):
-        if isinstance(getattr(module, field.name, None), bool) and is_switch(field.name):
-            raise ValueError(
-                f"module: {field.name!r} is a constant of {type(module).__name__}, and so the same "
-                "in training and in evaluation. Make it an argument of its call, such as "
-                "__call__(self, x, train)."
-            )
+    for name in _switch_fields(module):
+        raise _constant(type(module), name)
+
+
+def _switch_fields(module: nn.Module) -> list[str]:
+    names = [field.name for field in dataclasses.fields(module) if is_switch(field.name)]
+    return [name for name in names if isinstance(getattr(module, name, None), bool)]
+
+
+def _constant(kind: type, name: str) -> ValueError:
+    return ValueError(
+        f"module: {name!r} is a constant of {kind.__name__}, and so the same in training and in "
+        "evaluation. Make it an argument of its call, such as __call__(self, x, train)."
+    )
 
 
 def of_call(
@@ -152,8 +161,23 @@ def _switches(
     return found
 
 
-def nested(module: nn.Module) -> Any:
+Constants = dict[tuple[type, str, tuple[str, ...]], set[bool]]
+"""Switches that are fields of modules within one, by class, name and place, and their values."""
+
+
+def refuse_constants(constants: Constants) -> None:
+    """Refuses a field that is the same where its module is trained and where it is evaluated."""
+    for (kind, name, _), values in constants.items():
+        if len(values) == 1:
+            raise _constant(kind, name)
+
+
+def nested(module: nn.Module, constants: Constants) -> Any:
     """While its result is entered, refuses modules within one that leave a switch to its default.
+
+    Args:
+      module: the whole.
+      constants: where switches that are fields of modules within it are noted.
 
     >>> class Inner(nn.Module):
     ...     @nn.compact
@@ -164,7 +188,7 @@ def nested(module: nn.Module) -> Any:
     ...     def __call__(self, x, train):
     ...         return Inner()(x)
     >>> try:
-    ...     with nested(outer := Outer()):
+    ...     with nested(outer := Outer(), {}):
     ...         outer.init({}, 1.0, train=True)
     ... except ValueError as error:
     ...     print(error)
@@ -177,7 +201,9 @@ def nested(module: nn.Module) -> Any:
         # A layer of Flax's own that is not told asks for it.
         method = getattr(type(inner), context.method_name, None)
         if inner.path and callable(method) and not type(inner).__module__.startswith("flax."):
-            _refuse_fields(inner)
+            for name in _switch_fields(inner):
+                place = (type(inner), name, inner.path)
+                constants.setdefault(place, set()).add(getattr(inner, name))
             refuse_default(type(module).__name__, type(inner), method, inner, *args, **kwargs)
         return following(*args, **kwargs)
 
@@ -202,7 +228,7 @@ def refuse_default(
     signature = inspect.signature(method)
     told = signature.bind_partial(*args, **kwargs).arguments
     for name, parameter in signature.parameters.items():
-        if is_switch(name) and isinstance(parameter.default, bool) and name not in told:
+        if _is_defaulted(method, parameter) and name not in told:
             raise ValueError(
                 f"module: {outer} calls its {kind.__name__} without {name!r}, which then is "
                 f"{parameter.default}, in training and in evaluation. Hand it on, such as "
@@ -239,22 +265,36 @@ def handed_on(outer: str, kinds: Iterable[type], *, but: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner in owners:
             for name, method in list(vars(owner).items()):
-                if inspect.isfunction(method) and _has_default(method):
+                if _has_default(method):
                     setattr(owner, name, _asking(outer, owner, method))
                     stack.callback(setattr, owner, name, method)
         yield
 
 
-def _has_default(method: Callable[..., Any]) -> bool:
-    taken = inspect.signature(method).parameters.values()
-    return any(is_switch(p.name) and isinstance(p.default, bool) for p in taken)
+def _has_default(method: Any) -> bool:
+    """Whether it is a method, compiled by itself or not, with a switch that may be left out."""
+    bound = callable(method) and hasattr(method, "__get__") and not isinstance(method, type)
+    if not bound or isinstance(method, staticmethod | classmethod):
+        return False
+    try:
+        taken = inspect.signature(method).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(_is_defaulted(method, parameter) for parameter in taken)
 
 
-def _asking(outer: str, kind: type, method: Callable[..., Any]) -> Callable[..., Any]:
+def _is_defaulted(method: Any, parameter: inspect.Parameter) -> bool:
+    """Whether an argument is a switch with a truth value by default."""
+    called = getattr(method, "__name__", "__call__") == "__call__"
+    named = is_switch(parameter.name) and (called or parameter.name not in _OTHERWISE)
+    return named and isinstance(parameter.default, bool | int)
+
+
+def _asking(outer: str, kind: type, method: Any) -> Callable[..., Any]:
     @functools.wraps(method)
-    def asking(*args: Any, **kwargs: Any) -> Any:
-        refuse_default(outer, kind, method, *args, **kwargs)
-        return method(*args, **kwargs)
+    def asking(self: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_default(outer, kind, method, self, *args, **kwargs)
+        return method.__get__(self, type(self))(*args, **kwargs)
 
     return asking
 

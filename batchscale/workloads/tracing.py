@@ -48,7 +48,7 @@ def told(what: str, *, lookup: str, remedy: str) -> Iterator[None]:
             "hyperparameters. Give one of the step alone, whose peak is 1, and the trial's "
             "learning_rate is multiplied by it: schedule=optax.cosine_decay_schedule(1.0, 1000). "
             "Or write a function of (step, hyperparameters) in jax.numpy, with jnp.where instead "
-            "of `if`."
+            "of `if`, and without functions of NumPy."
         ) from error
     except Exception as error:
         if isinstance(error, ValueError) and _raised_here(error):

@@ -60,17 +60,23 @@ def of(
             mutable=list(model_state),
         )
 
+    constants: modes.Constants = {}
+
     def forward(key: Any) -> Any:
         x = example()
-        with modes.nested(module):
+        with modes.nested(module, constants):
             variables = module.init(key, x, **arguments(False, {}))
+            rngs, everything = {"dropout": key}, True
+            module.apply(variables, x, **arguments(True, {}), rngs=rngs, mutable=everything)
         return module.apply(variables, x, **arguments(False, {}))
 
+    outputs = jax.eval_shape(forward, keys.shape())
+    modes.refuse_constants(constants)
     return Network(
         type(module).__name__,
         init,
         apply,
-        jax.eval_shape(forward, keys.shape()),
+        outputs,
         ("dropout_rate",) if "dropout_rate" in takes else (),
         getattr(module, "ghost_batch_size", None),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,14 +46,17 @@ def of_haiku(
         made = pair.init(key, example(), **arguments(True))
         return made if stateful else (made, {})
 
+    # haiku.without_apply_rng leaves it out.
+    takes_key = "rng" in inspect.signature(pair.apply).parameters
+
     def apply(
         params: PyTree, model_state: PyTree, inputs: PyTree, key: Any, hyperparameters: Any
     ) -> tuple[Any, PyTree]:
         del hyperparameters
-        given = arguments(key is not None)
+        given, random = arguments(key is not None), (key,) if takes_key else ()
         if not stateful:
-            return pair.apply(params, key, inputs, **given), model_state
-        outputs, state = pair.apply(params, model_state, key, inputs, **given)
+            return pair.apply(params, *random, inputs, **given), model_state
+        outputs, state = pair.apply(params, model_state, *random, inputs, **given)
         return outputs, model_state if key is None else state
 
     def check(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -73,11 +77,17 @@ def _transformed(apply: Callable[..., Any]) -> Callable[..., Any] | None:
         found = left.pop(0)
         if isinstance(found, tuple):
             left += found
+        elif isinstance(found, functools.partial) and not _of_haiku(found.func):
+            return found
         elif inspect.isfunction(found):
-            if not found.__module__.startswith("haiku"):
+            if not _of_haiku(found):
                 return found
             left += [cell.cell_contents for cell in found.__closure__ or ()]
     return None
+
+
+def _of_haiku(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith("haiku")
 
 
 def of_functions(
