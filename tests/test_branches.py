@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 from helpers import drawn
@@ -237,6 +238,17 @@ def test_what_cannot_branch_is_refused_before_anything_is_compiled(given, messag
     usual = {"batch_size": 4, "trial": 0, "steps": [8], "batch_sizes": [4, 16], "copies": 2}
     with pytest.raises((TypeError, ValueError), match=message):
         branches(**{"study": STUDY, **usual, **given})
+
+
+def test_an_optimizer_of_ones_own_has_no_usual_rule():
+    def sgd(h):
+        return optax.adam(h["learning_rate"])
+
+    own = dataclasses.replace(
+        STUDY, optimizer=sgd, schedule="constant", space=bs.SearchSpace(learning_rate=RATE)
+    )
+    with pytest.raises(ValueError, match="none is usual for optimizer 'sgd'"):
+        branches(own, batch_size=4, trial=0, steps=[8], batch_sizes=[4, 16])
 
 
 def test_a_metric_of_which_more_is_better_is_refused():

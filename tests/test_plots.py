@@ -670,6 +670,15 @@ def test_a_saved_svg_is_the_same_byte_for_byte(tmp_path):
     assert svg.read_bytes() == again.read_bytes()
 
 
+def test_a_stem_has_no_suffix_and_a_title_is_text(tmp_path):
+    with pytest.raises(ValueError, match=r"save\(figure, 'mnist', \['pdf'\]\)"):
+        plots.save(plots.steps_to_target(momentum_study()), tmp_path / "mnist.pdf")
+    with pytest.raises(TypeError, match="title: got 3, wanted text"):
+        plots.steps_to_target(momentum_study(), title=3)
+    with pytest.raises(ValueError, match="wanted one of column, page, slide"):
+        plots.style(["column"])
+
+
 def test_a_grid_is_saved_whole(tmp_path):
     png, _ = plots.save(plots.hyperparameters(momentum_study()), tmp_path / "grid")
     height, width, _ = plt.imread(png).shape

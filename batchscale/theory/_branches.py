@@ -31,7 +31,10 @@ _FARTHEST = 2**30  # examples: what counts them are 32 bits
 # As Merrill et al. (2025) have them, of language models' loss in nats.
 _SMOOTHING, _TOLERANCE = 0.5, 0.01
 _RULES: dict[str, Callable[[float], float]] = {"linear": lambda k: k, "square_root": math.sqrt}
-_USUAL = {"sgd": "linear", "momentum": "linear", "nesterov": "linear"} | {
+_USUAL: dict[str, Literal["linear", "square_root"]] = {
+    "sgd": "linear",
+    "momentum": "linear",
+    "nesterov": "linear",
     "adam": "square_root",
     "adamw": "square_root",
 }
@@ -349,12 +352,15 @@ def train_in_stages(
 
 def _scale(study: Study, rule: Rule | None) -> Callable[[float], float]:
     if rule is None:
-        rule = _USUAL.get(study.training().optimizer.name)  # pyright: ignore
-        if rule is None:
+        optimizer = study.training().optimizer
+        # One's own may be called like another.
+        usual = None if optimizer.takes_all else _USUAL.get(optimizer.name)
+        if usual is None:
             raise ValueError(
-                f"rule: none is usual for optimizer {study.training().optimizer.name!r}; give "
+                f"rule: none is usual for optimizer {optimizer.name!r}; give "
                 '"linear", "square_root", or a function of k.'
             )
+        rule = usual
     if callable(rule):
         return lambda k: float(numeric.above("rule", rule(k), 0, "a factor above 0"))
     if not isinstance(rule, str) or rule not in _RULES:
