@@ -43,6 +43,7 @@ class Preset:
       trained: examples of the runs that are compared.
       tolerance: in the unit of the loss.
       noise_examples: of the noise scale; all of them if None.
+      validation: examples of the validation set that losses are of; all of them if None.
       measured: the study of `results/analysis/fits.csv` whose critical batch size is drawn.
     """
 
@@ -56,6 +57,7 @@ class Preset:
     trained: int
     tolerance: float = 0.01
     noise_examples: int | None = None
+    validation: int | None = None
     measured: str = ""
 
 
@@ -93,6 +95,7 @@ PRESETS = {
         examples=2048,
         trained=8192,
         noise_examples=200,
+        validation=64,
     ),
 }
 
@@ -154,6 +157,7 @@ def main() -> None:
 
 def study(preset: Preset, seed: int) -> bs.Study:
     """The study whose only trial is the run."""
+    part = {} if preset.validation is None else {"validation": preset.validation}
     return bs.Study(
         workload=bs.workloads.get(preset.workload),
         optimizer=preset.optimizer,
@@ -162,6 +166,7 @@ def study(preset: Preset, seed: int) -> bs.Study:
         goal=bs.Goal("validation/loss", 0.0),
         trials=1,
         max_steps=max(*preset.steps, 1),
+        evaluate=part,
         seed=seed,
     )
 
