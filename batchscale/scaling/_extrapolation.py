@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from batchscale import numeric
 from batchscale.scaling.curve import Interval, check_table
@@ -189,7 +189,7 @@ def power_law(
     if reach is None:
         reach = min(float(x.max() / x.min()), _FARTHEST)
     numeric.at_least("reach", reach, 1, "a factor of at least 1")
-    deviations = np.maximum(np.log(high / low) / (2 * norm.ppf(0.95)), _FINEST)
+    deviations = np.maximum(np.log(high / low) / (2 * ndtri(0.95)), _FINEST)
     mixture = _Mixture.of(np.log(x), np.log(b), deviations)
     tail = (1 - confidence) / 2
     slope = np.array([0.0, 1.0])
@@ -253,7 +253,7 @@ class _Mixture:
         spread = np.sqrt(variances + (_SCATTERS**2 if scattered else 0))
 
         def excess(value: float) -> float:
-            return float(self.weights @ norm.cdf((value - centres) / spread)) - probability
+            return float(self.weights @ ndtr((value - centres) / spread)) - probability
 
         far = 10 * spread.max()
         return float(brentq(excess, centres.min() - far, centres.max() + far))  # pyright: ignore
