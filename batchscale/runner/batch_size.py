@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -177,7 +178,7 @@ class BatchSizeRun:
         measured = self._measure(cohort, action.unmeasured) if action.unmeasured else {}
         self._merge()
         self._moving = False
-        self._tell(self._ledger.step, [self._told(t, action.to, v) for t, v in measured.items()])
+        self._tell(self._ledger.step, functools.partial(self._told, action.to, measured))
         pause = max(self._pauses.seconds, self._pauses.times * self._write_seconds)
         if time.monotonic() - self._written > pause:
             self._write()
@@ -317,20 +318,31 @@ class BatchSizeRun:
                 }
         return arrays, {"cohorts": cohorts}
 
-    def _told(self, trial: TrialId, step: int, values: Mapping[str, float]) -> TrialEvaluation:
-        hyperparameters = self._trials.hyperparameters(trial)
-        return TrialEvaluation(
-            folder=self._folder.folder,
-            batch_size=self.batch_size,
-            trial=trial.number,
-            replicate=trial.replicate,
-            step=step,
-            values={name: float(value) for name, value in values.items()},
-            hyperparameters={name: float(value) for name, value in hyperparameters.items()},
+    def _told(
+        self, step: int, measured: Mapping[TrialId, Mapping[str, float]]
+    ) -> tuple[TrialEvaluation, ...]:
+        return tuple(
+            TrialEvaluation(
+                folder=self._folder.folder,
+                batch_size=self.batch_size,
+                trial=trial.number,
+                replicate=trial.replicate,
+                step=step,
+                values={name: float(value) for name, value in values.items()},
+                hyperparameters={
+                    name: float(value)
+                    for name, value in self._trials.hyperparameters(trial).items()
+                },
+            )
+            for trial, values in measured.items()
         )
 
     def _tell(
-        self, step: int, evaluations: Sequence[TrialEvaluation] = (), *, finished: bool = False
+        self,
+        step: int,
+        measured: Callable[[], tuple[TrialEvaluation, ...]] = tuple,
+        *,
+        finished: bool = False,
     ) -> None:
         ledger = self._ledger
         self._report(
@@ -344,6 +356,6 @@ class BatchSizeRun:
                 infeasible=len(ledger.diverged()),
                 seconds=time.monotonic() - self._began,
                 finished=finished,
-                evaluations=tuple(evaluations),
+                measured=measured,
             )
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -65,9 +67,7 @@ class Progress:
       infeasible: trials that have diverged.
       seconds: since this batch size began, in this process.
       finished: whether the batch size is done.
-      evaluations: what has been measured since the callback was told before, one a trial; none
-        once the batch size is done, and none of a trial that has just diverged. What is found in
-        the folder when a run goes on is not told again.
+      measured: makes `evaluations`, for who asks: most callbacks do not.
     """
 
     batch_size: int
@@ -79,7 +79,18 @@ class Progress:
     infeasible: int
     seconds: float
     finished: bool
-    evaluations: tuple[TrialEvaluation, ...] = ()
+    measured: Callable[[], tuple[TrialEvaluation, ...]] = dataclasses.field(
+        default=tuple, repr=False, compare=False
+    )
+
+    @functools.cached_property
+    def evaluations(self) -> tuple[TrialEvaluation, ...]:
+        """What has been measured since the callback was told before, one a trial.
+
+        None once the batch size is done, and none of a trial that has just diverged. What is found
+        in the folder when a run goes on is not told again.
+        """
+        return self.measured()
 
 
 class ProgressBar:
