@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import numpy as np
 import optax
@@ -10,8 +11,9 @@ import pytest
 from helpers import drawn
 
 import batchscale as bs
+from batchscale.runner.branching import Branching
 from batchscale.theory import Branches, Change, NoisyQuadratic, branches, train_in_stages
-from batchscale.theory._branches import largest_that_recovers
+from batchscale.theory._local import largest_that_recovers
 
 EXAMPLES, DIMENSION, SIZE, SEED = 64, 3, 4, 5
 _random = np.random.default_rng(1)
@@ -115,6 +117,19 @@ def test_stages_keep_the_momentum_and_the_place_in_the_training_set():
     ends.append(walk.steps(0, 16, 4, 6, 2.0)[-1])
     assert table["steps"].tolist() == [8, 12, 18]
     assert table["examples"].tolist() == [32, 64, 160]
+    np.testing.assert_allclose(table["loss"], ends, rtol=2e-5)
+
+
+def test_no_example_is_seen_twice_where_batch_sizes_do_not_divide_each_other():
+    table = train_in_stages(
+        STUDY, [(0, 4), (12, 16), (28, 4)], batch_size=SIZE, trial=0, examples=40, looks=1,
+        rule="linear", copies=1,
+    )  # fmt: skip
+    walk = Walk()
+    ends = [walk.steps(0, 4, 0, 3, 1.0)[-1]]
+    # The second stage begins at the 16th example, and the third after its 32nd.
+    ends.append(walk.steps(0, 16, 1, 1, 4.0, at=3)[-1])
+    ends.append(walk.steps(0, 4, 8, 3, 1.0, at=7)[-1])
     np.testing.assert_allclose(table["loss"], ends, rtol=2e-5)
 
 
@@ -261,3 +276,24 @@ def test_a_metric_of_which_more_is_better_is_refused():
 def test_stages_that_are_none_are_refused(changes):
     with pytest.raises((TypeError, ValueError), match="batch_sizes"):
         train_in_stages(STUDY, changes, batch_size=4, trial=0, examples=100)
+
+
+@pytest.mark.parametrize(
+    ("platform", "mixes", "microbatch"), [("cpu", False, 4), ("gpu", False, 32), ("gpu", True, 4)]
+)
+def test_an_accelerator_takes_a_branchs_batch_at_once_unless_its_examples_mix(
+    platform, mixes, microbatch
+):
+    def centred(params, batch):
+        seen = batch["input"] - batch["input"].mean(0) * mixes
+        return 0.5 * (seen @ params - batch["label"]) ** 2
+
+    workload = bs.Workload.from_functions(
+        init=lambda key: np.zeros(DIMENSION, np.float32), loss=centred, data=REGRESSION.splits()
+    )
+    planned = dataclasses.replace(STUDY, workload=workload).planned_trial(batch_size=SIZE, trial=0)
+    with Branching(planned, copies=2, split="validation") as branching:
+        device = types.SimpleNamespace(platform=platform)
+        mesh = types.SimpleNamespace(devices=np.array([device], object))
+        branching._planned = planned._replace(mesh=mesh)
+        assert branching._layout(32).microbatch == microbatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import HostStates, Pack, TrialId, stacked, unpack
 from batchscale.runner.trial_run import PlannedTrial
+from batchscale.workloads.coupling import mixes_examples
 
 # What a branch is told besides the hyperparameters of its trial, all of them traced.
 _TOLD = _FACTOR, _PACE, _SHIFT = "branch_factor", "branch_pace", "branch_shift"
@@ -42,10 +44,13 @@ class Reached(NamedTuple):
     Attributes:
       states: of the copies, on the host.
       examples: that each of them has been trained on.
+      place: of the next example in the order in which they are seen: as many, or a few more where
+        a batch size did not divide the place of its first example.
     """
 
     states: HostStates
     examples: int
+    place: int
 
 
 class Branching:
@@ -98,23 +103,22 @@ class Branching:
             if found.diverged or found.not_finite:
                 return
             states = engine.copies(unpack(packs), one, self._ids, batch_size=planned.batch_size)
-            yield Reached(states, step * planned.batch_size)
+            seen = step * planned.batch_size
+            yield Reached(states, seen, seen)
 
     def start(self) -> Reached:
         """The copies before their first step: they begin alike."""
         return next(self.along([0]))
 
     def train(
-        self, reached: Reached, stage: Stage, looks: Sequence[int], *, fresh: int | None = None
+        self, reached: Reached, stage: Stage, looks: Sequence[int]
     ) -> tuple[Reached, pd.DataFrame]:
         """Goes on from somewhere.
 
         Args:
-          reached: where the copies are.
+          reached: where the copies are; the first batch begins at the next multiple of its size.
           stage: how they are trained.
           looks: after which of its steps they are measured, in increasing order, at most its steps.
-          fresh: of the examples in the order in which they are seen, the first that are taken, a
-            multiple of the batch size; by default the first such after those that were seen.
 
         Returns:
           Where they are then, and a row a look and copy: `copy`, `step` of the stage, `examples`
@@ -122,7 +126,7 @@ class Branching:
         """
         engine, size = self._engine, stage.batch_size
         packing = self._layout(size)
-        first = -(-reached.examples // size) if fresh is None else fresh // size
+        first = -(-reached.place // size)
         values = self._values(
             len(self._ids), factor=stage.factor, size=size, first=first, seen=reached.examples
         )
@@ -140,8 +144,17 @@ class Branching:
                 values_of = dict.fromkeys(row, np.nan) if one in lost else row
                 seen = reached.examples + step * size
                 rows.append({"copy": copy, "step": step, "examples": seen, **values_of})
-        then = Reached(unpack(packs), reached.examples + stage.steps * size)
+        then = Reached(
+            unpack(packs),
+            reached.examples + stage.steps * size,
+            (first + stage.steps) * size,
+        )
         return then, pd.DataFrame(rows)
+
+    @functools.cached_property
+    def _mixes(self) -> bool:
+        training = self._planned.training
+        return mixes_examples(training.workload, self._planned.hyperparameters) is not False
 
     def _values(
         self, copies: int, *, factor: float, size: int = 0, first: int = 0, seen: int = 0
@@ -156,14 +169,13 @@ class Branching:
         """Branches share the program of the trial's microbatches, where there are several sizes."""
         planned = self._planned
         cpu = planned.mesh.devices.flat[0].platform == "cpu"
-        mixes = planned.training.mixes_examples is not False
         chosen = layout.choose(
             planned.training.workload,
             cpu=cpu,
             batch_size=batch_size,
             trials=len(self._ids),
             # A norm of batches is one of microbatches here: it must stay the trial's.
-            microbatch=planned.layout.microbatch if cpu or mixes else None,
+            microbatch=planned.layout.microbatch if cpu or self._mixes else None,
         )
         return chosen._replace(shared=True)
 
