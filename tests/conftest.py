@@ -5,6 +5,10 @@ import os
 import shutil
 import tempfile
 
+# No promotion of types and ranks by JAX: what is promoted unseen is a wrong number unseen.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+
 import jax
 
 jax.config.update("jax_platforms", "cpu")

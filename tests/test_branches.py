@@ -285,7 +285,7 @@ def test_an_accelerator_takes_a_branchs_batch_at_once_unless_its_examples_mix(
     platform, mixes, microbatch
 ):
     def centred(params, batch):
-        seen = batch["input"] - batch["input"].mean(0) * mixes
+        seen = batch["input"] - batch["input"].mean(0, keepdims=True) * float(mixes)
         return 0.5 * (seen @ params - batch["label"]) ** 2
 
     workload = bs.Workload.from_functions(
