@@ -203,33 +203,50 @@ def test_a_metric_that_is_never_a_number_is_told(tmp_path):
         study.run(tmp_path, progress=False)
 
 
-def test_the_audit_of_a_study_says_so_and_the_run_whatever_its_progress(tmp_path):
-    def audited(norm, folder, microbatch="auto", batch_sizes=(4, 16), ghosts=None):
-        data = {"train": IMAGES, "validation": IMAGES}
-        study = bs.Study(
-            workload=bs.Workload.from_flax(Net(norm, ghosts), data),
-            optimizer="sgd",
-            space=SPACE,
-            batch_sizes=batch_sizes,
-            goal=bs.Goal("validation/error", 2.0),
-            trials=2,
-            max_steps=3,
-            microbatch=microbatch,
-        )
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            found = study.run(tmp_path / folder, progress=False).audit()
-        words = " ".join(str(warning.message) for warning in told)
-        verdict = found.of("model independent of the batch size").verdict
-        return verdict, "depends on the others of its batch, as with batch norm" in words
+def of_images(norm, microbatch="auto", batch_sizes=(4, 16), ghosts=None):
+    data = {"train": IMAGES, "validation": IMAGES}
+    return bs.Study(
+        workload=bs.Workload.from_flax(Net(norm, ghosts), data),
+        optimizer="sgd",
+        space=SPACE,
+        batch_sizes=batch_sizes,
+        goal=bs.Goal("validation/error", 2.0),
+        trials=2,
+        max_steps=3,
+        microbatch=microbatch,
+    )
 
-    assert audited("", "plain") == ("pass", False)
-    assert audited("batch", "norm") == ("warn", True)
-    assert audited("batch", "ghost", microbatch=4) == ("pass", False)
-    assert audited("ghost", "groups", ghosts=4) == ("pass", False)
-    assert audited("ghost", "groups and microbatches", microbatch=8, ghosts=4) == ("pass", False)
-    assert audited("ghost", "a rest", ghosts=4, batch_sizes=[4, 6]) == ("warn", True)
-    assert audited("ghost", "cut groups", microbatch=6, ghosts=4) == ("warn", True)
+
+@pytest.mark.parametrize(("norm", "verdict"), [("", "pass"), ("batch", "warn")])
+def test_the_audit_of_a_study_says_so_and_the_run_whatever_its_progress(norm, verdict, tmp_path):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = of_images(norm).run(tmp_path / "study", progress=False).audit()
+    words = " ".join(str(warning.message) for warning in told)
+    assert found.of("model independent of the batch size").verdict == verdict
+    assert ("depends on the others of its batch, as with batch norm" in words) == (
+        verdict == "warn"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "dependent"),
+    [
+        ({"norm": "batch"}, True),
+        ({"norm": "batch", "microbatch": 4}, False),
+        ({"norm": "ghost", "ghosts": 4}, False),
+        ({"norm": "ghost", "ghosts": 4, "microbatch": 8}, False),
+        ({"norm": "ghost", "ghosts": 4, "batch_sizes": [4, 6]}, True),  # a rest
+        ({"norm": "ghost", "ghosts": 4, "microbatch": 6}, True),  # groups are cut
+    ],
+    ids=str,
+)
+def test_a_plan_knows_whether_batch_sizes_have_one_objective(arguments, dependent, tmp_path):
+    study = of_images(**arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with study._opened(tmp_path / "study", False, None) as session:
+            assert bool(session.plan.batch_dependent) == dependent
 
 
 @pytest.mark.parametrize(("norm", "shared"), [("", True), ("batch", False), ("ghost", False)])
