@@ -38,6 +38,7 @@ from batchscale.confirmation import median_ranks
 from batchscale.design.trials import middle
 from batchscale.files import local_path
 from batchscale.stopping import evaluation_grid
+from batchscale.tuner.medians import steps_of
 from experiments import analysis
 
 # Of MNIST an easier goal and fewer batch sizes: its reference alone would take an hour and a half.
@@ -146,16 +147,9 @@ def _runs(
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of settings that miss
         result = one.run(folder, progress=False)
-    found = bs.metrics.first_crossings(result.measurements, one.goal, trials=result.trials)
-    found = found.reindex(result.trials.index)
-    steps = found["first_crossing"].astype(float).fillna(np.inf)
-    diverged = (result.trials["status"] == records.Status.INFEASIBLE).to_numpy()
-    return pd.DataFrame(
-        {
-            "steps": steps.mask(diverged, np.inf),
-            "previous_evaluation": found["previous_evaluation"].astype(float).fillna(0.0),
-        }
-    )
+    found = bs.metrics.first_crossings(result.measurements, one.goal)
+    before = found["previous_evaluation"].reindex(result.trials.index).fillna(0.0)
+    return pd.DataFrame({"steps": steps_of(result.trials), "previous_evaluation": before})
 
 
 def between(runs: pd.DataFrame) -> float:
@@ -184,15 +178,15 @@ def _pooled(name: str, folder: Path) -> dict[str, Any]:
     pool: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     for seed in _POOL_SEEDS:
         table = study(name, trials=32, seed=seed).measure(folder / str(seed), progress=False).table
-        for size, row in zip(table["batch_size"], table[names].to_dict("records"), strict=True):
-            pool[int(size)].append({str(key): float(value) for key, value in row.items()})
+        for size, row in zip(table["batch_size"], table[names].to_numpy().tolist(), strict=True):
+            pool[int(size)].append(dict(zip(names, row, strict=True)))
     search = study(name, trials=_POOL_TRIALS, seed=REFERENCE_SEED + _POOL_TRIALS - TRIALS)
     trials = search.run(folder / "search", progress=False).trials
     for size in sizes:
-        fastest = trials.xs(size, level="batch_size").nsmallest(_POOL_LEADING, "first_crossing")
+        here = trials.loc[trials.index.get_level_values("batch_size") == size]
+        fastest = here.sort_values("first_crossing").head(_POOL_LEADING)
         pool[size] += [
-            {str(key): float(value) for key, value in row.items()}
-            for row in fastest[names].to_dict("records")
+            dict(zip(names, row, strict=True)) for row in fastest[names].to_numpy().tolist()
         ]
     rows, compared = [], {}
     for size in sizes:
