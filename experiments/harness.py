@@ -166,12 +166,15 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
             files += bs.plots.save(plt.gcf(), output / stem, ["png"])
             plt.close("all")
             for name, table in tables.items():
-                table.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
+                files.append(output / f"{name}.csv")
+                table.to_csv(files[-1], index=False, float_format="%.6g")
+    _withdraw(output, files)
     about = {
         "seconds": round(time.monotonic() - began, 1),
         "seconds_of_studies": round(sum(_seconds(one) for one in studies.values()), 1),
         "seed": given.seed,
         "studies": {name: one.title for name, one in studies.items()},
+        "files": [path.name for path in files],
         "made_by": records.provenance(),
     }
     (output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -179,8 +182,17 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
     if missing:
         print(f"not in {kind}, and left out: {', '.join(missing)}")
     print(
-        f"{about['seconds']:.0f} s; wrote {', '.join(map(str, files))} and the tables beside them"
+        f"{about['seconds']:.0f} s; wrote {', '.join(str(p) for p in files if p.suffix == '.png')} "
+        "and the tables beside them"
     )
+
+
+def _withdraw(output: Path, files: Collection[Path]) -> None:
+    """Deletes what an earlier call wrote and this one did not: it would seem to be of this one."""
+    about = output / "about.json"
+    before = json.loads(about.read_text()).get("files", []) if about.exists() else []
+    for name in set(before) - {path.name for path in files}:
+        (output / Path(name).name).unlink(missing_ok=True)
 
 
 def _seconds(study: Study) -> float:
