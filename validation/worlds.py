@@ -39,6 +39,7 @@ class World:
       basin: the log steps of a second optimum at a fiftieth of the rate, over the first;
         None for none. From batch size 256 on it is the better by as much.
       second: whether momentum is searched.
+      matters: by how much the log curvature in momentum grows per log batch size.
       low, high: the range of learning rates.
       max_steps: the budget.
     """
@@ -63,6 +64,7 @@ class World:
     basin: float | None = None
     crosses: bool = False
     second: bool = False
+    matters: float = 0.0
     low: float = 1e-4
     high: float = 1e2
     max_steps: int = 400_000
@@ -103,15 +105,16 @@ class World:
         """Exact crossings of trials, inf for those without; and which diverged."""
         z = rate - self.best_rate(batch_size)
         height, count = self._height(z, batch_size), len(rate)
+        logs = np.log(self.batch_sizes)
         if self.basin is not None:
             swapped = self.crosses and batch_size >= 256
             other = self._height(z + math.log(50), batch_size)
             near, far = (self.basin, 0.0) if swapped else (0.0, self.basin)
             height = np.minimum(height + near, other + far)
         if self.second:
-            height = height + 0.12 * second**2 + 0.1 * second * np.clip(z, -2, 2)
-            height = height + 0.021 * np.clip(z, -2, 2) ** 2
-        logs = np.log(self.batch_sizes)
+            k = math.exp(self.matters * (math.log(batch_size) - float(np.mean(logs))))
+            height = height + k * 0.12 * second**2 + k * 0.1 * second * np.clip(z, -2, 2)
+            height = height + k * 0.021 * np.clip(z, -2, 2) ** 2
         share = (math.log(batch_size) - logs[0]) / (logs[-1] - logs[0])
         deviation = math.exp(
             (1 - share) * math.log(self.scatter[0]) + share * math.log(self.scatter[1])
@@ -140,6 +143,7 @@ WORLDS = {
     "soft bend": World(a=0.7),
     "three slopes": World(curve="slopes"),
     "learning rate and momentum": World(second=True),
+    "momentum for large batches": World(second=True, matters=0.3),
     "optimum below the cliff": World(cliff=0.5),
     "range ends early": World(high=0.1),
     "wall, wiggles": World(wall=1.0, wiggle=0.4),

@@ -180,7 +180,7 @@ class _Greedy:
         size = np.repeat(np.arange(question.sizes), len(_OFFSETS))
         second = np.zeros(len(size))
         if question.second:
-            narrow = 0.45 * math.exp(-0.5 * fitted.parameters[model.at.second][2])
+            narrow = 0.45 / np.sqrt(fitted.second_curvature[size])
             offset = self.random.choice([-1.4, 0.0, 0.0, 1.4], len(size)) * narrow
             second = np.clip(fitted.second[size] + offset, -2.0, 2.0)
         said = fitted.describe(size, rate, second)

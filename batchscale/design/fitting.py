@@ -54,6 +54,12 @@ class Fitted:
         return np.clip(place + trend * model.centred, -2.0, 2.0)
 
     @property
+    def second_curvature(self) -> np.ndarray:
+        """Of log steps in the second hyperparameter, at each batch size."""
+        log_curvature, growth = self.parameters[self.model.at.second][[2, 4]]
+        return np.exp(log_curvature + growth * self.model.centred)
+
+    @property
     def curvature(self) -> np.ndarray:
         """Of log steps in the log rate, the geometric mean of both sides."""
         model, t = self.model, self.parameters

@@ -50,8 +50,9 @@ class Places(NamedTuple):
       spread: the log scatter of seeds and its trend.
       miss: the logit of the share of trials that never reach the goal.
       curve: log S_min, log B_crit and the log of the sharpness.
-      second: the optimum of the second hyperparameter, its trend, its log curvature, and how it
-        moves with the rate; empty where there is none.
+      second: the optimum of the second hyperparameter, its trend, its log curvature, how it moves
+        with the rate, and the trend of the log curvature: momentum decides little in small batches
+        and much in large ones. Empty where there is none.
     """
 
     level: slice
@@ -67,7 +68,7 @@ class Places(NamedTuple):
 
 
 def _places(sizes: int, second: bool) -> tuple[Places, int]:
-    lengths = [*[sizes] * 5, 3, 2, 1, 3, 4 if second else 0]
+    lengths = [*[sizes] * 5, 3, 2, 1, 3, 5 if second else 0]
     ends = np.cumsum([0, *lengths]).tolist()
     return Places(*map(slice, ends[:-1], ends[1:])), ends[-1]
 
@@ -141,8 +142,8 @@ class Model:
         deviation[at.curve] = [3.0, 3.0, 0.4]
         mean[at.curve] = [5.0, float(self.log_batch.mean()), 0.0]
         if self.has_second:
-            mean[at.second] = [0.0, 0.0, math.log(0.12), 0.0]
-            deviation[at.second] = [1.2, 0.2, 0.9, 0.5]
+            mean[at.second] = [0.0, 0.0, math.log(0.12), 0.0, 0.0]
+            deviation[at.second] = [1.2, 0.2, 0.9, 0.5, 0.25]
         return mean, deviation**-2.0
 
     def starts(self, trials: Trials) -> list[Float[np.ndarray, " parameters"]]:
@@ -206,8 +207,9 @@ class Model:
         jacobian[rows, at.curvature.start + size] = found.by_left
         jacobian[:, at.shape] = np.stack([found.by_left, found.by_right, found.by_left * c], 1)
         if self.has_second:
-            place, trend, log_curvature, tilt = t[at.second]
-            other = of_second(second - place - trend * c, distance, math.exp(log_curvature), tilt)
+            place, trend, log_curvature, tilt, growth = t[at.second]
+            curved = np.exp(log_curvature + growth * c)
+            other = of_second(second - place - trend * c, distance, curved, tilt)
             height = height + other.value
             by_rate = by_rate + other.by_offset * tilt * other.held
             jacobian[:, at.second] = np.stack(
@@ -216,6 +218,7 @@ class Model:
                     -other.by_offset * c,
                     other.by_curvature,
                     -other.by_offset * other.moved,
+                    other.by_curvature * c,
                 ],
                 1,
             )

@@ -65,7 +65,9 @@ class Second(NamedTuple):
     held: np.ndarray
 
 
-def of_second(offset: np.ndarray, distance: np.ndarray, curvature: float, tilt: float) -> Second:
+def of_second(
+    offset: np.ndarray, distance: np.ndarray, curvature: np.ndarray, tilt: float
+) -> Second:
     """A parabola whose optimum moves with the rate: at the best rate it is at 0.
 
     Args:
@@ -74,7 +76,7 @@ def of_second(offset: np.ndarray, distance: np.ndarray, curvature: float, tilt: 
       curvature: above 0.
       tilt: the slope of the optimum over the distance.
 
-    >>> of_second(np.array([1.0]), np.array([0.5]), 0.2, 2.0).value
+    >>> of_second(np.array([1.0]), np.array([0.5]), np.array([0.2]), 2.0).value
     array([0.])
     """
     moved = np.clip(distance, -_CLIPPED, _CLIPPED)
