@@ -45,8 +45,11 @@ def question(world, **changes):
     return Question(sizes, **given)
 
 
-def drawn(world, seed=0, *, per_size=8, reach=1.5):
-    """Trials about the optimum of every batch size, and fresh seeds at it."""
+def drawn(world, seed=0, *, per_size=8, reach=1.5, away=0.0):
+    """Trials about the optimum of every batch size, and fresh seeds at it.
+
+    Of the second hyperparameter, where it is not at its optimum, so far to either side in turn.
+    """
     random, rows = np.random.default_rng(seed), []
     grid = world.grid()
     for size, batch_size in enumerate(world.batch_sizes):
@@ -55,14 +58,17 @@ def drawn(world, seed=0, *, per_size=8, reach=1.5):
             (Purpose.ASK, best + np.linspace(-reach, reach, per_size)),
             (Purpose.CHECK, np.full(7, best)),
         ):
-            exact, gone = world.run(batch_size, rates, np.zeros(len(rates)), random)
-            for rate, steps, diverged in zip(rates, exact, gone, strict=True):
+            seconds = np.zeros(len(rates))
+            if purpose == Purpose.ASK:
+                seconds = away * np.resize([0.0, -1.0, 1.0], len(rates))
+            exact, gone = world.run(batch_size, rates, seconds, random)
+            for rate, second, steps, diverged in zip(rates, seconds, exact, gone, strict=True):
                 place = min(int(np.searchsorted(grid, steps)), len(grid) - 1)
                 crossed = not diverged and np.isfinite(steps)
                 outcome = Outcome.DIVERGED if diverged else Outcome.CUT
                 y = middle(grid[place], grid[place - 1]) if crossed else math.log(grid[-1])
                 outcome = Outcome.CROSSED if crossed else outcome
-                rows.append((size, rate, 0.0, y, outcome, purpose, int(purpose)))
+                rows.append((size, rate, second, y, outcome, purpose, int(purpose)))
     return Trials.of(sorted(rows, key=lambda row: row[-1]))
 
 
@@ -121,6 +127,23 @@ def test_the_model_finds_levels_and_rates_of_a_known_world_as_well_as_it_says():
     assert 0.6 < np.std(off) < 1.5
     assert 0.6 < np.std(checked) < 1.5
     assert np.sqrt(np.mean(np.square(moved))) < 0.4
+
+
+def test_a_second_hyperparameter_that_matters_more_in_larger_batches_is_seen_to():
+    """Momentum does; one curvature for all made steps of small batch sizes too few."""
+    world = World(batch_sizes=SIZES, second=True, matters=0.3, scatter=(0.1, 0.1))
+    found = fit(question(world).model(), design_trials(drawn(world, per_size=30, away=1.4)))
+    curvature = 0.12 * np.exp(0.3 * (np.log(SIZES) - np.log(SIZES).mean()))
+    np.testing.assert_allclose(found.second_curvature, curvature, rtol=0.35)
+    truth = [world.log_steps(size) for size in SIZES]
+    assert np.abs(found.level - truth).max() < 0.08
+
+
+def test_parameters_of_another_model_are_not_begun_from():
+    world = World(batch_sizes=SIZES)
+    trials = drawn(world)
+    found = [Design(question(world), trials, warm).fitted.parameters for warm in (None, np.ones(3))]
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_jump_of_the_best_rate_is_followed():

@@ -42,7 +42,9 @@ class Design:
 
     def __init__(self, question: Question, trials: Trials, warm: np.ndarray | None = None) -> None:
         self.question, self.trials = question, trials
-        self._warm = warm
+        # A folder of an earlier version may hold those of another model.
+        fits = warm is not None and len(warm) == question.model().parameters
+        self._warm = warm if fits else None
         self._fitted: Fitted | None = None
         self._basins: Basins | None = None
         self._answer: Answer | None = None
