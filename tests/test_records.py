@@ -2,6 +2,7 @@ import contextlib
 import json
 import math
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from batchscale.records import (
     Status,
     StopReason,
     StudyFolder,
+    _holding,
     environment,
     load_tables,
     measurement_table,
@@ -262,7 +264,8 @@ def test_a_killed_writer_loses_nothing_it_had_written_and_holds_no_lock(tmp_path
         load_tables(tmp_path)  # reading goes on beside it
         writer.send_signal(signal.SIGKILL)
     assert str(error.value) == (
-        f"{tmp_path}: another process is writing this study. Wait until it has ended, "
+        f"{tmp_path}: another process is writing this study (process {writer.pid} on "
+        f"{platform.node()}). Wait until it has ended, "
         "or give another folder; its tables can be loaded meanwhile."
     )
     with StudyFolder.open(tmp_path) as records:
@@ -274,16 +277,21 @@ def test_a_killed_writer_loses_nothing_it_had_written_and_holds_no_lock(tmp_path
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_has_one_writer_too(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    with (
-        pytest.warns(UserWarning, match=r"its file system has no locks .*only one process"),
-        StudyFolder.open(tmp_path) as records,
-    ):
+    monkeypatch.setattr(_holding, "_RENEWED", 0.05)
+    monkeypatch.setattr(_holding, "_SILENT", 0.5)
+    with StudyFolder.open(tmp_path) as records:
         records.write_plan({})
+        with (
+            pytest.warns(UserWarning, match="Waiting 0 s whether it is heard of"),
+            pytest.raises(RuntimeError, match="another process is writing this study"),
+        ):
+            StudyFolder.open(tmp_path)
+        records.write_plan({"seed": 1})
 
 
 def test_reading_survives_a_compaction_beside_it(tmp_path, monkeypatch):

@@ -57,6 +57,9 @@ class Training:
     mixes_examples: bool | None = None
 
 
+_LONG = 0.5  # seconds of training: signals are heard meanwhile
+
+
 class Span(NamedTuple):
     """Steps that a program takes, and where their examples are.
 
@@ -105,7 +108,7 @@ class Engine:
         self._evaluations = Evaluations(
             training.workload, training.goal, mesh, self._programs, self._typed, examples=examples
         )
-        self._seconds = 0.0
+        self._seconds = self._lasted = 0.0
 
     @property
     def splits(self) -> list[str]:
@@ -231,8 +234,13 @@ class Engine:
                     pack.busy,
                 )
                 at += steps
-        jax.block_until_ready([pack.state.key for pack in packs])
-        self._seconds += time.monotonic() - began - (self._feed.waited - waited)
+        ends = [pack.state.key for pack in packs]
+        # While JAX is waited for no signal is heard.
+        while self._lasted > _LONG and not all(end.is_ready() for end in ends):
+            time.sleep(_LONG / 200)
+        jax.block_until_ready(ends)
+        self._lasted = time.monotonic() - began
+        self._seconds += self._lasted - (self._feed.waited - waited)
 
     def measure(
         self,

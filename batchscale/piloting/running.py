@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -27,7 +26,7 @@ from batchscale.piloting.deciding import decided
 from batchscale.piloting.effort import TIMED, Effort, effort_of, timed
 from batchscale.piloting.scanning import again, medians, scan, table_of
 from batchscale.result import load
-from batchscale.runner.progress import Progress
+from batchscale.runner.progress import Progress, tell
 from batchscale.schedules import OfSteps, Schedule
 from batchscale.study import Study
 from batchscale.tuner import SearchSpace
@@ -198,7 +197,7 @@ def _pilot(asked: Asked, folder: Path, *, stays: bool = True) -> Pilot:
         with contextlib.suppress(OSError):  # what ended it is to be told
             state.write()  # the time that it took is a part of the pilot's
         if isinstance(error, KeyboardInterrupt) and asked.progress is True and stays:
-            _print(f"pilot: interrupted. The same call goes on from what is in {folder}.")
+            tell(f"pilot: interrupted. The same call goes on from what is in {folder}.")
         raise
 
 
@@ -239,9 +238,4 @@ def _say(metric: str, progress: Progress) -> None:
     if progress.finished:
         words = f"best {metric} {progress.best:.4g} after {progress.step:,} steps"
         took = f"{progress.trials} trials, {progress.seconds:.1f} s"
-        _print(f"pilot: batch size {progress.batch_size:,}: {words} ({took})")
-
-
-def _print(line: str) -> None:
-    if sys.stderr is not None:
-        print(line, file=sys.stderr)
+        tell(f"pilot: batch size {progress.batch_size:,}: {words} ({took})")

@@ -1,48 +1,14 @@
-"""The kinds of file of a study: JSON, tables and arrays; and the lock of its folder."""
+"""The kinds of file of a study: JSON, tables and arrays."""
 
 import json
 import math
-import sys
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-if sys.platform != "win32":
-    import fcntl
-
-
-def lock(folder: Path) -> IO[bytes]:
-    """Holds `folder` against other processes until the returned file is closed.
-
-    The operating system closes the files of a process that dies.
-
-    Raises:
-      RuntimeError: another process holds it.
-    """
-    file = open(folder / ".lock", "ab")  # noqa: SIM115  (open as long as it holds the folder)
-    if sys.platform == "win32":
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RuntimeError(
-            f"{folder}: another process is writing this study. Wait until it has ended, "
-            "or give another folder; its tables can be loaded meanwhile."
-        ) from None
-    except OSError as error:
-        warnings.warn(
-            f"{folder}: its file system has no locks ({error}). "
-            "Make sure that only one process writes this study.",
-            stacklevel=3,
-        )
-    return file
 
 
 def json_value(value: Any, where: str) -> Any:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from batchscale.files import remove_unfinished, replacing, sync_folder
+from batchscale.records._faults import told
 from batchscale.records._index import INDEX, DamagedError, Index, Snapshot, beside, digest_of
 
 CONFIRMED = "confirm"
@@ -47,6 +48,7 @@ class Store:
         self.folder, self.accept, self.prefix = folder, accept, prefix
         self._changes: dict[str, str | None] | None = None
         self._unsettled = False
+        self.check: Callable[[], None] = lambda: None  # whether the folder is ours to write
 
     def index(self) -> Index | None:
         """What the folder holds; None where nothing was written yet.
@@ -191,9 +193,10 @@ class Store:
 
     def settle(self) -> None:
         """Ends what a killed writer had begun, and drops what it had not."""
-        self._finish()
-        for folder in (self.folder, self.folder / "parts", self.folder / "state"):
-            remove_unfinished(folder)
+        with told(self.folder):
+            self._finish()
+            for folder in (self.folder, self.folder / "parts", self.folder / "state"):
+                remove_unfinished(folder)
 
     def _finish(self) -> None:
         """Moves what counts to its place, and removes what is gone."""
@@ -217,9 +220,9 @@ class Store:
         path = self.folder / name
         with self.together():
             assert self._changes is not None
-            path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = beside(path, uuid.uuid4().hex)
             try:
+                path.parent.mkdir(exist_ok=True)
                 with open(unfinished, "xb+") as file:
                     write(file)
                     file.flush()
@@ -252,19 +255,25 @@ class Store:
         if self._changes is not None:
             yield
             return
-        if self._unsettled:
-            self._finish()  # before files are put beside those that were left there
-        self._changes = {}
-        try:
-            yield
-            self.commit()
-        finally:
-            self._changes = None
+        self.check()
+        with told(self.folder):
+            if self._unsettled:
+                self._finish()  # before files are put beside those that were left there
+            self._changes = {}
+            try:
+                yield
+                self.commit()
+            except OSError:
+                self._discard()  # of a disk that is full, they may be most
+                raise
+            finally:
+                self._changes = None
 
     def commit(self, **fields: Any) -> None:
         """Makes the changes count, and other fields of the index with them."""
         if self._unsettled:
             self._finish()
+        self.check()
         former = self.index() or Index("")
         fields = {"study": former.study or uuid.uuid4().hex} | fields
         changes = {
@@ -290,6 +299,14 @@ class Store:
             else:
                 os.replace(beside(path, digest), path)
         self._unsettled = False
+
+    def _discard(self) -> None:
+        """Removes what was put beside its place, unless it counts."""
+        if not self._unsettled:
+            for name, digest in (self._changes or {}).items():
+                if digest is not None:
+                    with contextlib.suppress(OSError):
+                        beside(self.folder / name, digest).unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
         """The files in the folder that have the names of a study's files."""

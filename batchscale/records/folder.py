@@ -16,13 +16,15 @@ import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from batchscale.files import local_path
 from batchscale.records import _files, _reading
+from batchscale.records._faults import told
+from batchscale.records._holding import Hold
 from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot
 from batchscale.records._store import BESIDE, Store
 from batchscale.records.tables import measurement_table, trial_table
@@ -67,9 +69,11 @@ class StudyFolder:
     identity: Mapping[str, Any]
     files: Store
 
-    def __init__(self, store: Store, lock: IO[bytes] | None):
+    def __init__(self, store: Store, lock: Hold | None):
         self.folder, self.identity = store.folder, {}
         self.files, self._lock = store, lock
+        if lock is not None:
+            store.check = lock.check
 
     @classmethod
     def open(
@@ -101,11 +105,13 @@ class StudyFolder:
         if not write:
             _check_is_study(store)
             return cls(store, None)
-        try:
-            store.folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise FileExistsError(f"{store.folder}: not a folder, but a file is there.") from error
-        lock = _files.lock(store.folder)
+        with told(store.folder):
+            try:
+                store.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                where = store.folder
+                raise FileExistsError(f"{where}: not a folder, but a file is there.") from error
+            lock = Hold(store.folder)
         try:
             store.verify()
             store.settle()
@@ -170,7 +176,8 @@ class StudyFolder:
         """
         store = Store(local_path(folder), _names(accept))
         _check_is_study(store)
-        opened = cls(store, _files.lock(store.folder))
+        with told(store.folder):
+            opened = cls(store, Hold(store.folder))
         try:
             opened.check_accepted()  # all names, before any file is taken over
             besides = [opened._beside(n) for n in BESIDE]
@@ -469,7 +476,7 @@ class StudyFolder:
         self.files.remove(f"state/{batch_size}.npz")
 
     def _check_writable(self) -> None:
-        if self._lock is None:
+        if self._lock is None or not self._lock.is_own:
             raise RuntimeError(
                 f"{self.folder}: not open for writing. Open it with StudyFolder.open(folder)."
             )

@@ -8,6 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -79,6 +80,7 @@ class BatchSizeRun:
       report: told of the progress.
       begins: called before anything is trained or measured; not where nothing is left to do.
       pauses: between two writes; `PAUSES` by default.
+      held: entered for each action, which is finished before a signal ends the run.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class BatchSizeRun:
         report: Callable[[Progress], None],
         begins: Callable[[], None] = lambda: None,
         pauses: Pauses | None = None,
+        held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.layout = layout
         self._ledger = ledger
@@ -101,6 +104,7 @@ class BatchSizeRun:
         self._report = report
         self._begins: Callable[[], None] | None = begins
         self._pauses = pauses or PAUSES
+        self._held = held
         self._cohorts: list[_Cohort] = []
         self._moving = False  # states and tables do not say the same: no time to write states
         self._began = self._written = time.monotonic()
@@ -134,9 +138,11 @@ class BatchSizeRun:
         self._take_up()
         try:
             while (action := self._ledger.next(self._places())) is not None:
-                self._carry_out(action)
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # what stopped us may have taken the states
+                with self._held():
+                    self._carry_out(action)
+        except BaseException as error:
+            lost = (RuntimeError, OSError) if isinstance(error, OSError) else (RuntimeError,)
+            with contextlib.suppress(*lost):  # what stopped us may have taken the states, or a disk
                 self._write()
             raise
         self._ledger.conclude()

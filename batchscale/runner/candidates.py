@@ -109,6 +109,7 @@ def run(
         begins=functools.partial(
             planning.begin, side, batch_size, session.conditions, session.folder
         ),
+        held=session.held,
     ).run()
     return ledger.trials(planned.hyperparameters, planned.origin)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -17,6 +18,9 @@ from batchscale.metrics import Goal
 
 _SECONDS = 0.2  # between two refreshments
 _LINES = 30.0  # seconds between two lines, where there is no terminal
+# Closed, a terminal that is gone, a pipe that nobody reads, a full disk; or, of a signal that is
+# told, another line that it came within.
+_UNHEARD = contextlib.suppress(OSError, ValueError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +127,16 @@ class ProgressBar:
         if progress.finished:
             self.say(sentence(progress, self._goal))
             if self._bar is not None:
-                self._bar.update()
+                with _UNHEARD:
+                    self._bar.update()
             return
         best = "" if math.isnan(progress.best) else f", best {self._goal.metric} "
         best += f"{progress.best:.4g}" if best else ""
         words = f"batch size {progress.batch_size}: step {progress.step:,}{best}"
         late = time.monotonic() - self._shown > (_LINES if self._bar is None else _SECONDS)
         if self._bar is not None:
-            self._bar.set_postfix_str(words, refresh=late)
+            with _UNHEARD:
+                self._bar.set_postfix_str(words, refresh=late)
         elif late:
             self.say(f"{self._title}: {words}")
         if late:
@@ -138,12 +144,11 @@ class ProgressBar:
 
     def say(self, line: str) -> None:
         """Writes a line, above the bar if there is one."""
-        if sys.stderr is None:
+        if self._bar is None:
+            tell(line)
             return
-        if self._bar is not None:
+        with _UNHEARD:
             self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -155,12 +160,24 @@ class ProgressBar:
         traceback: TracebackType | None,
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with _UNHEARD:
+                self._bar.close()
+
+
+def tell(line: str) -> None:
+    """Writes a line to standard error, if there is one that can be written: no run ends by it."""
+    if sys.stderr is not None:
+        with _UNHEARD:
+            print(line, file=sys.stderr, flush=True)
 
 
 def _live() -> bool:
     """Whether a line can be written over: in a terminal, and in a notebook."""
-    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    if "ipykernel" in sys.modules:
+        return True
+    with contextlib.suppress(AttributeError, ValueError):  # none, or closed
+        return sys.stderr.isatty()
+    return False
 
 
 def sentence(progress: Progress, goal: Goal) -> str:

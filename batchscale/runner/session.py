@@ -7,7 +7,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from batchscale.engine.layout import LayoutOf
 from batchscale.plan import Definition, Plan
 from batchscale.records import StudyFolder
 from batchscale.runner import costs, planning
-from batchscale.runner.progress import Progress, ProgressBar
+from batchscale.runner.interruption import Interruption
+from batchscale.runner.progress import Progress, ProgressBar, tell
 from batchscale.stored import opening
 
 
@@ -35,6 +36,7 @@ class Session(NamedTuple):
       folder: that trials are written into.
       report: told of every evaluation.
       conditions: what trials run under here; written into the plan of the batch sizes that do.
+      held: entered for what is finished before a signal ends the run.
     """
 
     plan: Plan
@@ -42,6 +44,7 @@ class Session(NamedTuple):
     folder: StudyFolder
     report: Callable[[Progress], None]
     conditions: Mapping[str, Any]
+    held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
 @contextlib.contextmanager
@@ -78,6 +81,7 @@ def opened(
     began = time.monotonic()
     with ExitStack() as stack:
         check_progress(progress)
+        interruption = stack.enter_context(Interruption(tell))
         mesh = mesh_of(chosen)
         check(training)
         stored = stack.enter_context(StudyFolder.open(folder))
@@ -109,15 +113,19 @@ def opened(
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
             bar.say(_opening(training, plan.definition))
+            interruption.say = bar.say
         try:
-            yield Session(plan, engine, written, report, planning.conditions(mesh))
-        except KeyboardInterrupt:
-            if bar is not None:
-                bar.say(f"Interrupted. The same call goes on from what is in {stored.folder}.")
+            conditions = planning.conditions(mesh)
+            yield Session(plan, engine, written, report, conditions, interruption.held)
+        except (KeyboardInterrupt, SystemExit):
+            if bar is not None or interruption.asked:
+                interruption.say(
+                    f"Interrupted. The same call goes on from what is in {stored.folder}."
+                )
             raise
         finally:
             total = {"total": time.monotonic() - began}
-            with contextlib.suppress(OSError):  # what ended the run is to be told
+            with contextlib.suppress(OSError, RuntimeError):  # what ended the run is to be told
                 stored.write_seconds(total | engine.seconds)
 
 

@@ -185,4 +185,5 @@ def _batch_size_run(
         begins=functools.partial(
             planning.begin, plan, batch_size, session.conditions, session.folder
         ),
+        held=session.held,
     )
