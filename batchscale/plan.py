@@ -230,6 +230,29 @@ class Plan:
             rows.append({"origin": str(origin), "hyperparameters": values})
         return True
 
+    def only(self, batch_size: int) -> Plan:
+        """The plan of one of its batch sizes alone; what is changed in it is not changed here."""
+        definition, budgets = self.definition, self.definition.earlier_budgets
+        return dataclasses.replace(
+            self,
+            definition=dataclasses.replace(
+                definition,
+                spaces={batch_size: definition.spaces[batch_size]},
+                max_steps={batch_size: definition.max_steps[batch_size]},
+                earlier_budgets={b: of for b, of in budgets.items() if b == batch_size},
+            ),
+            layouts={b: layout for b, layout in self.layouts.items() if b == batch_size},
+            rows={b: [*rows] for b, rows in self.rows.items() if b == batch_size},
+            examples=dict(self.examples),
+            paces=None
+            if self.paces is None
+            else {b: pace for b, pace in self.paces.items() if b == batch_size},
+            measured=dict(self.measured),
+            measured_from={b: dict(of) for b, of in self.measured_from.items() if b == batch_size},
+            conditions={b: [*found] for b, found in self.conditions.items() if b == batch_size},
+            findings={b: found for b, found in self.findings.items() if b == batch_size},
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         definition = self.definition

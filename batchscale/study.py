@@ -30,9 +30,11 @@ from batchscale.optimizers import Factory
 from batchscale.plan import Definition
 from batchscale.records import Status
 from batchscale.result import Result, load
-from batchscale.runner import costs, session, sweep, trial_run
+from batchscale.runner import costs, session, spread, sweep, trial_run
 from batchscale.runner.confirm import confirm
+from batchscale.runner.confirm import planned as confirm_plan
 from batchscale.runner.measure import measure
+from batchscale.runner.pool import Executor
 from batchscale.runner.progress import Progress
 from batchscale.runner.refine import refine, refined_values
 from batchscale.runner.trial_run import PlannedTrial, TrialRun
@@ -314,6 +316,7 @@ class Study:
         *,
         progress: bool | Callable[[Progress], None] = True,
         devices: Sequence[Any] | None = None,
+        executor: Executor | None = None,
     ) -> Result:
         """Runs the study, or what is left of it, and writes everything into a folder.
 
@@ -326,6 +329,10 @@ class Study:
             by a `Progress` whose `evaluations` have values and hyperparameters of each trial.
           devices: JAX devices; all of them by default. On a CPU one virtual device a core is asked
             for first, if JAX has not started yet.
+          executor: trains on workers, each batch size on one of them at a time: any
+            `concurrent.futures.Executor`, such as Dask's `Client().get_executor()`, or a function
+            that makes one. This process alone writes the folder, and the tables are the same
+            (docs/scaling_out.md).
 
         Returns:
           The tables; of all that the folder holds, if that is a larger study of the same kind.
@@ -333,10 +340,12 @@ class Study:
         Raises:
           ValueError: the folder holds another study, or the data or the model have changed, or
             batch sizes were begun under another type of floats.
+          TypeError: what is to be sent to workers cannot be; nothing has been submitted.
+          RuntimeError: a batch size has lost its worker each of three times.
           DamagedError: a file in it was changed since it was written, or does not fit the others;
             nothing is overwritten. `batchscale.repair` sets aside what is damaged.
         """
-        return self._run(local_path(folder), progress, devices, extend=False)
+        return self._run(local_path(folder), progress, devices, executor, extend=False)
 
     def extend(
         self,
@@ -351,6 +360,7 @@ class Study:
         curves: Curves | None = None,
         progress: bool | Callable[[Progress], None] = True,
         devices: Sequence[Any] | None = None,
+        executor: Executor | None = None,
     ) -> Result:
         """Goes on with a study that is in a folder: more steps, trials or batch sizes.
 
@@ -371,6 +381,7 @@ class Study:
             their beginning.
           progress: as in `run`.
           devices: as in `run`.
+          executor: as in `run`.
 
         Raises:
           ValueError: as in `run`.
@@ -391,7 +402,7 @@ class Study:
         if max_steps is not None or max_epochs is not None:
             changes |= {"max_steps": max_steps, "max_epochs": max_epochs}
         study = dataclasses.replace(self, **changes)
-        return study._run(folder, progress, devices, extend=True)
+        return study._run(folder, progress, devices, executor, extend=True)
 
     def confirm(
         self,
@@ -403,6 +414,7 @@ class Study:
         patience: float = 4.0,
         progress: bool | Callable[[Progress], None] = True,
         devices: Sequence[Any] | None = None,
+        executor: Executor | None = None,
     ) -> Confirmation:
         """Runs the leading settings of every batch size again, under fresh seeds.
 
@@ -422,6 +434,7 @@ class Study:
             target, at most at the end of its budget; then it counts as a miss.
           progress: as in `run`.
           devices: as in `run`.
+          executor: as in `run`.
 
         Raises:
           ValueError: trials were stopped too early to tell which lead; the folder holds another
@@ -432,16 +445,21 @@ class Study:
         selection_seeds = numeric.integer("selection_seeds", selection_seeds, 1)
         seeds, patience = numeric.integer("seeds", seeds, 1), arguments.patience(patience)
         result = _finished(folder)
-        with self._opened(folder, progress, devices, beside=records.CONFIRMED) as opened:
-            confirm(
-                opened,
-                trials=pd.concat([result.trials, result.refined()]),
-                best=_best(result),
-                settings=settings,
-                selection_seeds=selection_seeds,
-                seeds=seeds,
-                patience=patience,
-            )
+        asked = {
+            "trials": pd.concat([result.trials, result.refined()]),
+            "best": _best(result),
+            "settings": settings,
+            "selection_seeds": selection_seeds,
+            "seeds": seeds,
+            "patience": patience,
+        }
+        away = self._away(executor, devices)
+        beside = records.CONFIRMED
+        with self._opened(folder, progress, devices, beside=beside, away=away) as opened:
+            if away is None:
+                confirm(opened, **asked)
+            else:
+                spread.run_confirmation(opened, away, *confirm_plan(opened, **asked))
         return result.confirmation()
 
     def measure(
@@ -682,11 +700,16 @@ class Study:
         folder: Path,
         progress: bool | Callable[[Progress], None],
         devices: Sequence[Any] | None,
+        executor: Executor | None,
         *,
         extend: bool,
     ) -> Result:
-        with self._opened(folder, progress, devices, extend=extend) as opened:
-            sweep.run(opened, probe=self.lanes == "probe")
+        away, probe = self._away(executor, devices), self.lanes == "probe"
+        with self._opened(folder, progress, devices, extend=extend, away=away) as opened:
+            if away is None:
+                sweep.run(opened, probe=probe)
+            else:
+                spread.run(opened, away, probe=probe)
         result = load(folder)
         sweep.warn_of_misses(
             result.steps_to_target(), result.measurements, result.trials, result.goal
@@ -701,6 +724,7 @@ class Study:
         *,
         extend: bool = False,
         beside: str | None = None,
+        away: spread.Away | None = None,
     ) -> AbstractContextManager[session.Session]:
         return session.opened(
             self.training(),
@@ -711,7 +735,20 @@ class Study:
             devices,
             extend=extend,
             beside=beside,
+            workers=None if away is None else away.words,
         )
+
+    def _away(self, executor: Executor | None, devices: Sequence[Any] | None) -> spread.Away | None:
+        """The workers, and what they are sent; None where this process trains."""
+        if executor is None:
+            return None
+        parts = {"workload": self.workload, "study": self}
+        names = {
+            f"{of}.{field.name}": getattr(part, field.name)
+            for of, part in parts.items()
+            for field in dataclasses.fields(part)
+        }
+        return spread.away(executor, devices, self.training, self._layout, names)
 
     def training(self) -> Training:
         """What is trained, and how, as an engine takes it."""

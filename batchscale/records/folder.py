@@ -13,7 +13,7 @@ confirm/, refine/              the same again, of what is run after the search
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -308,13 +308,22 @@ class StudyFolder:
         runs = [*self.runs(), _files.json_value(entry, "provenance")]
         self._write_json(_PROVENANCE, {"runs": runs})
 
-    def write_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Adds how long it took, and how long what took, to the last of the runs."""
+    def write_seconds(
+        self, seconds: Mapping[str, float], workers: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Adds how long it took, and how long what took, to the last of the runs.
+
+        Args:
+          seconds: by what they were spent on.
+          workers: those that trained for the run, as anything JSON holds; none where it did itself.
+        """
         self._check_writable()
         runs = self.runs()
         if runs:
             rounded = {name: round(value, 1) for name, value in seconds.items()}
             runs[-1]["seconds"] = _files.json_value(rounded, "seconds")
+            if workers:
+                runs[-1]["workers"] = _files.json_value(workers, "workers")
             self._write_json(_PROVENANCE, {"runs": runs})
 
     def runs(self) -> list[Any]:

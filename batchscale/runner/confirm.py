@@ -43,6 +43,31 @@ def confirm(
       seeds: under which the chosen one is reported.
       patience: a run ends after so many times the steps of the best.
     """
+    plan, values = planned(
+        session,
+        trials=trials,
+        best=best,
+        settings=settings,
+        selection_seeds=selection_seeds,
+        seeds=seeds,
+        patience=patience,
+    )
+    for batch_size in plan.settings:
+        confirm_batch_size(session, plan, batch_size, values)
+    session.folder.compact()
+
+
+def planned(
+    session: Session,
+    *,
+    trials: pd.DataFrame,
+    best: Mapping[int, float],
+    settings: int,
+    selection_seeds: int,
+    seeds: int,
+    patience: float,
+) -> tuple[ConfirmationPlan, Settings]:
+    """What `confirm` will run, written into the folder; and the settings of all trials."""
     compared: dict[int, list[int]] = {}
     for batch_size, number, _ in medians.leading(trials, settings).index:
         # Where only trials that diverged later got there, there is no setting to take over.
@@ -68,9 +93,21 @@ def confirm(
             trials.index, trials[names].to_dict("records"), strict=True
         )
     }
-    for batch_size in compared:
-        _BatchSize(session, plan, batch_size, values).run()
-    session.folder.compact()
+    return plan, values
+
+
+def confirm_batch_size(
+    session: Session, plan: ConfirmationPlan, batch_size: int, values: Settings
+) -> None:
+    """Runs the settings of one batch size, and then the best of them, as `confirm` does.
+
+    Args:
+      session: of the folder of the confirmation.
+      plan: of the confirmation.
+      batch_size: one of the plan's.
+      values: the hyperparameters of its settings.
+    """
+    _BatchSize(session, plan, batch_size, values).run()
 
 
 @dataclasses.dataclass(frozen=True)

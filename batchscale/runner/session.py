@@ -32,10 +32,11 @@ class Session(NamedTuple):
 
     Attributes:
       plan: of the study, as it is on disk.
-      engine: trains and measures.
+      engine: trains and measures; None where workers do.
       folder: that trials are written into.
       report: told of every evaluation.
       conditions: what trials run under here; written into the plan of the batch sizes that do.
+      workers: that have trained, for the provenance of the run; none where the engine does.
       held: entered for what is finished before a signal ends the run.
     """
 
@@ -44,6 +45,7 @@ class Session(NamedTuple):
     folder: StudyFolder
     report: Callable[[Progress], None]
     conditions: Mapping[str, Any]
+    workers: list[dict[str, Any]]
     held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 
@@ -59,6 +61,7 @@ def opened(
     extend: bool = False,
     share: bool = False,
     beside: str | None = None,
+    workers: str | None = None,
 ) -> Iterator[Session]:
     """Holds the folder of a study, with its plan written, for as long as trials are trained.
 
@@ -72,6 +75,7 @@ def opened(
       extend: whether the plan may grow.
       share: whether batch sizes share programs where to compile them costs more.
       beside: the name of a folder in the study's, where its trials are written instead.
+      workers: what trains in place of an engine here, in words; None where nothing does.
 
     Raises:
       ValueError: the folder holds another study, or a smaller one that may not grow; or one that
@@ -96,7 +100,9 @@ def opened(
             opening.refinement(stored, plan)
             opening.confirmed(stored, plan)
             written = stack.enter_context(stored.beside(beside))
-        engine = stack.enter_context(Engine(training, mesh=mesh, examples=plan.measured))
+        engine: Any = None
+        if workers is None:
+            engine = stack.enter_context(Engine(training, mesh=mesh, examples=plan.measured))
         if plan.batch_dependent:
             warnings.warn(
                 f"workload {training.workload.name!r}: the loss of an example depends on the "
@@ -112,11 +118,12 @@ def opened(
             title = f"{plan.definition.workload}, {plan.definition.optimizer}"
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
-            bar.say(_opening(training, plan.definition))
+            bar.say(_opening(training, plan.definition, workers or devices.describe()))
             interruption.say = bar.say
+        away: list[dict[str, Any]] = []
         try:
             conditions = planning.conditions(mesh)
-            yield Session(plan, engine, written, report, conditions, interruption.held)
+            yield Session(plan, engine, written, report, conditions, away, interruption.held)
         except (KeyboardInterrupt, SystemExit):
             if bar is not None or interruption.asked:
                 interruption.say(
@@ -125,8 +132,9 @@ def opened(
             raise
         finally:
             total = {"total": time.monotonic() - began}
+            spent = {} if engine is None else engine.seconds
             with contextlib.suppress(OSError, RuntimeError):  # what ended the run is to be told
-                stored.write_seconds(total | engine.seconds)
+                stored.write_seconds(total | spent, away)
 
 
 def check(training: Training) -> None:
@@ -164,10 +172,10 @@ def check_progress(progress: Any) -> None:
         )
 
 
-def _opening(training: Training, definition: Definition) -> str:
+def _opening(training: Training, definition: Definition, where: str) -> str:
     table = costs.cost(training, definition)
     return (
-        f"{len(table)} batch sizes, {definition.trials} trials each, on {devices.describe()}; "
+        f"{len(table)} batch sizes, {definition.trials} trials each, on {where}; "
         f"at most {table['examples'].sum():.2g} examples and {table['flops'].sum():.2g} "
         "operations of training, if no trial stops before its budget"
     )

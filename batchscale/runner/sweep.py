@@ -14,7 +14,7 @@ from batchscale.engine import autotune
 from batchscale.engine.autotune import Rehearsal
 from batchscale.engine.packs import TrialId
 from batchscale.metrics import BOUNDS, Goal, with_goal
-from batchscale.plan import Plan
+from batchscale.plan import Definition, Plan
 from batchscale.records import Origin, Status, StudyFolder
 from batchscale.runner import planning
 from batchscale.runner.batch_size import BatchSizeRun
@@ -148,16 +148,17 @@ class _Searched:
         return Origin(self.plan_of_study.rows[self.batch_size][trial.number]["origin"])
 
 
-def _batch_size_run(
-    session: Session,
-    batch_size: int,
-    measurements: pd.DataFrame,
-    trials: pd.DataFrame,
-) -> BatchSizeRun:
-    plan, definition = session.plan, session.plan.definition
-    grid = definition.grid(batch_size)
+def spec_of(plan: Plan, batch_size: int, *, bounded: bool) -> BatchSizeSpec:
+    """What a plan asks of a batch size.
+
+    Args:
+      plan: of the study.
+      batch_size: one of its own.
+      bounded: whether evaluations can be bounds, as of `Engine.bounded`.
+    """
+    definition, grid = plan.definition, plan.definition.grid(batch_size)
     exact = definition.curves == "exact"
-    spec = BatchSizeSpec(
+    return BatchSizeSpec(
         batch_size=batch_size,
         trials=definition.trials,
         max_infeasible=definition.max_infeasible,
@@ -165,13 +166,28 @@ def _batch_size_run(
         goal=definition.goal,
         rule=StopRule.of(definition.stop),
         exact=exact,
-        others=plan.others(batch_size, grid, bounds=session.engine.bounded and not exact),
+        others=plan.others(batch_size, grid, bounds=bounded and not exact),
     )
-    measurements = measurements.query("batch_size == @batch_size")
-    trials = trials.query("batch_size == @batch_size")
+
+
+def is_measured_again(definition: Definition, measurements: pd.DataFrame) -> bool:
+    """Whether there are bounds of a batch size where whole evaluations are wanted by now."""
     bound = definition.goal.bound
     bounded = bound in measurements and bool(measurements[bound].notna().to_numpy().any())
-    if exact and bounded:
+    return definition.curves == "exact" and bounded
+
+
+def _batch_size_run(
+    session: Session,
+    batch_size: int,
+    measurements: pd.DataFrame,
+    trials: pd.DataFrame,
+) -> BatchSizeRun:
+    plan = session.plan
+    spec = spec_of(plan, batch_size, bounded=session.engine.bounded)
+    measurements = measurements.query("batch_size == @batch_size")
+    trials = trials.query("batch_size == @batch_size")
+    if is_measured_again(plan.definition, measurements):
         # Bounds were enough before: the batch size is measured again, from its beginning.
         session.folder.drop([batch_size])
         measurements, trials = measurements.iloc[:0], trials.iloc[:0]

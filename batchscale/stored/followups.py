@@ -36,6 +36,16 @@ class ConfirmationPlan:
     limits: Mapping[int, float]
     conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
+    def only(self, batch_size: int) -> ConfirmationPlan:
+        """The plan of one of its batch sizes alone; what is changed in it is not changed here."""
+        return dataclasses.replace(
+            self,
+            settings={batch_size: [*self.settings[batch_size]]},
+            best={batch_size: self.best[batch_size]},
+            limits={batch_size: self.limits[batch_size]},
+            conditions={b: [*found] for b, found in self.conditions.items() if b == batch_size},
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         fields = dataclasses.asdict(self)

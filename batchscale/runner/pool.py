@@ -1,0 +1,272 @@
+"""Tasks on an executor: submitted, waited for, and tried again where a worker is lost."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import BrokenExecutor, Future
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from batchscale.runner import sending
+
+ATTEMPTS = 3
+"""How often a task is tried whose worker is lost."""
+_POLL = 0.5  # seconds between two looks at futures that are none of the standard library's
+
+
+@runtime_checkable
+class Submits(Protocol):
+    """An executor, as far as it is needed: `concurrent.futures.Executor`, and what is like it."""
+
+    def submit(self, function: Any, /, *arguments: Any) -> Any:
+        """Calls a function elsewhere; what it returns has `done()` and `result()`."""
+        ...
+
+
+Executor = Submits | Callable[[], Submits]
+"""An executor; or a function that makes one, and is called again where that breaks."""
+
+
+class Task(NamedTuple):
+    """A call on a worker.
+
+    Attributes:
+      name: of what is done, in words.
+      function: a plain function of a module.
+      arguments: bytes, strings, and mappings of them.
+    """
+
+    name: str
+    function: Callable[..., dict[str, Any]]
+    arguments: tuple[Any, ...]
+
+
+class Returned(NamedTuple):
+    """What came back of a task."""
+
+    task: Task
+    value: dict[str, Any]
+
+
+Receive = Callable[[Sequence[Returned]], Iterable[Task]]
+"""Takes what came back together, and says what is to be done next because of it."""
+
+
+def check(executor: Any) -> None:
+    """Refuses what is no executor.
+
+    >>> check(4)
+    Traceback (most recent call last):
+    TypeError: executor: got 4, wanted a concurrent.futures.Executor, such as
+    dask.distributed.Client().get_executor(), or a function that makes one.
+    """
+    if not _submits(executor) and not callable(executor):
+        raise TypeError(
+            f"executor: got {executor!r}, wanted a concurrent.futures.Executor, such as "
+            "dask.distributed.Client().get_executor(), or a function that makes one."
+        )
+
+
+def carry_out(executor: Executor, tasks: Iterable[Task], receive: Receive) -> None:
+    """Carries tasks out, in this order as far as there are workers, and those that follow them.
+
+    A task whose worker is lost is tried again, `ATTEMPTS` times in all. After an error nothing new
+    is begun; what is under way is waited for and received, and then the error is raised. After an
+    interruption nothing is waited for, but what has come back is received.
+
+    Args:
+      executor: as the user gave it.
+      tasks: the calls.
+      receive: is given what came back. A task that returned an `error` comes to it as well.
+
+    Raises:
+      RuntimeError: a task lost its worker each time, or the executor is broken.
+      Exception: what a task returned as its `error`, or `receive` raised.
+
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> found = []
+    >>> def receive(returned):
+    ...     found.extend(one.value["sum"] for one in returned)
+    ...     return ()
+    >>> tasks = [Task(f"task {n}", lambda n: {"sum": n + 1}, (n,)) for n in range(3)]
+    >>> with ThreadPoolExecutor(2) as executor:
+    ...     carry_out(executor, tasks, receive)
+    >>> sorted(found)
+    [1, 2, 3]
+    """
+    run = _Run(_Workers(executor), receive, deque(tasks))
+    try:
+        run.run()
+    finally:
+        run.workers.close()
+
+
+class _Workers:
+    """The executor in use; one that was made here is made anew where it breaks."""
+
+    def __init__(self, given: Executor) -> None:
+        self._make: Any = None if _submits(given) else given
+        self._executor: Any = given if _submits(given) else None
+
+    def submit(self, task: Task) -> Any:
+        if self._executor is None:
+            self._executor = self._make()
+        return self._executor.submit(task.function, *task.arguments)
+
+    @property
+    def current(self) -> Submits | None:
+        return self._executor
+
+    def broke(self, executor: Submits | None) -> bool:
+        """Says whether another takes the place of one that broke."""
+        if self._make is None:
+            return False
+        if executor is self._executor:
+            self.close()
+        return True
+
+    def close(self) -> None:
+        """Ends the executor, if it was made here."""
+        if self._make is not None and self._executor is not None:
+            shutdown = getattr(self._executor, "shutdown", None)
+            if shutdown is not None:
+                shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+
+
+class _Run:
+    """Tasks that are waiting, under way, and lost so often."""
+
+    def __init__(self, workers: _Workers, receive: Receive, waiting: deque[Task]) -> None:
+        self.workers = workers
+        self._receive = receive
+        self._waiting = waiting
+        self._running: dict[Any, tuple[Task, Submits | None]] = {}
+        self._lost: dict[str, int] = {}
+        self._returned: list[Returned] = []  # and not yet received
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while self._waiting or self._running:
+                self._submit()
+                self._take(self._ended())
+        except BaseException:
+            done = [future for future in self._running if future.done()]
+            self._cancel()
+            if self._error is None:
+                with contextlib.suppress(Exception):  # what interrupted us is to be told
+                    self._take(done)
+            raise
+        if self._error is not None:
+            raise self._error
+
+    def _submit(self) -> None:
+        while self._waiting:
+            task = self._waiting[0]
+            try:
+                future = self.workers.submit(task)
+            except BrokenExecutor as error:
+                if not self._lose(task, error, self.workers.current):
+                    return
+                continue
+            self._waiting.popleft()
+            self._running[future] = task, self.workers.current
+
+    def _ended(self) -> list[Any]:
+        """Futures that have ended, at least one if any is under way."""
+        if all(isinstance(future, Future) for future in self._running):
+            done, _ = concurrent.futures.wait(
+                self._running, return_when=concurrent.futures.FIRST_COMPLETED
+            )
+            return [future for future in self._running if future in done]
+        while True:
+            if done := [future for future in self._running if future.done()]:
+                return done
+            time.sleep(_POLL)
+
+    def _take(self, ended: Sequence[Any]) -> None:
+        """Receives what came back; of what did not, decides what becomes of it."""
+        for future in ended:
+            task, executor = self._running.pop(future)
+            try:
+                value = future.result()
+            except Exception as error:
+                if self._error is None and self._lose(task, error, executor):
+                    self._waiting.append(task)
+                continue
+            found = value.get("error")
+            if found is None:
+                self._returned.append(Returned(task, value))
+                continue
+            error = sending.rebuilt(found)
+            if self._error is not None:
+                continue
+            if found["of_machine"] and self._count(task) < ATTEMPTS:
+                self._tell(task, error)
+                self._waiting.append(task)
+                continue
+            self._returned.append(Returned(task, value))
+            self._fail(error)
+        try:
+            following = list(self._receive(self._returned)) if self._returned else []
+        except Exception as error:
+            self._fail(error)
+            following = []
+        self._returned = []  # an interruption above leaves them to be received again
+        if self._error is None:
+            self._waiting.extendleft(reversed(following))
+
+    def _count(self, task: Task) -> int:
+        self._lost[task.name] = self._lost.get(task.name, 0) + 1
+        return self._lost[task.name]
+
+    def _tell(self, task: Task, error: Exception) -> None:
+        warnings.warn(
+            f"executor: {task.name} was lost with its worker ({_words(error)}), and is tried "
+            f"again: {self._lost[task.name] + 1} of {ATTEMPTS}.",
+            stacklevel=2,
+        )
+
+    def _lose(self, task: Task, error: Exception, executor: Submits | None) -> bool:
+        """Takes down that a worker was lost; says whether the task is tried again."""
+        replaced = not isinstance(error, BrokenExecutor) or self.workers.broke(executor)
+        if replaced and self._count(task) < ATTEMPTS:
+            self._tell(task, error)
+            return True
+        why = (
+            f"{task.name} was lost with its worker {ATTEMPTS} times, at last by {_words(error)}. "
+            "Give its workers more memory or time"
+            if replaced
+            else f"the pool broke under {task.name} ({_words(error)}). A function that makes one, "
+            "such as executor=lambda: ProcessPoolExecutor(2), is called again where that happens"
+        )
+        told = RuntimeError(
+            f"executor: {why}. What came back is written; the same call goes on from it."
+        )
+        told.__cause__ = error
+        self._fail(told)
+        return False
+
+    def _fail(self, error: Exception) -> None:
+        """From here on nothing new is begun."""
+        self._error = self._error or error
+        self._waiting.clear()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        for future in self._running:
+            with contextlib.suppress(Exception):  # what is no standard future may not have it
+                future.cancel()
+
+
+def _submits(executor: Any) -> bool:
+    return isinstance(executor, Submits) and not isinstance(executor, type)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,134 @@
+"""What goes to a worker and comes back: a study as bytes; an error as words.
+
+A study goes out as a pickle, made here and read by the user's own workers. Nothing that comes back
+is one: an error too is rebuilt from its type's name and its words.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+import platform
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def pack(parts: Mapping[str, Any], names: Mapping[str, Any]) -> bytes:
+    """Parts of a study as bytes, with cloudpickle where it is installed.
+
+    Args:
+      parts: what a worker needs, by name.
+      names: all that it is made of, by what an error calls it.
+
+    Raises:
+      TypeError: something cannot be sent; says what.
+
+    >>> unpack(pack({"double": len}, {}))["double"]("ab")
+    2
+    >>> import threading
+    >>> pack({"study": threading.Lock()}, {"workload.data": threading.Lock()})
+    Traceback (most recent call last):
+    TypeError: executor: workload.data cannot be sent to workers (TypeError: cannot pickle
+    '_thread.lock' object)...
+    """
+    dumps = _dumps()
+    try:
+        return dumps(dict(parts))
+    except Exception as error:
+        what, why = next(_refused(names, dumps), ("the study", error))
+        remedy = (
+            "What holds a lock, an open file or a device has to be made on the worker: make it "
+            "inside the function that uses it."
+        )
+        if dumps is pickle.dumps:
+            remedy = "Install cloudpickle, which sends lambdas and closures. " + remedy
+        raise TypeError(
+            f"executor: {what} cannot be sent to workers ({type(why).__name__}: {why}). {remedy}"
+        ) from why
+
+
+def unpack(sent: bytes) -> dict[str, Any]:
+    """What `pack` was given, on the worker."""
+    return pickle.loads(sent)
+
+
+def versions() -> dict[str, str]:
+    """What must be the same where a study is packed and where it is unpacked.
+
+    >>> sorted(versions())
+    ['batchscale', 'python']
+    """
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, "batchscale": importlib.metadata.version("batchscale")}
+
+
+def fault(error: Exception, where: str) -> dict[str, Any]:
+    """An error in plain words, to be sent.
+
+    Args:
+      error: that was raised on a worker.
+      where: what was done, in words.
+
+    >>> fault(ValueError("no such file", 3), "batch size 8")["arguments"]
+    ['no such file', 3]
+    """
+    kind = type(error)
+    plain = all(isinstance(value, _PLAIN) for value in error.args)
+    told = "".join(traceback.format_exception(error)).rstrip()
+    return {
+        "type": f"{kind.__module__}.{kind.__qualname__}",
+        "arguments": list(error.args) if plain else [str(error)],
+        "words": str(error),
+        "note": f"On a worker ({socket.gethostname()}, process {os.getpid()}), {where}:\n{told}",
+        # A full disk, or a device that is gone, may be that machine's alone.
+        "of_machine": isinstance(error, OSError) or kind.__name__ == "JaxRuntimeError",
+    }
+
+
+def rebuilt(fault: Mapping[str, Any]) -> Exception:
+    """The error again: of its own type where that is known here already, else a RuntimeError.
+
+    Args:
+      fault: from the function of that name.
+
+    >>> raise rebuilt(fault(ValueError("no"), "batch size 8"))
+    Traceback (most recent call last):
+    ValueError: no
+    ...
+    """
+    module, _, name = str(fault["type"]).rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    error = None
+    if isinstance(found, type) and issubclass(found, Exception):
+        try:
+            made = found(*fault["arguments"])
+            error = made if str(made) == fault["words"] else None
+        except Exception:  # of those that are made otherwise than they say
+            error = None
+    error = error or RuntimeError(f"{fault['type']}: {fault['words']}")
+    error.add_note(str(fault["note"]))
+    return error
+
+
+def _dumps() -> Any:
+    if importlib.util.find_spec("cloudpickle") is None:
+        return pickle.dumps
+    import cloudpickle
+
+    return cloudpickle.dumps
+
+
+def _refused(names: Mapping[str, Any], dumps: Any) -> Iterator[tuple[str, Exception]]:
+    """The names of what cannot be packed, and why."""
+    for name, value in names.items():
+        try:
+            dumps(value)
+        except Exception as error:
+            yield name, error

@@ -1,0 +1,442 @@
+"""A plan carried out by workers: a batch size each, written by one process into the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from batchscale.engine.engine import Training
+from batchscale.engine.layout import Layout, LayoutOf
+from batchscale.metrics import with_goal
+from batchscale.plan import Plan
+from batchscale.records import (
+    MEASURED,
+    TRIAL_COLUMNS,
+    Status,
+    StudyFolder,
+    conditions_from_json,
+    parcels,
+)
+from batchscale.runner import costs, pool, sending, sweep, worker
+from batchscale.runner.confirm import Settings
+from batchscale.runner.ledger import Ledger
+from batchscale.runner.pool import Executor, Returned, Task
+from batchscale.runner.progress import Progress, TrialEvaluation
+from batchscale.runner.session import Session
+from batchscale.stored import consistency, opening
+from batchscale.stored.followups import ConfirmationPlan, RefinementPlan
+
+SECONDS = 600.0
+"""After which a worker hands back what it has, and goes on: a death costs no more than that."""
+_Tables = tuple[pd.DataFrame, pd.DataFrame]
+
+
+@dataclasses.dataclass(frozen=True)
+class Away:
+    """Workers, and the study as they are sent it.
+
+    Attributes:
+      executor: as the user gave it.
+      study: from `sending.pack`.
+      training: what is trained.
+    """
+
+    executor: Executor
+    study: bytes
+    training: Training
+
+    @property
+    def words(self) -> str:
+        """What trains, in words."""
+        given = self.executor
+        name = type(given).__name__ if isinstance(given, pool.Submits) else "an executor"
+        return f"the workers of {name}"
+
+
+def away(
+    executor: Executor,
+    devices: Any,
+    training: Callable[[], Training],
+    layout_of: LayoutOf,
+    names: Mapping[str, Any],
+) -> Away:
+    """The study, packed for workers.
+
+    Args:
+      executor: as the user gave it.
+      devices: as the user gave them; none, for workers have their own.
+      training: makes what is trained; it is sent.
+      layout_of: how trials are packed; it is sent.
+      names: the parts of the study, by what an error calls them.
+
+    Raises:
+      TypeError: it is no executor, or something cannot be sent to workers.
+      ValueError: devices were given.
+    """
+    pool.check(executor)
+    if devices is not None:
+        raise ValueError(
+            f"devices: got {devices!r} beside an executor, whose workers use all devices that they "
+            "have. Choose those where the workers are started (CUDA_VISIBLE_DEVICES)."
+        )
+    sent = sending.pack({"training": training, "layout": layout_of}, names)
+    return Away(executor, sent, training())
+
+
+def run(session: Session, away: Away, *, probe: bool = False) -> None:
+    """Runs what is left of a plan on workers, and writes it into the folder.
+
+    Args:
+      session: of the study.
+      away: the workers.
+      probe: as of `sweep.run`.
+    """
+    plan = session.plan
+    desk = _Desk(session, away, {"kind": "search", "probe": probe})
+    for size in plan.definition.batch_sizes:
+        known = desk.known[size]
+        ledger = Ledger(sweep.spec_of(plan, size, bounded=False), *known)
+        done = ledger.next({}) is None and (known[1]["status"] != Status.INCOMPLETE).all()
+        if done and not sweep.is_measured_again(plan.definition, known[0]):
+            desk.finish(size, ledger)
+    desk.carry_out()
+
+
+def run_confirmation(
+    session: Session, away: Away, plan: ConfirmationPlan, values: Settings
+) -> None:
+    """Runs what is left of a confirmation on workers, and writes it into the folder.
+
+    Args:
+      session: of the folder of the confirmation.
+      away: the workers.
+      plan: of the confirmation, which is on disk.
+      values: the hyperparameters of its settings.
+    """
+    _Desk(session, away, {"kind": "confirm"}, side=plan, values=values).carry_out()
+
+
+class _Desk:
+    """Where tasks go out and results come in: the one writer of the folder.
+
+    Args:
+      session: the plan, the folder, and who is told.
+      away: the workers.
+      about: what every task says besides its batch size.
+      side: the plan of what is run beside the search, where it is that.
+      values: the hyperparameters of the settings that it runs.
+
+    Attributes:
+      known: the rows that are on disk, of the batch sizes that are not done.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        away: Away,
+        about: Mapping[str, Any],
+        *,
+        side: ConfirmationPlan | None = None,
+        values: Settings | None = None,
+    ) -> None:
+        self._session, self._away, self._about = session, away, about
+        self._plan, self._side, self._values = session.plan, side, values or {}
+        sizes = session.plan.definition.batch_sizes if side is None else [*side.settings]
+        self.known = dict(zip(sizes, _by_size(session.folder.tables(), sizes), strict=True))
+        self._sizes = {_name(size): size for size in sizes}
+        self._machines: dict[str, dict[str, Any]] = {}
+        self._spent: dict[int, float] = {}  # seconds, by batch size
+        self._refined = None if side is None else _refined(session)
+
+    def carry_out(self) -> None:
+        """Has all batch sizes trained that are not done, those first that may cost most."""
+        table = costs.cost(self._away.training, self._plan.definition)
+        table = table.assign(cost=table["flops"] + table["evaluation_flops"])
+        # Of those that cost as many operations, more steps take longer.
+        order = table.sort_values(["cost", "max_steps"], ascending=False)["batch_size"]
+        tasks = [self._task(size) for size in order.tolist() if size in self.known]
+        pool.carry_out(self._away.executor, tasks, self._receive)
+        self._session.folder.compact()
+
+    def finish(self, size: int, ledger: Ledger) -> None:
+        """Tells of a batch size that was done before."""
+        del self.known[size]
+        members = len(ledger.members(ledger.step))
+        self._session.report(
+            Progress(
+                batch_size=size,
+                step=ledger.step,
+                max_steps=ledger.spec.grid[-1],
+                best=ledger.best,
+                steps=ledger.steps_to_target(),
+                trials=members,
+                infeasible=len(ledger.diverged()),
+                seconds=0.0,
+                finished=True,
+            )
+        )
+
+    def _task(self, size: int) -> Task:
+        known, side = self.known[size], self._side
+        plan = self._plan.only(size)
+        begun = bool(len(known[1])) or size in self._plan.conditions
+        about = {
+            **self._about,
+            "batch_size": size,
+            "plan": plan.to_json(),
+            "folder": str(self._session.folder.folder),
+            "conditions": dict(self._session.conditions),
+            "versions": sending.versions(),
+            "seconds": SECONDS,
+            "free": not begun and side is None and not self._is_measured(),
+        }
+        if side is not None:
+            about["side"] = side.only(size).to_json()
+            numbers = {*side.settings[size], *known[1].index.get_level_values("trial")}
+            about["values"] = [[int(n), dict(self._values[size, n])] for n in sorted(numbers)]
+        parcel = parcels.packed(*known, self._session.folder.read_state(size))
+        arguments = (self._away.study, json.dumps(about), parcel)
+        steps = known[0].index.get_level_values("step")
+        self._session.report(
+            Progress(
+                batch_size=size,
+                step=int(steps.max()) if len(steps) else 0,
+                max_steps=self._plan.definition.max_steps[size],
+                best=math.nan,
+                steps=math.nan,
+                trials=self._plan.definition.trials,
+                infeasible=int((known[1]["status"] == Status.INFEASIBLE).sum()),
+                seconds=0.0,
+                finished=False,
+            )
+        )
+        return Task(_name(size), worker.carry_out, arguments)
+
+    def _is_measured(self) -> bool:
+        """Whether a measurement beside the study goes by the layouts of its plan."""
+        return self._session.folder.reading_beside(MEASURED) is not None
+
+    def _receive(self, returned: Sequence[Returned]) -> Iterable[Task]:
+        """Checks what came back and writes it, all at once; says what goes on."""
+        taken, wrong = [], None
+        for one in returned:
+            try:
+                if "about" in one.value:  # else it failed before it had a folder
+                    taken.append(self._checked(one))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                wrong = ValueError(
+                    f"executor: what a worker returned of {one.task.name} does not fit its plan "
+                    f"({error}). Nothing of it is written; the same call runs it again."
+                )
+                wrong.__cause__ = error
+        folder = self._session.folder
+        with folder.together():
+            for one in taken:
+                self._note(one)
+            if taken:
+                folder.write_plan((self._side or self._plan).to_json())
+            for one in taken:
+                self._write(one)
+        for one in taken:
+            self._told(one)
+        if wrong is not None:
+            raise wrong
+        return [self._task(one.size) for one in taken if not one.done and not one.failed]
+
+    def _checked(self, returned: Returned) -> _Taken:
+        """What came back, in its exact form.
+
+        Raises:
+          KeyError, TypeError, ValueError, AttributeError: it is not what a worker returns, or does
+            not fit the plan.
+        """
+        value, size = returned.value, self._sizes[returned.task.name]
+        about = json.loads(value["about"])
+        measurements, trials = parcels.tables(value, size)
+        plan = self._plan.only(size)
+        sent, plan.rows[size] = plan.rows[size], about["rows"]
+        if plan.rows[size][: len(sent)] != sent:
+            raise ValueError("its trials are not those that were planned")
+        plan.layouts[size] = Layout(**about["layout"])
+        if about["finding"] is not None:
+            plan.findings[size] = about["finding"]
+        plan.drawn_with = ", ".join(
+            dict.fromkeys([*plan.drawn_with.split(", "), *about["drawn_with"].split(", ")])
+        )
+        conditions = conditions_from_json({str(size): about["conditions"]} if len(trials) else {})
+        if self._side is None:
+            plan.conditions |= conditions
+            plan = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+            problem = consistency.plan_problem(plan, size)
+            problem = problem or consistency.problems(plan, measurements, trials).get(size)
+            if problem is not None:
+                raise ValueError(problem)
+        else:
+            where = self._session.folder.folder
+            consistency.check_confirmation(where, plan, self._refined, measurements, trials)
+        last = about["last"]
+        return _Taken(
+            size=size,
+            measurements=measurements,
+            trials=trials,
+            state=parcels.state(value),
+            plan=plan,
+            conditions=conditions.get(size, []),
+            done=bool(about["done"]),
+            failed=value["error"] is not None,
+            last=None if last is None else Progress(**last),
+            worker=dict(about["worker"]),
+            seconds={str(name): float(of) for name, of in about["seconds"].items()},
+        )
+
+    def _note(self, taken: _Taken) -> None:
+        """Takes into the plan what a worker found out."""
+        size, plan = taken.size, self._plan
+        if self._side is not None:
+            if taken.conditions:
+                self._side.conditions[size] = taken.conditions
+            return
+        plan.layouts[size], plan.rows[size] = taken.plan.layouts[size], taken.plan.rows[size]
+        plan.findings |= taken.plan.findings
+        if taken.conditions:
+            plan.conditions[size] = taken.conditions
+        parts = [*plan.drawn_with.split(", "), *taken.plan.drawn_with.split(", ")]
+        plan.drawn_with = ", ".join(dict.fromkeys(parts))
+
+    def _write(self, taken: _Taken) -> None:
+        """Writes what is new of a batch size; all of it, in place of what was there, if it differs.
+
+        That is so where bounds were enough before, and whole evaluations are wanted now.
+        """
+        folder, size, rows = self._session.folder, taken.size, taken.measurements
+        known = self.known[size][0]
+        if len(known):
+            again = rows.loc[rows.index.isin(known.index)]
+            if known.dropna(axis=1, how="all").equals(again.dropna(axis=1, how="all")):
+                rows = taken.new(known)
+            else:
+                folder.drop([size])
+        folder.append_measurements(rows)
+        if len(taken.trials):
+            folder.write_trials(size, taken.trials)
+        if taken.state is not None:
+            folder.write_state(size, *taken.state)
+        else:
+            folder.drop_state(size)
+
+    def _told(self, taken: _Taken) -> None:
+        """Tells what was measured, step by step, and that a batch size is done."""
+        size, last = taken.size, taken.last
+        new = taken.new(self.known[size][0])
+        self.known[size] = taken.measurements, taken.trials
+        machine = self._machines.setdefault(json.dumps(taken.worker, sort_keys=True), taken.worker)
+        if not any(machine is one for one in self._session.workers):
+            self._session.workers.append(machine)
+        machine["batch_sizes"] = sorted({size, *machine.get("batch_sizes", ())})
+        spent = machine.setdefault("seconds", {})
+        for name, seconds in taken.seconds.items():
+            spent[name] = round(spent.get(name, 0.0) + seconds, 1)
+        if last is None:
+            return
+        self._spent[size] = self._spent.get(size, 0.0) + last.seconds
+        goal = self._plan.definition.goal
+        values = with_goal(new, goal)[goal.metric] if len(new) else pd.Series(dtype=float)
+        for step, rows in new.groupby(level="step"):
+            at = values.loc[rows.index].to_numpy()
+            at = at[np.isfinite(at)]
+            best = (at.min() if goal.mode == "min" else at.max()) if len(at) else math.nan
+            self._session.report(
+                dataclasses.replace(
+                    last,
+                    step=int(step),  # pyright: ignore[reportArgumentType]
+                    best=float(best),
+                    steps=math.nan,
+                    trials=len(rows),
+                    seconds=self._spent[size],
+                    finished=False,
+                    measured=functools.partial(self._evaluations, rows, taken.trials),
+                )
+            )
+        if taken.done:
+            del self.known[size]
+            self._session.report(dataclasses.replace(last, seconds=self._spent[size]))
+
+    def _evaluations(self, rows: pd.DataFrame, trials: pd.DataFrame) -> tuple[TrialEvaluation, ...]:
+        names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
+        settings: dict[Any, dict[str, float]] = trials[names].to_dict("index")  # pyright: ignore
+        return tuple(
+            TrialEvaluation(
+                folder=self._session.folder.folder,
+                batch_size=size,
+                trial=trial,
+                replicate=replicate,
+                step=step,
+                values={str(n): float(x) for n, x in row.items() if not math.isnan(x)},
+                hyperparameters=settings[size, trial, replicate],
+            )
+            for (size, trial, replicate, step), row in zip(
+                rows.index, rows.to_dict("records"), strict=True
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taken:
+    """What came back of a batch size, checked.
+
+    Attributes:
+      size: examples a step.
+      measurements: all rows of it.
+      trials: all of its trials.
+      state: where its training stands, if it is not done.
+      plan: of it alone, with what was found out.
+      conditions: what it was run under.
+      done: whether nothing is left to do.
+      failed: whether it ended by an error.
+      last: what its run said last.
+      worker: the machine and its software.
+      seconds: by what they were spent on.
+    """
+
+    size: int
+    measurements: pd.DataFrame
+    trials: pd.DataFrame
+    state: parcels.State | None
+    plan: Plan
+    conditions: list[dict[str, Any]]
+    done: bool
+    failed: bool
+    last: Progress | None
+    worker: dict[str, Any]
+    seconds: dict[str, float]
+
+    def new(self, known: pd.DataFrame) -> pd.DataFrame:
+        """The measurements that are not among those known."""
+        return self.measurements.loc[~self.measurements.index.isin(known.index)]
+
+
+def _by_size(tables: _Tables, sizes: Sequence[int]) -> list[_Tables]:
+    """Both tables of each batch size."""
+    parts: list[dict[Any, pd.DataFrame]] = [
+        dict(list(table.groupby(level="batch_size"))) for table in tables
+    ]
+    empty = [table.iloc[:0] for table in tables]
+    return [(parts[0].get(size, empty[0]), parts[1].get(size, empty[1])) for size in sizes]
+
+
+def _name(size: int) -> str:
+    return f"batch size {size}"
+
+
+def _refined(session: Session) -> RefinementPlan | None:
+    """What was refined of the study that a folder is beside, if anything was."""
+    with StudyFolder.open(session.folder.folder.parent, write=False) as study:
+        found = opening.refinement(study, session.plan)
+    return None if found is None else found.plan

@@ -1,0 +1,261 @@
+"""Studies on an executor: the same tables as on one machine, whatever becomes of the workers."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import assert_same_tables, diverging, perceptron, study
+
+import batchscale as bs
+from batchscale.runner import pool, spread
+from batchscale.runner.pool import Task
+
+SIZES = [4, 32]
+
+
+class KilledWorkerError(Exception):
+    """What an executor of its own kind says of a worker that died."""
+
+
+class UserError(Exception):
+    """An error of a function of the user's."""
+
+
+class AtOnce(Executor):
+    """Calls what it is given at once; of some submissions, by number, the worker dies."""
+
+    def __init__(self, lost=(), error=KilledWorkerError):
+        self.lost, self.error, self.submitted = lost, error, 0
+
+    def submit(self, function, /, *arguments):
+        number, future = self.submitted, Future()
+        self.submitted += 1
+        if number in self.lost:
+            future.set_exception(self.error("the worker has died"))
+        else:
+            future.set_result(function(*arguments))
+        return future
+
+
+def read_plan(folder):
+    return bs.records.StudyFolder.open(folder, write=False).read_plan()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A study, its result on one machine, and the folder."""
+    folder = tmp_path_factory.mktemp("alone") / "study"
+    goal = bs.Goal("validation/error", 0.3)
+    some = study(perceptron(), batch_sizes=SIZES, stop=3.0, goal=goal, max_steps=120, trials=4)
+    return some, some.run(folder, progress=False), folder
+
+
+def test_workers_make_the_plan_and_the_tables_of_one_machine(alone, tmp_path):
+    some, result, folder = alone
+    told = []
+    with ThreadPoolExecutor(2) as executor:
+        found = some.run(tmp_path / "study", progress=told.append, executor=executor)
+    assert_same_tables(found, result)
+    assert read_plan(tmp_path / "study") == read_plan(folder)
+    (machine,) = found.runs()[-1]["workers"]
+    assert machine["batch_sizes"] == SIZES
+    # A callback is told that each begins, every row once, and that each ends.
+    assert sum(len(progress.evaluations) for progress in told) == len(result.measurements)
+    assert [progress.batch_size for progress in told[:2]] == [32, 4]  # the dearer one first
+    ends = {progress.batch_size: progress.steps for progress in told if progress.finished}
+    assert ends == dict(result.steps_to_target().set_index("batch_size")["steps"])
+    # What is done is not sent again.
+    nobody = AtOnce()
+    assert_same_tables(some.run(tmp_path / "study", progress=False, executor=nobody), result)
+    assert nobody.submitted == 0
+
+
+def test_a_confirmation_by_workers_is_that_of_one_machine(alone, tmp_path):
+    some, _, folder = alone
+    few = {"settings": 2, "selection_seeds": 2, "seeds": 3, "progress": False}
+    tables = []
+    for name, executor in (("here", None), ("there", AtOnce(lost={1}))):
+        shutil.copytree(folder, tmp_path / name)
+        with pytest.warns(UserWarning, match="lost") if executor else threading.Lock():
+            some.confirm(tmp_path / name, **few, executor=executor)
+        tables.append(bs.records.load_tables(tmp_path / name / "confirm"))
+    for here, there in zip(*tables, strict=True):
+        assert len(here)
+        pd.testing.assert_frame_equal(here, there, check_exact=True)
+    assert read_plan(tmp_path / "here/confirm") == read_plan(tmp_path / "there/confirm")
+
+
+@pytest.mark.filterwarnings("ignore:no trial reached")
+def test_what_is_handed_back_in_parts_or_interrupted_goes_on_to_the_same_tables(
+    tmp_path, monkeypatch
+):
+    """Trials diverge here, and others take their places."""
+    one = diverging(perceptron(), max_steps=6, trials=3)
+    whole = one.run(tmp_path / "whole", progress=False)
+    assert (whole.trials["status"] == "infeasible").any()
+    monkeypatch.setattr(spread, "SECONDS", 0.0)  # after every evaluation
+    calls = []
+
+    def interrupt(progress):
+        calls.append(progress)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one.run(tmp_path / "study", progress=interrupt, executor=AtOnce())
+    before = len(bs.records.load_tables(tmp_path / "study")[0])
+    assert 0 < before < len(whole.measurements)
+    assert (tmp_path / "study/state/16.npz").exists()
+    shutil.copytree(tmp_path / "study", tmp_path / "other")
+    by_parts = AtOnce()
+    assert_same_tables(one.run(tmp_path / "study", progress=False, executor=by_parts), whole)
+    assert by_parts.submitted > 3
+    assert_same_tables(one.run(tmp_path / "other", progress=False), whole)
+
+
+@pytest.mark.filterwarnings("ignore:no trial reached")
+def test_bounds_are_measured_whole_by_workers_too(tmp_path):
+    some = study(perceptron(validation=1000), batch_sizes=[32], max_steps=12, trials=2)
+    some.run(tmp_path / "here", progress=False)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    here = some.extend(tmp_path / "here", curves="exact", progress=False)
+    executor = AtOnce()
+    there = some.extend(tmp_path / "there", curves="exact", progress=False, executor=executor)
+    assert executor.submitted == 1
+    assert "validation/error_at_least" not in there.measurements
+    assert_same_tables(there, here)
+
+
+def failing_at(size):
+    """A workload whose loss raises where it is given so many examples."""
+    square = perceptron()
+
+    def loss(params, model_state, batch, key, hyperparameters):
+        if len(batch["label"]) == size:
+            raise UserError(f"no batch of {size}")
+        return square.loss(params, model_state, batch, key, hyperparameters)
+
+    return dataclasses.replace(square, loss=loss)
+
+
+def test_an_error_of_a_users_function_is_raised_as_it_is_and_the_others_are_written(
+    alone, tmp_path
+):
+    some, result, _ = alone
+    failing, executor = dataclasses.replace(some, workload=failing_at(32)), AtOnce()
+    with pytest.raises(UserError, match="no batch of 32") as raised:
+        failing.run(tmp_path, progress=False, executor=executor)
+    assert "batch size 32:\nTraceback" in raised.value.__notes__[0]
+    assert executor.submitted == 2  # it was not tried again
+    trials = bs.records.load_tables(tmp_path)[1]
+    pd.testing.assert_frame_equal(trials, result.trials.loc[[4]], check_exact=True)
+
+
+def test_what_cannot_be_sent_is_named_before_anything_is_written(alone, tmp_path):
+    lock, square = threading.Lock(), perceptron()
+
+    def loss(*arguments):
+        with lock:
+            return square.loss(*arguments)
+
+    some = dataclasses.replace(alone[0], workload=dataclasses.replace(square, loss=loss))
+    executor = AtOnce()
+    with pytest.raises(TypeError, match=r"executor: workload\.loss cannot be sent .*lock"):
+        some.run(tmp_path / "study", executor=executor)
+    assert executor.submitted == 0
+    assert not (tmp_path / "study").exists()
+
+
+def double(number):
+    return {"doubled": 2 * number}
+
+
+def doubled(executor, numbers):
+    """What `pool.carry_out` makes of tasks that double numbers."""
+    found = []
+
+    def receive(returned):
+        found.extend(one.value["doubled"] for one in returned)
+        return ()
+
+    tasks = [Task(f"task {number}", double, (number,)) for number in numbers]
+    pool.carry_out(executor, tasks, receive)
+    return sorted(found)
+
+
+@pytest.mark.filterwarnings("ignore:executor. task")
+def test_a_task_whose_worker_dies_is_tried_three_times():
+    executor = AtOnce(lost={0, 3})
+    assert doubled(executor, [1, 2, 3]) == [2, 4, 6]
+    assert executor.submitted == 5
+    always = AtOnce(lost=range(100))
+    with pytest.raises(RuntimeError, match=r"task 1 was lost with its worker 3 times.*has died"):
+        doubled(always, [1])
+    assert always.submitted == 3
+
+
+@pytest.mark.filterwarnings("ignore:executor. task")
+def test_a_pool_that_breaks_is_made_again_where_it_is_known_how():
+    with pytest.raises(RuntimeError, match=r"the pool broke under task 1.*lambda"):
+        doubled(AtOnce(lost={0}, error=BrokenProcessPool), [1, 2])
+    made = []
+
+    def make():
+        made.append(AtOnce(lost={0} if not made else (), error=BrokenProcessPool))
+        return made[-1]
+
+    assert doubled(make, [1, 2]) == [2, 4]
+    assert len(made) == 2
+
+
+def dying_once(marker: Path):
+    """A workload whose first process to have measured it ten times kills itself."""
+    calls = []
+
+    def finalize(sums):
+        calls.append(None)
+        if len(calls) == 10 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(sums)
+
+    def spread_of(params, batch):
+        return (batch["input"][:, 0] ** 2).sum()
+
+    x = perceptron().splits()
+    square = perceptron()
+    return bs.Workload.from_functions(
+        lambda key: square.init(key)[0],
+        lambda params, batch: square.loss(params, {}, batch, None, {})[0],
+        metrics={
+            "error": lambda params, batch: square.metrics(params, {}, batch)["error"],
+            "spread": spread_of,
+        },
+        finalize={"spread": finalize},
+        data={name: dict(fields) for name, fields in x.items()},
+    )
+
+
+@pytest.mark.filterwarnings("ignore:no trial reached")
+def test_a_dask_cluster_of_which_a_worker_is_killed_makes_the_same_tables(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    marker = tmp_path / "killed"
+    some = study(
+        dying_once(marker), batch_sizes=SIZES, max_steps=20, trials=2, stop="budget",
+    )  # fmt: skip
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        there = some.run(tmp_path / "there", progress=False, executor=client.get_executor())
+    assert marker.exists()  # so that this process lives when it measures
+    assert_same_tables(there, some.run(tmp_path / "here", progress=False))
