@@ -137,7 +137,8 @@ def recommend(
         size, as a share.
       progress: as in `Study.run`.
       devices: as in `Study.run`.
-      **of_pilot: arguments of `pilot`: a goal, a space, batch sizes, a schedule, a metric, a seed.
+      **of_pilot: arguments of `pilot`: a goal, a space, batch sizes, a schedule, a metric, a seed,
+        and what is measured (`evaluate`).
 
     Raises:
       ValueError: what is missing for an answer, and what to change: nothing got better in the time

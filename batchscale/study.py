@@ -30,9 +30,11 @@ from batchscale.optimizers import Factory
 from batchscale.plan import Definition
 from batchscale.records import Status
 from batchscale.result import Result, load
-from batchscale.runner import costs, session, spread, sweep, trial_run
+from batchscale.runner import costs, estimating, session, spread, sweep, trial_run
 from batchscale.runner.confirm import confirm
 from batchscale.runner.confirm import planned as confirm_plan
+from batchscale.runner.demands import Call
+from batchscale.runner.estimating import Steps
 from batchscale.runner.measure import measure
 from batchscale.runner.pool import Executor
 from batchscale.runner.progress import Progress
@@ -240,40 +242,100 @@ class Study:
         """The batch sizes as integers, in increasing order."""
         return arguments.batch_sizes(self.batch_sizes, self._train_examples(), self.workload.name)
 
-    def estimate(self) -> pd.DataFrame:
-        """What the study costs at most, before it starts.
+    def estimate(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        call: Call = "run",
+        steps: Steps | None = None,
+        **numbers: float,
+    ) -> pd.DataFrame:
+        """What a call costs, in examples and operations, before it is made; nothing is trained.
 
-        Returns:
-          One row a batch size: `max_steps` of a trial; `trials`; `examples`, how many are trained
-          on if every trial is trained for its whole budget; `flops`, the floating-point operations
-          of that; `goal_examples`, how many the goal's split is evaluated on then, whose
-          evaluations are part of what steps to target are, so that they may cost more than the
-          training; `other_examples`, on how many the other splits are, which `evaluate` says; and
-          `evaluation_flops` of both. With `stop="first"` most studies cost far less, and so do
-          evaluations that end early because they are bounds.
-        """
-        devices.ask_for_cores()  # for counting operations starts JAX
-        return costs.cost(self.training(), self.definition())
-
-    def estimate_seconds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
-        """How long the study takes here at most, after a look at how fast it is.
-
-        Trains and evaluates for some seconds, at no more than three batch sizes, and counts as
-        `estimate` does; steps of other batch sizes are interpolated. Compilation is not counted.
+        By default *at most*: every trial is trained for its whole budget, or for as long as the
+        call lets it. With steps to the goal, what is *likely* if it is reached there. The calls are
+        counted by what will carry them out, so that what is on disk is not counted again; trials
+        that diverge and are replaced are not foreseen.
 
         Args:
-          devices: as in `run`.
+          folder: the study's, for what is left to do there; it need not be.
+          call: `run` (also for `extend`), `refine` or `confirm`.
+          steps: to the goal, by batch size, such as `pilot.expected`; of some batch sizes, those of
+            others follow by a curve through them. `"likely"`: of batch sizes that are done as the
+            folder's tables have them. None: at most.
+          **numbers: arguments of that call: `settings`, `selection_seeds`, `seeds`, `rounds`,
+            `trials`, `patience`.
 
         Returns:
-          One row a batch size: `batch_size`; `training_seconds`; `goal_seconds` and
-          `other_seconds`, of evaluations of the goal's split and of the others; and `seconds`, the
-          sum. Of goals that are counts, most evaluations end early, and take a fraction of that.
+          One row a batch size: `max_steps` of a trial; `trials` that anything is done for;
+          `examples`, how many are trained on; `flops`, the floating-point operations of that;
+          `goal_examples`, how many the goal's split is evaluated on, whose evaluations are part of
+          what steps to target are, so that they may cost more than the training; `other_examples`,
+          on how many the other splits are, which `evaluate` says; and `evaluation_flops` of both.
+
+        Raises:
+          ValueError: the folder holds another study, or says nothing of what is likely; an argument
+            is not as above.
+
+        >>> import batchscale as bs
+        >>> study = bs.Study(
+        ...     workload=bs.workloads.get("digits/fc_64"),
+        ...     optimizer="sgd",
+        ...     space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 10)),
+        ...     batch_sizes=[4, 64],
+        ...     goal=bs.Goal("validation/error", 0.05),
+        ...     trials=10,
+        ...     max_steps=1_000,
+        ... )
+        >>> study.estimate()["examples"].tolist()  # at most: 10 trials, 1,000 steps
+        [40000, 640000]
+        >>> study.estimate(steps={4: 500, 64: 100})["examples"].tolist()  # evaluated at 523, 102
+        [20920, 65280]
+        """
+        devices.ask_for_cores()  # for counting operations starts JAX
+        where = None if folder is None else local_path(folder)
+        asked = estimating.question(where, call, steps, numbers)
+        return estimating.operations(self.training(), self._titled(), asked)
+
+    def estimate_seconds(
+        self,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        call: Call = "run",
+        steps: Steps | None = None,
+        devices: Sequence[Any] | None = None,
+        **numbers: float,
+    ) -> pd.DataFrame:
+        """How long a call takes here, before it is made, after a look at how fast the machine is.
+
+        Opens the study in a temporary folder, compiles, trains and evaluates there for some
+        seconds, at no more than three batch sizes, and counts as `estimate` does; batch sizes
+        between them are interpolated. It is the time of a call from this process; what it has
+        compiled stays in the compilation cache.
+
+        Args:
+          folder: as in `estimate`.
+          call: as in `estimate`.
+          steps: as in `estimate`.
+          devices: as in `run`.
+          **numbers: as in `estimate`.
+
+        Returns:
+          One row a batch size: `trials` that anything is done for; `training_seconds`;
+          `goal_seconds` and `other_seconds`, of evaluations of the goal's split and of the others;
+          `compilation_seconds`; `host_seconds`, for opening the study and for what is noted and
+          written; and `seconds`, the sum. At most, all evaluations are whole: of goals that are
+          counts, most end early, and take a fraction of that.
+
+        Raises:
+          ValueError: as in `estimate`.
         """
         training = self.training()
+        where = None if folder is None else local_path(folder)
+        asked = estimating.question(where, call, steps, numbers)
         with compilation_cache.cached():
-            mesh = session.mesh_of(devices)
             session.check(training)
-            return costs.seconds(training, self.definition(), self._layout, mesh)
+            return estimating.seconds(training, self._titled(), self._layout, asked, devices)
 
     def speeds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step and an evaluation of a trial take here, in a full pack of them.
@@ -728,7 +790,7 @@ class Study:
     ) -> AbstractContextManager[session.Session]:
         return session.opened(
             self.training(),
-            dataclasses.replace(self.definition(), workload=self.workload.title()),
+            self._titled(),
             self._layout,
             folder,
             progress,
@@ -806,6 +868,10 @@ class Study:
             seed=self.seed,
             train_examples=self._train_examples(),
         )
+
+    def _titled(self) -> Definition:
+        """The study in plain values, its workload as folders name it."""
+        return dataclasses.replace(self.definition(), workload=self.workload.title())
 
     def _train_examples(self) -> int:
         if self.workload.train_examples is not None:

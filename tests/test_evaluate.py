@@ -10,8 +10,6 @@ from helpers import perceptron, study
 
 import batchscale as bs
 from batchscale import plots, theory
-from batchscale.engine import autotune
-from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Work
 from batchscale.plan import Plan
 from batchscale.records import StudyFolder
@@ -210,37 +208,6 @@ def test_an_estimate_counts_evaluations():
     assert (each == small().workload.evaluation_flops()).all()
     alone = small(max_steps=8, trials=5, evaluate=bs.Evaluate(splits=[])).estimate()
     assert (alone["other_examples"] == 0).all()
-
-
-def test_an_estimate_in_seconds_adds_up_what_was_timed_here(monkeypatch):
-    """A step takes 1 + B ms, interpolated where it is not timed; an example 2 ms."""
-    timed = []
-
-    def step(rehearsal, layout):
-        timed.append(rehearsal.batch_size)
-        rates = rehearsal.values([TrialId(0), TrialId(1)])["learning_rate"]
-        assert rates.shape == (2,)
-        assert ((rates >= 0.01) & (rates <= 3)).all()
-        return 1e-3 * (1 + rehearsal.batch_size)
-
-    whole = {"train": 0.2, "validation": 0.14, "test": 0.1}
-    monkeypatch.setattr(autotune, "seconds_per_step", step)
-    monkeypatch.setattr(
-        autotune, "seconds_per_evaluation", lambda rehearsal, layout, split: whole[split]
-    )
-    some = small(batch_sizes=[2, 4, 8, 16, 32], max_steps=8, trials=5)
-    table = some.estimate_seconds()
-    assert timed == [2, 8, 32]
-    np.testing.assert_allclose(table["training_seconds"], 0.04 * (1 + table["batch_size"]))
-    np.testing.assert_allclose(table["goal_seconds"], 5 * 9 * 70 * 2e-3)
-    np.testing.assert_allclose(table["other_seconds"], 5 * 6 * 150 * 2e-3)
-    parts = ["training_seconds", "goal_seconds", "other_seconds"]
-    np.testing.assert_allclose(table["seconds"], table[parts].sum(axis=1))
-
-
-def test_seconds_are_taken_of_real_evaluations():
-    table = small(batch_sizes=[4], max_steps=8).estimate_seconds()
-    assert (table.drop(columns="batch_size") > 0).all(axis=None)
 
 
 def test_analyses_say_what_was_not_measured(goal_alone):

@@ -12,7 +12,7 @@ from helpers import perceptron
 
 import batchscale as bs
 from batchscale.piloting import asked as asking
-from batchscale.piloting import deciding, running, scanning
+from batchscale.piloting import deciding, pricing, running, scanning
 from batchscale.piloting.effort import Effort, effort_of
 from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
@@ -169,7 +169,7 @@ def asked(**changes):
     given = {
         "workload": perceptron(), "optimizer": "sgd", "minutes": 1.0, "answer_minutes": 10.0,
         "metric": None, "mode": "min", "goal": None, "space": None, "batch_sizes": None,
-        "schedule": "constant", "seed": 0, "progress": False, "devices": None,
+        "schedule": "constant", "seed": 0, "progress": False, "devices": None, "evaluate": None,
     }  # fmt: skip
     return asking.checked(*(given | changes).values())
 
@@ -333,12 +333,46 @@ def test_what_is_trained_on_is_never_cut():
 
 
 def test_sizes_lie_about_the_rough_critical_one_and_cost_no_more_than_asked():
-    sizes = deciding._sizes(effort(), 40.0, 300, 10_000, math.inf)
+    rich, poor = asked(answer_minutes=1e9), asked(answer_minutes=1 / 60)
+    sizes = deciding._sizes(rich, effort(), 40.0, 300, 10_000)
     assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    cheap = deciding._sizes(effort(), 40.0, 300, 10_000, 1.0)
+    cheap = deciding._sizes(poor, effort(), 40.0, 300, 10_000)
     assert len(cheap) == 5
     assert set(cheap) < set(sizes)
-    assert len(deciding._sizes(effort(), 40.0, 300, 20, math.inf)) >= 4
+    assert len(deciding._sizes(rich, effort(), 40.0, 300, 20)) >= 4
+
+
+def test_the_price_has_the_evaluations_of_other_splits():
+    """In 100 steps of 8 examples; the splits have 100, 70 and 50 examples."""
+    alone = asked(evaluate=bs.Evaluate(splits=[]))
+    training, goal = 100 * 1e-3, len(evaluation_grid(100, 0.1)) * 1e-3
+    assert pricing.price(alone, effort(), 8, 100) == pytest.approx(30 * 1.3 * (training + goal))
+    # Of a perceptron this small, from the first step on: 0, 1, 2, 4, 8, 17, 33, 67, the crossing.
+    assert pricing.other_examples(asked(), effort(), 8, 100) == 9 * (100 + 50)
+    more = 9 * 150 / 70 * 1e-3
+    found = pricing.price(asked(), effort(), 8, 100)
+    assert found == pytest.approx(30 * 1.3 * (training + goal + more))
+
+
+def test_a_pilot_measures_what_is_asked():
+    wanted = {"validation": 600, "train": None}
+    given = asked(workload=perceptron(validation=4000), evaluate=wanted, answer_minutes=5.0)
+    assert given.evaluate.counts(given.workload.splits(), "validation") == {
+        "validation": 600,
+        "test": 50,
+    }
+    assert "(600 of validation)" in given.workload.name
+    timed = effort().timed.assign(seconds_per_evaluation=10.0)
+    assert effort_of(given, timed).workload is given.workload  # and is not cut further
+    rerun = pd.DataFrame({"step": [0, 10, 100, 1000], "median": [0.6, 0.4, 0.1, 0.05]})
+    rerun = rerun.assign(low=rerun["median"], high=rerun["median"])
+    table = effort().timed.assign(
+        best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
+    )
+    study, _, _ = deciding.decided(given, effort(workload=given.workload), table, rerun)
+    assert study.definition().evaluate.splits == ("test", "validation")
+    with pytest.raises(ValueError, match="no split 'valid'"):
+        asked(evaluate={"valid": 3})
 
 
 def test_a_large_split_is_cut_to_what_evaluations_may_cost():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -169,6 +169,19 @@ class Engine:
         self._segment(batch_size, layout)
         self._draw(batch_size, layout)
         self._evaluations.compile_ahead(layout)
+
+    def compiled(self, batch_size: int, layout: Layout) -> int:
+        """Compiles a batch size's programs now; how many of them were not there."""
+        before = len(self._programs)
+        self.compile_ahead(batch_size, layout)
+        self._programs.finish()
+        return len(self._programs) - before
+
+    def programs_of(self, batch_size: int, layout: Layout) -> list[Hashable]:
+        """The names of the programs that train a batch size; one of the same name is shared."""
+        drawn = self._drawn(batch_size, layout).shapes.size
+        names = self._segment_name(batch_size, layout), ("draw", drawn)
+        return [(name, layout.lanes) for name in names]
 
     def start(
         self, ids: Sequence[TrialId], values: Values, *, batch_size: int, layout: Layout
@@ -375,11 +388,7 @@ class Engine:
             return keys.raw(state), train.sound(recipe, state, values)
 
         return self._programs.begin(
-            (
-                "segment",
-                *(recipe.microbatch, recipe.rest, recipe.whole, recipe.full),
-                *(drawn.shapes.size, arrays.examples(data.shapes)),
-            ),
+            self._segment_name(batch_size, layout),
             segment,
             self._state,
             self._values,
@@ -389,6 +398,15 @@ class Engine:
             Argument("device", jax.ShapeDtypeStruct((), np.int32)),
             lanes=layout.lanes,
             donate=True,
+        )
+
+    def _segment_name(self, batch_size: int, layout: Layout) -> Hashable:
+        recipe = self._recipe(batch_size, layout)
+        data = self._feed.data(batch_size, layout.lanes)
+        return (
+            "segment",
+            *(recipe.microbatch, recipe.rest, recipe.whole, recipe.full),
+            *(self._drawn(batch_size, layout).shapes.size, arrays.examples(data.shapes)),
         )
 
     def _draw(self, batch_size: int, layout: Layout) -> Future[Any]:

@@ -48,6 +48,15 @@ class Programs:
         """Stops compiling ahead."""
         self._compiler.shutdown(wait=True, cancel_futures=True)
 
+    def __len__(self) -> int:
+        """How many programs were begun."""
+        return len(self._futures)
+
+    def finish(self) -> None:
+        """Waits for all that were begun."""
+        for program in self._futures.values():
+            self.wait(program)
+
     def begin(
         self,
         key: Hashable,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -34,7 +34,10 @@ RATES = 8  # learning rates that are tried at each of them
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """The arguments of a pilot, checked."""
+    """The arguments of a pilot, checked.
+
+    `evaluate_given` says that so many examples of the goal's split were asked for.
+    """
 
     workload: Workload
     optimizer: str | Factory
@@ -51,6 +54,8 @@ class Asked:
     seed: int
     progress: bool | Callable[[Progress], None]
     devices: Sequence[Any] | None
+    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
+    evaluate_given: bool = False
 
     @property
     def never(self) -> Goal:
@@ -100,6 +105,7 @@ def checked(
     seed: int,
     progress: bool | Callable[[Progress], None],
     devices: Sequence[Any] | None,
+    evaluate: Evaluate | Mapping[str, int | None] | None = None,
 ) -> Asked:
     """The arguments of a pilot, checked; what is not said of a space is chosen."""
     if not isinstance(workload, Workload):
@@ -144,7 +150,7 @@ def checked(
     names = _measured(workload, split)
     if name not in names:
         raise ValueError(f"metric: got {metric!r}, and the workload measures {', '.join(names)}.")
-    return Asked(
+    found = Asked(
         workload,
         optimizer,
         SearchSpace(**values),
@@ -160,6 +166,19 @@ def checked(
         numeric.integer("seed", seed, 0),
         progress,
         devices,
+    )
+    return found if evaluate is None else _evaluated(found, evaluate)
+
+
+def _evaluated(asked: Asked, evaluate: Evaluate | Mapping[str, int | None]) -> Asked:
+    """With what is measured; of the goal's split, in a workload of its own."""
+    study = asked.study(asked.workload, batch_sizes=[1], max_steps=1, evaluate=evaluate)
+    split = asked.metric.partition("/")[0]
+    return dataclasses.replace(
+        asked,
+        workload=study.workload,
+        evaluate=study.evaluation,
+        evaluate_given=isinstance(evaluate, Mapping) and evaluate.get(split) is not None,
     )
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from batchscale import arguments, arrays, schedules
-from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.piloting.asked import Asked
-from batchscale.piloting.effort import EVALUATION, OVERHEAD, RUNS, SEEDS, Effort, evaluations, power
+from batchscale.piloting.effort import EVALUATION, SEEDS, Effort, power
+from batchscale.piloting.pricing import price
 from batchscale.study import Study, powers_of_two
 from batchscale.tuner import Distribution, LogUniform
 
@@ -115,7 +115,7 @@ def decided(
     examples = arrays.examples(asked.workload.splits()["train"])
     if asked.batch_sizes is None:
         if sizes is None:
-            sizes = _sizes(effort, critical, steps, examples, asked.answer_seconds)
+            sizes = _sizes(asked, effort, critical, steps, examples)
         of_sizes = (
             f"{sizes[0]} to {sizes[-1]}, about the rough critical batch size of the short runs, "
             f"{critical:.2g}"
@@ -139,10 +139,10 @@ def decided(
         max_infeasible=None,
         max_steps=budget,
         evaluation_spacing=effort.spacing,
-        evaluate=Evaluate(),
+        evaluate=asked.evaluate,
     )
     starting = float(effort.timed["starting_seconds"].iloc[0]) + _DESIGNING
-    minutes = [(_price(effort, size, likely[size]) + starting) / 60 for size in sizes]
+    minutes = [(price(asked, effort, size, likely[size]) + starting) / 60 for size in sizes]
     expected = pd.DataFrame(
         {
             "batch_size": sizes,
@@ -178,14 +178,7 @@ def _likely(effort: Effort, critical: float, steps: int, sizes: Sequence[int]) -
     return {size: max(through * (1 + critical / size), 1.0) for size in sizes}
 
 
-def _price(effort: Effort, size: int, steps: float) -> float:
-    """Seconds that a batch size is likely to take."""
-    evaluating = evaluations(steps, effort.spacing) * effort.seconds_per_evaluation()
-    training = float(effort.seconds_per_step(size)) * steps
-    return RUNS * OVERHEAD * (training + evaluating)
-
-
-def _sizes(effort: Effort, critical: float, steps: int, examples: int, seconds: float) -> list[int]:
+def _sizes(asked: Asked, effort: Effort, critical: float, steps: int, examples: int) -> list[int]:
     """Powers of two about a rough critical batch size, no more than are likely to be affordable."""
     high = min(critical * _AWAY, examples)
     while len(powers_of_two(1, max(power(high), 1))) < 4 and high < examples:
@@ -197,10 +190,10 @@ def _sizes(effort: Effort, critical: float, steps: int, examples: int, seconds: 
         if len(sizes) < 4:
             sizes = powers_of_two(1, power(high))[-4:]
         likely = _likely(effort, critical, steps, sizes)
-        cost = {size: _price(effort, size, likely[size]) for size in sizes}
-        if sum(cost.values()) <= seconds / 2:
+        cost = {size: price(asked, effort, size, likely[size]) for size in sizes}
+        if sum(cost.values()) <= asked.answer_seconds / 2:
             break
-    while len(sizes) > 5 and sum(cost[size] for size in sizes) > seconds:
+    while len(sizes) > 5 and sum(cost[size] for size in sizes) > asked.answer_seconds:
         dearest = max(sizes[0], sizes[-1], key=lambda size: cost[size])
         sizes.remove(dearest)
     return sizes

@@ -149,7 +149,7 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     steps = int(max(min(affordable, most), 50))
     spacing, share = _SPACINGS[-1], 1.0
     fewest = _fewest(splits[split], asked.workload)
-    if split == "train" or asked.goal is not None:
+    if split == "train" or asked.goal is not None or asked.evaluate_given:
         fewest = 1.0  # what is trained on is not cut, and a goal that is given is of the whole
     for spacing in _SPACINGS:
         evaluating, training = evaluations(steps, spacing) * whole, steps * step

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from batchscale import optimizers
+from batchscale.evaluate import Evaluate
 from batchscale.files import local_path, replacing
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import Mode
@@ -95,6 +96,7 @@ def pilot(
     space: SearchSpace | None = None,
     batch_sizes: Sequence[int | Literal["full"]] | None = None,
     schedule: str | Schedule | OfSteps = "constant",
+    evaluate: Evaluate | Mapping[str, int | None] | None = None,
     seed: int = 0,
     progress: bool | Callable[[Progress], None] = True,
     devices: Sequence[Any] | None = None,
@@ -122,6 +124,8 @@ def pilot(
       batch_sizes: of the study, to be taken as they are.
       schedule: as for `Study`. Its lengths are shares of the budget, where `space` says nothing
         else: a warm-up of 2%, and a decay to a tenth over all of it.
+      evaluate: of the study, as `Study` takes it: which splits are measured, and on how many
+        examples. A number for the goal's split is taken as it is.
       seed: of all trials.
       progress: as in `Study.run`.
       devices: as in `Study.run`.
@@ -136,7 +140,7 @@ def pilot(
     """
     asked = checked(
         workload, optimizer, minutes, answer_minutes, metric, mode, goal, space, batch_sizes,
-        schedule, seed, progress, devices,
+        schedule, seed, progress, devices, evaluate,
     )  # fmt: skip
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="batchscale-pilot-") as temporary:

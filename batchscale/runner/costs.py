@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,16 +21,12 @@ from batchscale.evaluate import Work
 from batchscale.plan import Definition
 from batchscale.workloads import Workload
 
-_COST = columns.declare(
+COST = columns.declare(
     "estimate",
     *("batch_size", "max_steps", "trials", "examples", "flops"),
     *("goal_examples", "other_examples", "evaluation_flops"),
 )
 _SPEEDS = columns.declare("speeds", "batch_size", "seconds_per_step", "seconds_per_evaluation")
-_SECONDS = columns.declare(
-    "estimate in seconds",
-    *("batch_size", "training_seconds", "goal_seconds", "other_seconds", "seconds"),
-)
 
 
 def cost(training: Training, definition: Definition) -> pd.DataFrame:
@@ -63,37 +58,7 @@ def cost(training: Training, definition: Definition) -> pd.DataFrame:
     table = table.assign(
         flops=table["examples"] * work.training, evaluation_flops=evaluated * work.evaluation
     )
-    return table[list(_COST)]
-
-
-def seconds(
-    training: Training, definition: Definition, layout_of: LayoutOf, mesh: Mesh
-) -> pd.DataFrame:
-    """The table of `Study.estimate_seconds`."""
-    table, sizes = cost(training, definition), np.array(definition.batch_sizes)
-    goal = definition.goal
-    measured = definition.evaluate.counts(training.workload.splits(), goal.split)
-    far = np.abs(np.log(sizes / math.sqrt(sizes[0] * sizes[-1])))
-    timed = sorted({int(sizes[0]), int(sizes[far.argmin()]), int(sizes[-1])})
-    with Engine(training, mesh=mesh, examples=measured) as engine:
-        rehearsals = [rehearsal(engine, definition, size) for size in timed]
-        steps = [
-            autotune.seconds_per_step(some, layout_of(some.batch_size, mesh)) for some in rehearsals
-        ]
-        first = rehearsals[0]
-        whole = {
-            split: autotune.seconds_per_evaluation(first, layout_of(first.batch_size, mesh), split)
-            for split in engine.splits
-        }
-    trained = np.interp(sizes, timed, steps) * table["max_steps"] * definition.trials
-    others = [split for split in measured if split != goal.split]
-    of_others = sum(whole[split] for split in others) / max(sum(measured[s] for s in others), 1)
-    found = table[["batch_size"]].assign(
-        training_seconds=trained,
-        goal_seconds=table["goal_examples"] * whole[goal.split] / measured[goal.split],
-        other_seconds=table["other_examples"] * of_others,
-    )
-    return found.assign(seconds=found.drop(columns="batch_size").sum(axis=1))[list(_SECONDS)]
+    return table[list(COST)]
 
 
 def speeds(
