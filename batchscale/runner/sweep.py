@@ -36,11 +36,14 @@ def run(session: Session, *, probe: bool = False) -> None:
     """
     plan, engine = session.plan, session.engine
     measurements, trials = session.folder.tables()
+    anew = _bounds_alone(plan, measurements)
     runs = [
-        _batch_size_run(session, batch_size, measurements, trials)
-        for batch_size in plan.definition.batch_sizes
+        _batch_size_run(session, size, measurements, trials, anew=size in anew)
+        for size in plan.definition.batch_sizes
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
+        if now.batch_size in anew:  # not earlier: until then what was measured stays
+            session.folder.drop([now.batch_size])
         if not now.has_begun:
             batch_size = now.batch_size
             plan.conditions.pop(batch_size, None)
@@ -148,11 +151,21 @@ class _Searched:
         return Origin(self.plan_of_study.rows[self.batch_size][trial.number]["origin"])
 
 
+def _bounds_alone(plan: Plan, measurements: pd.DataFrame) -> set[int]:
+    """The batch sizes that are measured again from their beginning: bounds were enough before."""
+    bound = plan.definition.goal.bound
+    if plan.definition.curves != "exact" or bound not in measurements:
+        return set()
+    return set(measurements.index[measurements[bound].notna()].get_level_values("batch_size"))
+
+
 def _batch_size_run(
     session: Session,
     batch_size: int,
     measurements: pd.DataFrame,
     trials: pd.DataFrame,
+    *,
+    anew: bool,
 ) -> BatchSizeRun:
     plan, definition = session.plan, session.plan.definition
     grid = definition.grid(batch_size)
@@ -169,11 +182,7 @@ def _batch_size_run(
     )
     measurements = measurements.query("batch_size == @batch_size")
     trials = trials.query("batch_size == @batch_size")
-    bound = definition.goal.bound
-    bounded = bound in measurements and bool(measurements[bound].notna().to_numpy().any())
-    if exact and bounded:
-        # Bounds were enough before: the batch size is measured again, from its beginning.
-        session.folder.drop([batch_size])
+    if anew:
         measurements, trials = measurements.iloc[:0], trials.iloc[:0]
     return BatchSizeRun(
         Ledger(spec, measurements, trials),
