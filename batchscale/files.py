@@ -85,10 +85,15 @@ def cache_folder() -> Path:
     """Where what can be made or downloaded again is kept.
 
     `BATCHSCALE_CACHE`, else `batchscale` in `XDG_CACHE_HOME`, else in `~/.cache`.
+
+    Raises:
+      OSError: there is no home folder, and no other was chosen.
     """
     if folder := os.environ.get("BATCHSCALE_CACHE"):
         return local_path(folder, "BATCHSCALE_CACHE")
     folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    if os.path.expanduser(folder).startswith("~"):
+        raise OSError("no home folder to keep files in: set BATCHSCALE_CACHE to a folder.")
     return local_path(folder, "XDG_CACHE_HOME") / "batchscale"
 
 

@@ -93,10 +93,10 @@ class Definition:
             if batch_size in other.spaces and self.spaces[batch_size] != other.spaces[batch_size]
         ]
         if spaces:
-            first, more = spaces[0], len(spaces) - 1
             found.append(
-                f"space at batch size {first}{f' and {more} others' if more else ''}: "
-                f"{self.spaces[first]} there, {other.spaces[first]} here"
+                f"space at batch size {', '.join(map(str, spaces))}: "
+                f"{self.spaces[spaces[0]]} there, {other.spaces[spaces[0]]} here"
+                f"{' at the first of them' if len(spaces) > 1 else ''}"
             )
         return found
 

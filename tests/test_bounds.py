@@ -145,8 +145,8 @@ def test_extending_by_exact_curves_measures_what_was_only_bounded(exact, tmp_pat
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
 def test_an_interrupted_extension_by_exact_curves_goes_on_where_it_was(tmp_path):
-    some = study(batch_sizes=[8], trials=2)
-    some.run(tmp_path, progress=False)
+    some = study(batch_sizes=[8, 16], trials=2)
+    first = some.run(tmp_path, progress=False)
     told = []
 
     def interrupt(progress):
@@ -156,8 +156,16 @@ def test_an_interrupted_extension_by_exact_curves_goes_on_where_it_was(tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         some.extend(tmp_path, trials=7, curves="exact", progress=interrupt)
+    later = bs.load(tmp_path)  # whose turn has not come
+    pd.testing.assert_frame_equal(later.trials.loc[[16]], first.trials.loc[[16]])
+    pd.testing.assert_frame_equal(later.measurements.loc[[16]], first.measurements.loc[[16]])
     more = []
-    result = some.extend(tmp_path, trials=7, curves="exact", progress=lambda p: more.append(p.step))
+    result = some.extend(
+        tmp_path,
+        trials=7,
+        curves="exact",
+        progress=lambda p: more.append(p.step) if p.batch_size == 8 else None,
+    )
     assert min(more) >= told[-2] > 0
     assert result.measurements["validation/error"].notna().all()
     ends = result.measurements.reset_index("step").groupby(["batch_size", "trial", "replicate"])

@@ -136,6 +136,11 @@ class Engine:
         return self._training.workload.ghost_batch_size or 1
 
     @property
+    def state_bytes(self) -> int:
+        """The bytes of a trial's training state: parameters, the optimizer's state, the model's."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._state.shapes))
+
+    @property
     def memory_limit(self) -> int | None:
         """The bytes of memory of each device, where that is known."""
         return devices.memory(self.mesh.devices.flat[0])

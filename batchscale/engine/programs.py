@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
+from batchscale import jitting
 from batchscale.engine import parallel
 from batchscale.engine.parallel import Per
 
@@ -89,7 +90,8 @@ class Programs:
                 at_once=at_once,
                 donate=donate,
             )
-            lowered = program.lower(*(self._wide(argument, lanes) for argument in arguments))
+            with jitting.as_usual():
+                lowered = program.lower(*(self._wide(argument, lanes) for argument in arguments))
             self._futures[key] = self._compiler.submit(
                 lowered.compile, None if compiler_options is None else dict(compiler_options)
             )

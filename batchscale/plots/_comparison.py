@@ -64,9 +64,9 @@ def comparison(found: _Comparison, ax: Axes | None = None, *, title: str | None 
     for place, (name, look) in enumerate(zip(reached, marks.looks(len(reached)), strict=True)):
         table, fit = reached[name], found.fits[name]
         sizes, steps = table[["batch_size", "steps"]].to_numpy(float).T
-        curve = not fit.refused
+        curve, shown = not fit.refused, common.plain(name)
         style = {
-            "label": f"{name}, critical batch size {fit.b_crit:.3g}" if curve else name,
+            "label": f"{shown}, critical batch size {fit.b_crit:.3g}" if curve else shown,
             "color": look["color"],
             "marker": look["marker"],
             "markerfacecolor": "white" if place % 2 else look["color"],

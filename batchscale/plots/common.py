@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -125,7 +126,7 @@ def head(
         pad += _measured(legend(ax, handles, width, borderaxespad=space, **place))[1]
     if title is not None and not isinstance(title, str):
         raise TypeError(f"title: got {title!r}, wanted text, or None for the figure's own.")
-    shown = wrapped((words if title is None else title).replace("$", r"\$"), size, width)
+    shown = wrapped(plain(words if title is None else title), size, width)
     ax.set_title(shown, fontsize=size, pad=pad)
     return _make_room(ax, pad + 1.3 * size * (shown.count("\n") + 1 if shown else 0))
 
@@ -207,7 +208,16 @@ def goal_words(goal: Goal) -> str:
 
 def in_words(name: str) -> str:
     """Of a name, as an axis says them: "validation error"."""
-    return name.replace("/", " ").replace("_", " ")
+    return plain(name.replace("/", " ").replace("_", " "))
+
+
+def plain(text: str) -> str:
+    """A text in which no dollar begins a formula of Matplotlib's.
+
+    >>> print(plain(plain("US$")).replace(chr(92), "backslash "))
+    USbackslash $
+    """
+    return re.sub(r"(?<!\\)\$", r"\\$", text)
 
 
 def steps_table(result: Result) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from batchscale.plots.common import (
     legend,
     listed,
     new_axes,
+    plain,
     plain_rows,
     winners,
 )
@@ -238,7 +239,7 @@ def _grid(
     room = 72 * (width - letters)
     shown = legend(figure, _handles(drawn, budgeted), room, loc="outside upper center")
     if title:
-        words = wrapped(title.replace("$", r"\$"), text_size(), room)
+        words = wrapped(plain(title), text_size(), room)
         shown.set_title(words, prop=FontProperties(size=text_size()))
     return used
 

@@ -17,6 +17,7 @@ from batchscale.plots.common import (
     head_curve,
     listed,
     new_axes,
+    plain,
     steps_table,
 )
 from batchscale.plots.marks import (
@@ -175,7 +176,7 @@ def _named(
         members = list(results) if isinstance(results, Sequence) else [results]
         goals = [goal_words(result.goal) for result in members]
         names = [
-            result.name if len(set(goals)) == 1 else f"{result.name}: {goal}"
+            plain(result.name) if len(set(goals)) == 1 else f"{plain(result.name)}: {goal}"
             for result, goal in zip(members, goals, strict=True)
         ]
         if len(set(names)) < len(names):  # in the order they were given

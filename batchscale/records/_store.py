@@ -14,6 +14,7 @@ import dataclasses
 import os
 import re
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -29,6 +30,11 @@ BESIDE = (CONFIRMED, REFINED, MEASURED)
 _NAMES = re.compile(
     r"(plan|provenance)\.json|(measurements|trials)\.parquet|state/[1-9][0-9]*\.npz"
     r"|parts/(measurements-[0-9]{8,}|trials-[1-9][0-9]*)\.parquet"
+)
+# What is so named beside them is a copy of one; other files in the folder are their owner's.
+_COPIES = re.compile(
+    r"(index|plan|provenance)\W.*\.json|(measurements|trials)\W.*\.parquet"
+    r"|(parts|state)([^\w/].*|/[^.].*)"
 )
 _READS = 20  # of a folder that is written meanwhile
 _T = TypeVar("_T")
@@ -122,6 +128,14 @@ class Store:
                     )
 
         self.reading(look)
+        others = [name for name in self._inside() if not _NAMES.fullmatch(name)]
+        if copies := [name for name in others if _COPIES.fullmatch(name)]:
+            warnings.warn(
+                f"{self.folder}: passed over, for it is no file of the study: {', '.join(copies)}. "
+                "A program that synchronises folders, or a copy by hand, may have left it; of the "
+                "study nothing is missing.",
+                stacklevel=2,
+            )
 
     def damaged(self) -> list[str]:
         """The files that are not what was written."""
@@ -310,6 +324,10 @@ class Store:
 
     def _names(self) -> list[str]:
         """The files in the folder that have the names of a study's files."""
+        return [name for name in self._inside() if _NAMES.fullmatch(name)]
+
+    def _inside(self) -> list[str]:
+        """Whatever is in the folder where a study has its files."""
         places = [(self.folder, ""), *((self.folder / n, f"{n}/") for n in ("parts", "state"))]
         names = [
             prefix + path.name
@@ -317,7 +335,7 @@ class Store:
             if folder.is_dir()
             for path in folder.iterdir()
         ]
-        return sorted(name for name in names if _NAMES.fullmatch(name))
+        return sorted(names)
 
     def _found(self) -> Index:
         """The index of what is there, whatever it is."""

@@ -79,7 +79,8 @@ def write(found: Any, path: str | os.PathLike[str]) -> Path:
       The path, absolute.
     """
     where = local_path(path, "path")
-    content = page.html(pages(found)).encode()
+    # Of a path in an encoding that the environment does not name, the bytes that it has.
+    content = page.html(pages(found)).encode(errors="surrogateescape")
     with replacing(where) as file:
         file.write(content)
     return where

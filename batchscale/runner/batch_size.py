@@ -17,6 +17,7 @@ from batchscale.engine.engine import Engine
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import HostStates, Pack, TrialId, Values, stacked, unpack
 from batchscale.records import Origin, StudyFolder
+from batchscale.runner import room
 from batchscale.runner.ledger import Advance, Ledger
 from batchscale.runner.progress import Progress, TrialEvaluation
 
@@ -132,6 +133,7 @@ class BatchSizeRun:
           following: the run after this one, whose programs are compiled meanwhile.
         """
         self._began = self._written = time.monotonic()
+        room.warn(self._folder.folder, self._ledger.spec.trials * self._engine.state_bytes)
         for run in (self, following):
             if run is not None and not run.has_begun:
                 self._engine.compile_ahead(run.batch_size, run.layout)

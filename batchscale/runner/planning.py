@@ -87,9 +87,11 @@ def same_study(
     differ = plan.definition.differences(definition)
     differ += [f"{what} changed" for what in changes(plan.fingerprint, _marks(training))]
     if differ:
+        lacks = plan.definition.lacks(definition)
+        more = f" It is smaller, too, which study.extend(folder) mends ({'; '.join(lacks)})."
         raise ValueError(
             f"{where}: holds another study ({'; '.join(differ)}). "
-            "Give this one a folder of its own."
+            f"Give this one a folder of its own.{more if lacks else ''}"
         )
     here = conditions(mesh)
     for name, remedy in _TRAJECTORIES.items():
@@ -161,7 +163,7 @@ def planned(
         if lacks and not extend:
             raise ValueError(
                 f"{folder.folder}: holds a smaller study ({'; '.join(lacks)}). Call "
-                "study.extend(folder, ...) to go on with it, or give another folder."
+                "study.extend(folder) to go on with it, or give another folder."
             )
         if extend:
             plan.definition = plan.definition.extended(definition)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from batchscale import checks, records
+from batchscale import checks, jitting, records
 from batchscale.engine import compilation_cache, devices, parallel
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import LayoutOf
@@ -86,6 +86,7 @@ def opened(
     with ExitStack() as stack:
         check_progress(progress)
         interruption = stack.enter_context(Interruption(tell))
+        stack.enter_context(jitting.as_usual())
         mesh = mesh_of(chosen)
         check(training)
         stored = stack.enter_context(StudyFolder.open(folder))

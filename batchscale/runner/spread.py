@@ -104,7 +104,7 @@ def run(session: Session, away: Away, *, probe: bool = False) -> None:
         known = desk.known[size]
         ledger = Ledger(sweep.spec_of(plan, size, bounded=False), *known)
         done = ledger.next({}) is None and (known[1]["status"] != Status.INCOMPLETE).all()
-        if done and not sweep.is_measured_again(plan.definition, known[0]):
+        if done and size not in sweep.measured_again(plan.definition, known[0]):
             desk.finish(size, ledger)
     desk.carry_out()
 

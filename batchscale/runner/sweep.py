@@ -36,11 +36,14 @@ def run(session: Session, *, probe: bool = False) -> None:
     """
     plan, engine = session.plan, session.engine
     measurements, trials = session.folder.tables()
+    anew = measured_again(plan.definition, measurements)
     runs = [
-        _batch_size_run(session, batch_size, measurements, trials)
-        for batch_size in plan.definition.batch_sizes
+        _batch_size_run(session, size, measurements, trials, anew=size in anew)
+        for size in plan.definition.batch_sizes
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
+        if now.batch_size in anew:  # not earlier: until then what was measured stays
+            session.folder.drop([now.batch_size])
         if not now.has_begun:
             batch_size = now.batch_size
             plan.conditions.pop(batch_size, None)
@@ -170,11 +173,12 @@ def spec_of(plan: Plan, batch_size: int, *, bounded: bool) -> BatchSizeSpec:
     )
 
 
-def is_measured_again(definition: Definition, measurements: pd.DataFrame) -> bool:
-    """Whether there are bounds of a batch size where whole evaluations are wanted by now."""
+def measured_again(definition: Definition, measurements: pd.DataFrame) -> set[int]:
+    """The batch sizes that are measured again from their beginning: bounds were enough before."""
     bound = definition.goal.bound
-    bounded = bound in measurements and bool(measurements[bound].notna().to_numpy().any())
-    return definition.curves == "exact" and bounded
+    if definition.curves != "exact" or bound not in measurements:
+        return set()
+    return set(measurements.index[measurements[bound].notna()].get_level_values("batch_size"))
 
 
 def _batch_size_run(
@@ -182,14 +186,14 @@ def _batch_size_run(
     batch_size: int,
     measurements: pd.DataFrame,
     trials: pd.DataFrame,
+    *,
+    anew: bool,
 ) -> BatchSizeRun:
     plan = session.plan
     spec = spec_of(plan, batch_size, bounded=session.engine.bounded)
     measurements = measurements.query("batch_size == @batch_size")
     trials = trials.query("batch_size == @batch_size")
-    if is_measured_again(plan.definition, measurements):
-        # Bounds were enough before: the batch size is measured again, from its beginning.
-        session.folder.drop([batch_size])
+    if anew:
         measurements, trials = measurements.iloc[:0], trials.iloc[:0]
     return BatchSizeRun(
         Ledger(spec, measurements, trials),

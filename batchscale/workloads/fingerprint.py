@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from batchscale import arrays, datasets, keys
+from batchscale import arrays, datasets, jitting, keys
 from batchscale.optimizers import Optimizer
 from batchscale.schedules import Schedule
 from batchscale.workloads import Workload
@@ -32,12 +32,13 @@ def fingerprint(
       of the same program changes with the version of JAX.
     """
     splits = workload.splits()
-    lowered = jax.jit(_program(workload, optimizer, schedule)).lower(
-        keys.shape(),
-        arrays.like_examples(splits["train"], 2),
-        jax.ShapeDtypeStruct((), np.int32),
-        {name: jax.ShapeDtypeStruct((), arrays.float_type()) for name in names},
-    )
+    with jitting.as_usual():
+        lowered = jax.jit(_program(workload, optimizer, schedule)).lower(
+            keys.shape(),
+            arrays.like_examples(splits["train"], 2),
+            jax.ShapeDtypeStruct((), np.int32),
+            {name: jax.ShapeDtypeStruct((), arrays.float_type()) for name in names},
+        )
     digest = hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()
     floats = arrays.float_type()
     compiler = f"jax {jax.__version__}, {jax.default_backend()}, {floats}"

@@ -1,0 +1,23 @@
+"""Functions are traced and compiled as usual, whatever a debugging switch of JAX says."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+
+
+def as_usual() -> AbstractContextManager[Any]:
+    """Inside, `JAX_DISABLE_JIT` has no effect.
+
+    Without jit there are no programs that can be compiled ahead and compared with those of a
+    folder; loops would be other programs.
+
+    >>> with jax.disable_jit(), as_usual():
+    ...     jax.config.jax_disable_jit
+    False
+    """
+    config: Any = jax.config
+    return jax.disable_jit(False) if config.jax_disable_jit else contextlib.nullcontext()

@@ -1,0 +1,29 @@
+"""A small part of `validation/soak.py`: studies killed at moments that no other test chooses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks the processes it kills")
+
+
+def test_what_is_killed_goes_on_to_the_same_tables(tmp_path):
+    found = tmp_path / "soak.json"
+    command = [sys.executable, "-m", "validation.soak", "--calls", "run", "--moments", "3"]
+    command += ["--hows", "SIGKILL", "half a file, SIGKILL", "SIGTERM", "full disk"]
+    command += ["--seed", "1", "--output", str(found)]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    rows = json.loads(found.read_text())["moments"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["ended"] == (1 if row["how"] == "full disk" else row["how"].split()[-1])
+        assert (row["opens"], row["resumed"]) == (True, True)
+        assert (row["lost"], row["wrong"]) == (0, 0)
+    assert {row["how"] for row in rows} >= {"SIGKILL", "SIGTERM"}
+    assert {row["ended"] for row in rows} <= {1, *(number.name for number in signal.Signals)}
