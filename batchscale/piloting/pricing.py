@@ -13,8 +13,8 @@ from batchscale.piloting.effort import OVERHEAD, RUNS, Effort, evaluations
 from batchscale.runner import costs
 from batchscale.stopping import evaluation_grid
 
-# By recorded measurements to 0.15: of texts, whose seeds hardly differ, 24 and 29 runs of the steps a
-# batch size; of a perceptron and a CNN on digits, with deviations of 0.25 and 0.14, 110 and 51.
+# By recorded measurements to 0.15: of texts, whose seeds hardly differ, 24 and 29 runs of the steps
+# a batch size; of a perceptron and a CNN on digits, with deviations of 0.25 and 0.14, 110 and 51.
 _FEWEST_RUNS, _RUNS_BY_VARIANCE = 25, 1360
 _OF_FIVE = 2.33  # standard deviations between the ends of five normal numbers
 
