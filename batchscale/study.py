@@ -46,7 +46,7 @@ from batchscale.stored.followups import FIRST_REFINED
 from batchscale.tuner import SearchSpace
 from batchscale.workloads import Workload, protocol
 from batchscale.workloads.coupling import mixes_examples
-from batchscale.workloads.parts import part_of
+from batchscale.workloads.parts import part_of, whole_of
 
 _MEASURED_TOGETHER = 16  # trials, by which `Study.measure` chooses lanes
 
@@ -99,7 +99,8 @@ class Study:
         often; by default at most for a fifth of the operations of training. It changes no trial
         and no crossing, but is part of what a folder holds. Or examples by split, such as
         `{"validation": 2048, "train": None}`: None is not measured, and a number for the goal's
-        split makes the goal one of a fixed random part of it, which the workload's name then says.
+        split makes the goal one of a fixed random part of it, which the workload's name then says;
+        without one it is of the whole. An `Evaluate` leaves the goal's split as it is.
       max_infeasible: diverged trials that are replaced at most; ten times `trials` by default.
       lanes: trials vmapped together on a device; `"auto"` chooses by the size of the model, and
         `"probe"` by timing, before the first step of a batch size: a few programs more to compile,
@@ -195,6 +196,7 @@ class Study:
 
     def _take_counts(self, counts: Mapping[str, int | None]) -> None:
         """What is measured, by examples of every split; of the goal's, in a workload of its own."""
+        self._set("workload", whole_of(self.workload))  # whatever another study measured of it
         split, splits = self.goal.split, self.workload.splits()
         if unknown := sorted(map(str, set(counts) - set(splits))):
             raise ValueError(

@@ -1,5 +1,6 @@
 """What is measured besides the goal's split: which splits, on what, how often, at what price."""
 
+import dataclasses
 import itertools
 import re
 
@@ -190,6 +191,18 @@ def test_a_goal_on_a_part_of_its_split_is_another_workloads(tmp_path):
 def test_numbers_of_examples_that_measure_nothing_are_refused(counts, message):
     with pytest.raises(ValueError, match=message):
         small(evaluate=counts)
+
+
+def test_a_study_of_a_part_measures_what_is_asked_of_it_later():
+    part = small(evaluate={"validation": 20})
+    examples = {
+        str(asked): dataclasses.replace(part, evaluate=asked)._measured()["validation"]
+        for asked in ({"validation": 50}, {"validation": 10}, {"train": None}, bs.Evaluate())
+    }
+    assert [*examples.values()] == [50, 10, 70, 20]
+    assert dataclasses.replace(part, trials=2).workload is part.workload
+    more = dataclasses.replace(part, evaluate={"validation": 50})
+    assert more.workload.name == "square (50 of validation)"
 
 
 def test_numpy_numbers_are_taken():

@@ -12,7 +12,7 @@ from batchscale import arguments, arrays, schedules
 from batchscale.metrics import Goal
 from batchscale.piloting.asked import Asked
 from batchscale.piloting.effort import EVALUATION, SEEDS, Effort, power
-from batchscale.piloting.pricing import price
+from batchscale.piloting.pricing import price, runs_of
 from batchscale.study import Study, powers_of_two
 from batchscale.tuner import Distribution, LogUniform
 
@@ -142,13 +142,14 @@ def decided(
         evaluate=asked.evaluate,
     )
     starting = float(effort.timed["starting_seconds"].iloc[0]) + _DESIGNING
-    minutes = [(price(asked, effort, size, likely[size]) + starting) / 60 for size in sizes]
+    runs = runs_of(rerun, goal)
+    seconds = [price(asked, effort, size, likely[size], runs=runs) + starting for size in sizes]
     expected = pd.DataFrame(
         {
             "batch_size": sizes,
             "steps": [likely[size] for size in sizes],
             "max_steps": [budget[size] for size in sizes],
-            "minutes": minutes,
+            "minutes": [each / 60 for each in seconds],
         }
     )
     split = asked.metric.partition("/")[0]

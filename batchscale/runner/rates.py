@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import tempfile
 import time
 import warnings
@@ -26,7 +27,7 @@ from batchscale.runner.session import Session
 
 BOUNDED = 0.2
 """A choice: the share of a split that evaluations look at which end early; measured: 14 to 24%."""
-_CALLS = 5  # of a call, of which the median counts
+_CALLS, _SECONDS, _MOST_SECONDS = 5, 0.2, 2.0  # of timing a call: at least both, at most this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,12 +183,13 @@ def _steps(now: Session, layout_of: LayoutOf, size: int) -> Line:
     rehearsal = costs.rehearsal(engine, now.plan.definition, size)
     width = engine.mesh.size * layout.lanes
     each = width * autotune.seconds_per_step(rehearsal, layout)
-    packs = rehearsal.full_pack(layout)
+    packs, steps = rehearsal.full_pack(layout), itertools.count()
 
     def one() -> None:
-        engine.advance(packs, batch_size=size, layout=layout, step=0, to=1)
+        at = next(steps)  # onwards, as a run goes: its examples have to be drawn, too
+        engine.advance(packs, batch_size=size, layout=layout, step=at, to=at + 1)
 
-    return Line(max(_median(one) - each, 0.0), each)
+    return Line(max(_mean(one) - each, 0.0), each)
 
 
 def _evaluations(
@@ -200,7 +202,7 @@ def _evaluations(
 
     def timed(split: str, *, early: bool) -> Line:
         def seconds(some: Sequence[TrialId]) -> float:
-            return _median(
+            return _mean(
                 lambda: engine.measure(
                     packs, [split], layout=layout, trials=some, bounded=some if early else ()
                 )
@@ -238,18 +240,19 @@ def _host(now: Session, layout_of: LayoutOf, size: int) -> tuple[float, float]:
     now.folder.compact()
     total = beside() - began
     between = np.diff(told[:-1])
-    evaluation = float(np.median(between)) if len(between) else 0.0
+    evaluation = float(between.mean()) if len(between) else 0.0
     return max(total - evaluation * len(told), 0.0), max(evaluation, 0.0)
 
 
-def _median(call: Callable[[], Any]) -> float:
-    """Seconds of a call that has been made once before, the median of several."""
+def _mean(call: Callable[[], Any]) -> float:
+    """Seconds of a call that has been made once before, the mean of several.
+
+    Not the median: what else the machine does holds a run up as well.
+    """
     call()
-    seconds = []
-    for _ in range(_CALLS):
-        began = time.perf_counter()
+    began, calls, seconds = time.perf_counter(), 0, 0.0
+    while seconds < _MOST_SECONDS and (calls < _CALLS or seconds < _SECONDS):
         call()
-        seconds.append(time.perf_counter() - began)
-        if sum(seconds) > 2:
-            break
-    return float(np.median(seconds))
+        calls += 1
+        seconds = time.perf_counter() - began
+    return seconds / calls

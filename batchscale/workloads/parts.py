@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import numpy as np
 
 from batchscale import arrays
 from batchscale.workloads.workload import Workload
+
+_WHOLES: weakref.WeakKeyDictionary[Workload, Workload] = weakref.WeakKeyDictionary()
 
 
 def part_of(workload: Workload, split: str, examples: int) -> Workload:
@@ -30,6 +33,8 @@ def part_of(workload: Workload, split: str, examples: int) -> Workload:
     >>> part = part_of(workload, "validation", 30)
     >>> part.name, len(part.splits()["validation"]["input"])
     ('zeros (30 of validation)', 30)
+    >>> whole_of(part) is workload
+    True
     """
     splits = dict(workload.splits())
     whole = arrays.examples(splits[split])
@@ -38,4 +43,11 @@ def part_of(workload: Workload, split: str, examples: int) -> Workload:
     chosen = np.sort(np.random.default_rng(0).permutation(whole)[:examples])
     splits[split] = workload.read(split, chosen)
     name = f"{workload.title()} ({examples:,} of {split})"
-    return dataclasses.replace(workload, name=name, data=splits, titled=None)
+    part = dataclasses.replace(workload, name=name, data=splits, titled=None)
+    _WHOLES[part] = whole_of(workload)
+    return part
+
+
+def whole_of(workload: Workload) -> Workload:
+    """The workload that a part was taken of, in this process; itself where it is none."""
+    return _WHOLES.get(workload, workload)
