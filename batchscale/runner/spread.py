@@ -428,27 +428,31 @@ class _Desk:
         self.spent[size] = self.spent.get(size, 0.0) + last.seconds
         goal = self._plan.definition.goal
         values = with_goal(new, goal)[goal.metric] if len(new) else pd.Series(dtype=float)
-        for step, rows in new.groupby(level="step"):
-            at = values.loc[rows.index].to_numpy()
-            at = at[np.isfinite(at)]
-            best = (at.min() if goal.mode == "min" else at.max()) if len(at) else math.nan
+        steps = new.index.get_level_values("step").to_numpy()
+        of_step = values.where(np.isfinite(values)).groupby(steps)
+        best = of_step.min() if goal.mode == "min" else of_step.max()
+        for step, counted in of_step.size().items():
             self._session.report(
                 dataclasses.replace(
                     last,
                     step=int(step),  # pyright: ignore[reportArgumentType]
-                    best=float(best),
+                    best=float(best[step]),
                     steps=math.nan,
-                    trials=len(rows),
+                    trials=int(counted),
                     seconds=self.spent[size],
                     finished=False,
-                    measured=functools.partial(self._evaluations, rows, taken.trials),
+                    measured=functools.partial(self._evaluations, new, step, taken.trials),
                 )
             )
         if taken.done:
             del self.known[size]
             self._session.report(dataclasses.replace(last, seconds=self.spent[size]))
 
-    def _evaluations(self, rows: pd.DataFrame, trials: pd.DataFrame) -> tuple[TrialEvaluation, ...]:
+    def _evaluations(
+        self, new: pd.DataFrame, at: Any, trials: pd.DataFrame
+    ) -> tuple[TrialEvaluation, ...]:
+        """What was measured at a step."""
+        rows = new.loc[new.index.get_level_values("step") == at]
         names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
         settings: dict[Any, dict[str, float]] = trials[names].to_dict("index")  # pyright: ignore
         return tuple(
