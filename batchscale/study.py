@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ from batchscale.runner.confirm import confirm
 from batchscale.runner.confirm import planned as confirm_plan
 from batchscale.runner.demands import Call
 from batchscale.runner.estimating import Steps
-from batchscale.runner.measure import measure
+from batchscale.runner.measure import Elsewhere, measure
 from batchscale.runner.pool import Executor
 from batchscale.runner.progress import Progress
 from batchscale.runner.refine import refine, refined_values
@@ -535,6 +536,7 @@ class Study:
         examples: float | None = None,
         progress: bool | Callable[[Progress], None] = True,
         devices: Sequence[Any] | None = None,
+        executor: Executor | None = None,
     ) -> Measurement:
         """Measures all batch sizes by one design: each trial where it tells most for its price.
 
@@ -563,6 +565,7 @@ class Study:
           examples: that may be trained on, likewise.
           progress: as in `run`.
           devices: as in `run`.
+          executor: as in `run`; a round ends when all of its batch sizes have come back.
 
         Raises:
           ValueError: the space has other dimensions, or no trial reached the goal; the folder
@@ -582,6 +585,7 @@ class Study:
             )
         # Rounds are small: fewer lanes than a search has, so that they are full.
         few = dataclasses.replace(self, trials=min(self.trials, _MEASURED_TOGETHER))
+        away = self._away(executor, devices)
         with session.opened(
             self.training(),
             dataclasses.replace(definition, workload=self.workload.title()),
@@ -591,8 +595,19 @@ class Study:
             devices,
             share=self.microbatch == "auto",
             beside=records.MEASURED,
+            workers=None if away is None else away.words,
         ) as opened:
-            measure(opened, precision=precision, minutes=minutes, examples=examples)
+            elsewhere = None
+            if away is not None:
+                look = functools.partial(spread.look, opened, away)
+                elsewhere = Elsewhere(look, functools.partial(spread.run_jobs, opened, away))
+            measure(
+                opened,
+                precision=precision,
+                minutes=minutes,
+                examples=examples,
+                elsewhere=elsewhere,
+            )
         return load(folder).measurement()
 
     def refine(
@@ -605,6 +620,7 @@ class Study:
         patience: float = 3.0,
         progress: bool | Callable[[Progress], None] = True,
         devices: Sequence[Any] | None = None,
+        executor: Executor | None = None,
     ) -> Result:
         """Searches on around the leading trials of every batch size, and beyond a crowded edge.
 
@@ -623,6 +639,7 @@ class Study:
             most at the end of its budget.
           progress: as in `run`.
           devices: as in `run`.
+          executor: as in `run`; a round ends when all of its batch sizes have come back.
 
         Returns:
           The study's result, unchanged but for `Result.refined`.
@@ -638,7 +655,8 @@ class Study:
         )
         patience = arguments.patience(patience)
         result = _finished(folder)
-        with self._opened(folder, progress, devices, beside=records.REFINED) as opened:
+        away, beside = self._away(executor, devices), records.REFINED
+        with self._opened(folder, progress, devices, beside=beside, away=away) as opened:
             refine(
                 opened,
                 trials=result.trials,
@@ -647,6 +665,7 @@ class Study:
                 trials_a_round=trials,
                 until=until,
                 patience=patience,
+                elsewhere=away and functools.partial(spread.run_jobs, opened, away),
             )
         return load(folder)
 

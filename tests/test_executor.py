@@ -1,6 +1,8 @@
 """Studies on an executor: the same tables as on one machine, whatever becomes of the workers."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -14,8 +16,9 @@ import pytest
 from helpers import assert_same_tables, diverging, perceptron, study
 
 import batchscale as bs
-from batchscale.runner import pool, spread
+from batchscale.runner import measure, pool, spread, worker
 from batchscale.runner.pool import Task
+from batchscale.theory import NoisyQuadratic
 
 SIZES = [4, 32]
 
@@ -52,8 +55,11 @@ def read_plan(folder):
 def alone(tmp_path_factory):
     """A study, its result on one machine, and the folder."""
     folder = tmp_path_factory.mktemp("alone") / "study"
-    goal = bs.Goal("validation/error", 0.3)
-    some = study(perceptron(), batch_sizes=SIZES, stop=3.0, goal=goal, max_steps=120, trials=4)
+    goal = bs.Goal("validation/error", 0.2)
+    space = bs.SearchSpace(learning_rate=bs.LogUniform(0.3, 3.0))
+    some = study(
+        perceptron(), batch_sizes=SIZES, stop=3.0, goal=goal, max_steps=120, trials=4, space=space
+    )
     return some, some.run(folder, progress=False), folder
 
 
@@ -77,19 +83,47 @@ def test_workers_make_the_plan_and_the_tables_of_one_machine(alone, tmp_path):
     assert nobody.submitted == 0
 
 
-def test_a_confirmation_by_workers_is_that_of_one_machine(alone, tmp_path):
+CALLS = {
+    "refine": {"rounds": 2, "trials": 2},
+    "confirm": {"settings": 2, "selection_seeds": 2, "seeds": 3},
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_workers_do_after_a_search_is_what_one_machine_does(call, alone, tmp_path):
     some, _, folder = alone
-    few = {"settings": 2, "selection_seeds": 2, "seeds": 3, "progress": False}
     tables = []
     for name, executor in (("here", None), ("there", AtOnce(lost={1}))):
         shutil.copytree(folder, tmp_path / name)
-        with pytest.warns(UserWarning, match="lost") if executor else threading.Lock():
-            some.confirm(tmp_path / name, **few, executor=executor)
-        tables.append(bs.records.load_tables(tmp_path / name / "confirm"))
+        run = functools.partial(getattr(some, call), tmp_path / name, **CALLS[call])
+        with pytest.warns(UserWarning, match="lost") if executor else contextlib.nullcontext():
+            run(progress=False, executor=executor)
+        tables.append(bs.records.load_tables(tmp_path / name / call))
     for here, there in zip(*tables, strict=True):
         assert len(here)
         pd.testing.assert_frame_equal(here, there, check_exact=True)
-    assert read_plan(tmp_path / "here/confirm") == read_plan(tmp_path / "there/confirm")
+    assert read_plan(tmp_path / "here" / call) == read_plan(tmp_path / "there" / call)
+
+
+def test_a_measurement_by_workers_is_that_of_one_machine(tmp_path, monkeypatch):
+    """Where both are told the same of how long steps take, which they time otherwise."""
+    told = dict.fromkeys([4, 16, 64, 256], 1e-5)
+    monkeypatch.setattr(measure, "seconds_per_step", lambda plan, engine: told)
+    some = study(
+        NoisyQuadratic.power_law(10).workload(),
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-1, 8.0)),
+        batch_sizes=list(told),
+        goal=bs.Goal("validation/risk", 0.1),
+        evaluation_spacing=0.2,
+        lanes="auto",
+    )
+    found = []
+    for name, executor in (("here", None), ("there", AtOnce())):
+        some.measure(tmp_path / name, 1.0, progress=False, executor=executor)
+        found.append(bs.records.load_tables(tmp_path / name / "measure"))
+    for here, there in zip(*found, strict=True):
+        assert len(here) > 40
+        pd.testing.assert_frame_equal(here, there, check_exact=True)
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
@@ -215,6 +249,12 @@ def test_a_pool_that_breaks_is_made_again_where_it_is_known_how():
     assert len(made) == 2
 
 
+def test_workers_that_were_forked_are_refused_before_they_hang(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_IMPORTED_IN", os.getppid())
+    with pytest.raises(RuntimeError, match="Let them be spawned"):
+        alone[0].run(tmp_path, progress=False, executor=AtOnce())
+
+
 def dying_once(marker: Path):
     """A workload whose first process to have measured it ten times kills itself."""
     calls = []
@@ -252,7 +292,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed_makes_the_same_tables(tmp_pa
     )  # fmt: skip
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

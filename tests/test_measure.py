@@ -130,7 +130,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_trials(tmp_path, monkeypatc
     monkeypatch.setattr(measure.candidates, "run", run)
     # Timings decide what is asked where; those of the first run are taken.
     of_first = plan_of(measured[0]).seconds_per_step
-    monkeypatch.setattr(measure, "_seconds_per_step", lambda session: of_first)
+    monkeypatch.setattr(measure, "seconds_per_step", lambda plan, engine: of_first)
     folder = tmp_path / "study"
     for _ in range(60):
         try:

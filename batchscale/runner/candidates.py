@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from batchscale.engine.packs import TrialId
+from batchscale.plan import Plan
 from batchscale.records import Origin, Status, StudyFolder
 from batchscale.runner import planning
 from batchscale.runner.batch_size import BatchSizeRun
@@ -29,6 +30,24 @@ class Candidate(NamedTuple):
 
     hyperparameters: Mapping[str, float]
     origin: Origin
+
+
+class Job(NamedTuple):
+    """Trials of a batch size that are to be run: the arguments of `run`.
+
+    Attributes:
+      batch_size: of the trials.
+      trials: those that are asked about.
+      of: what is planned of these, and of those that were run before.
+      limit: in steps.
+      stop: `"all"`, or a factor.
+    """
+
+    batch_size: int
+    trials: Sequence[TrialId]
+    of: Callable[[TrialId], Candidate]
+    limit: float
+    stop: Stop = "all"
 
 
 class _Candidates(NamedTuple):
@@ -75,34 +94,20 @@ def run(
     Returns:
       The rows of all trials of the batch size.
     """
-    plan, definition = session.plan, session.plan.definition
-    grid = definition.grid(batch_size)
-    last = next((step for step in grid if step >= limit), grid[-1])
-    grid = [step for step in grid if step <= last]
-    spec = BatchSizeSpec(
-        batch_size=batch_size,
-        trials=len(candidates),
-        max_infeasible=0,
-        grid=grid,
-        goal=definition.goal,
-        rule=StopRule.of(stop),
-        exact=False,
-        others=plan.others(batch_size, grid, bounds=session.engine.bounded),
-        candidates=tuple(candidates),
-    )
+    plan, engine = session.plan, session.engine
+    job = Job(batch_size, candidates, of, limit, stop)
+    spec = _spec(plan, job, bounded=engine.bounded)
     measurements, trials = pd.DataFrame(), others
     if trials is None:
         measurements, trials = tables_of(session.folder, batch_size)
     ledger = Ledger(spec, measurements, trials)
-    concluded = trials.loc[(trials["status"] != Status.INCOMPLETE).to_numpy()]
-    known = {TrialId(number, replicate) for _, number, replicate in concluded.index}
-    if known.issuperset(candidates) and ledger.next({}) is None:
+    if _nothing_is_left(ledger, trials, candidates):
         return trials  # and the state of those that come after them is left alone
     planned = _Candidates(of)
     BatchSizeRun(
         ledger,
         plan.layouts[batch_size],
-        session.engine,
+        engine,
         session.folder,
         trials=planned,
         report=report,
@@ -112,6 +117,42 @@ def run(
         held=session.held,
     ).run()
     return ledger.trials(planned.hyperparameters, planned.origin)
+
+
+def is_done(plan: Plan, job: Job, measurements: pd.DataFrame, trials: pd.DataFrame) -> bool:
+    """Whether `run` would find nothing left to do.
+
+    Args:
+      plan: of the study.
+      job: what is asked.
+      measurements: of the batch size, of what is run beside the search.
+      trials: of the same.
+    """
+    ledger = Ledger(_spec(plan, job, bounded=False), measurements, trials)
+    return _nothing_is_left(ledger, trials, job.trials)
+
+
+def _spec(plan: Plan, job: Job, *, bounded: bool) -> BatchSizeSpec:
+    grid = plan.definition.grid(job.batch_size)
+    last = next((step for step in grid if step >= job.limit), grid[-1])
+    grid = [step for step in grid if step <= last]
+    return BatchSizeSpec(
+        batch_size=job.batch_size,
+        trials=len(job.trials),
+        max_infeasible=0,
+        grid=grid,
+        goal=plan.definition.goal,
+        rule=StopRule.of(job.stop),
+        exact=False,
+        others=plan.others(job.batch_size, grid, bounds=bounded),
+        candidates=tuple(job.trials),
+    )
+
+
+def _nothing_is_left(ledger: Ledger, trials: pd.DataFrame, asked: Sequence[TrialId]) -> bool:
+    concluded = trials.loc[(trials["status"] != Status.INCOMPLETE).to_numpy()]
+    known = {TrialId(number, replicate) for _, number, replicate in concluded.index}
+    return known.issuperset(asked) and ledger.next({}) is None
 
 
 def tables_of(folder: StudyFolder, batch_size: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,18 +17,37 @@ from batchscale.design.axes import Axes
 from batchscale.design.design import Design
 from batchscale.design.question import Round
 from batchscale.engine import autotune
+from batchscale.engine.engine import Engine
 from batchscale.engine.packs import TrialId
+from batchscale.plan import Plan
 from batchscale.records import Origin
 from batchscale.runner import candidates, costs
-from batchscale.runner.candidates import Candidate
+from batchscale.runner.candidates import Candidate, Job
 from batchscale.runner.session import Session
 from batchscale.stored.measured import FIRST_MEASURED, MeasuredRound, MeasurePlan
 
 _TIMED_FOR = 0.03  # seconds, of each of the timings of a step
 
 
+class Elsewhere(NamedTuple):
+    """Where trials are timed and run, if the engine does neither.
+
+    Attributes:
+      look: seconds a step at every batch size, if that is asked for, and trials of a full pack.
+      run: runs trials, and says how many seconds each batch size took.
+    """
+
+    look: Callable[[bool], tuple[dict[int, float], int]]
+    run: Callable[[MeasurePlan, Sequence[Job]], dict[int, float]]
+
+
 def measure(
-    session: Session, *, precision: float, minutes: float | None, examples: float | None
+    session: Session,
+    *,
+    precision: float,
+    minutes: float | None,
+    examples: float | None,
+    elsewhere: Elsewhere | None = None,
 ) -> None:
     """Asks and trains rounds until the precision or the price is reached.
 
@@ -39,6 +59,7 @@ def measure(
       precision: the half width of 90% intervals that is asked for, in logs.
       minutes: of training, all rounds together; None for any.
       examples: that may be trained on, all rounds together; None for any.
+      elsewhere: who times and runs trials, where the engine does not.
     """
     side = session.folder
     found = side.read_plan()
@@ -46,17 +67,24 @@ def measure(
     plan = MeasurePlan() if found is None else MeasurePlan.from_json(found, where)
     as_before = plan.precision == precision
     plan.precision = precision
+    if elsewhere is not None:
+        seconds, together = elsewhere.look(not plan.seconds_per_step)
+    else:
+        seconds = {}
+        if not plan.seconds_per_step:
+            seconds = seconds_per_step(session.plan, session.engine)
+        together = width(session.plan, session.engine)
     if not plan.seconds_per_step:
-        plan.seconds_per_step = _seconds_per_step(session)
+        plan.seconds_per_step = seconds
         side.write_plan(plan.to_json())
     for place in range(len(plan.rounds)):
-        _train(session, plan, place)
+        _train(session, plan, place, elsewhere)
     known = side.tables()[1]
     while True:
         trials = measurement.trials_of(plan, session.plan.definition, known)
         spent = measurement.spent(plan, known)
         question = dataclasses.replace(
-            measurement.question_of(session.plan.definition, plan, _width(session)),
+            measurement.question_of(session.plan.definition, plan, together),
             price=_price(plan, spent.price, minutes),
             examples=math.inf if examples is None else float(examples),
         )
@@ -74,14 +102,13 @@ def measure(
         plan.ended = ""
         plan.rounds.append(_written(session, asked))
         side.write_plan(plan.to_json())
-        known = _train(session, plan, len(plan.rounds) - 1, known)
+        known = _train(session, plan, len(plan.rounds) - 1, elsewhere, known)
     side.compact()
 
 
-def _width(session: Session) -> int:
+def width(plan: Plan, engine: Engine) -> int:
     """Trials of a full pack; the same at every batch size but where memory is short."""
-    layouts = session.plan.layouts.values()
-    return session.engine.mesh.size * min(layout.lanes for layout in layouts)
+    return engine.mesh.size * min(layout.lanes for layout in plan.layouts.values())
 
 
 def _price(plan: MeasurePlan, spent: float, minutes: float | None) -> float:
@@ -107,7 +134,11 @@ def _written(session: Session, asked: Round) -> MeasuredRound:
 
 
 def _train(
-    session: Session, plan: MeasurePlan, place: int, known: pd.DataFrame | None = None
+    session: Session,
+    plan: MeasurePlan,
+    place: int,
+    elsewhere: Elsewhere | None,
+    known: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Trains what is left of a round.
 
@@ -115,6 +146,7 @@ def _train(
       session: of the folder of the measurement.
       plan: of the measurement.
       place: of the round.
+      elsewhere: who runs trials, where the engine does not.
       known: the rows of all trials of the rounds before, of which nothing is read then; None where
         some of the round may have been run.
 
@@ -122,31 +154,18 @@ def _train(
       The rows of all trials that are known, where those of the rounds before were given.
     """
     part, tables = plan.rounds[place], [] if known is None else [known]
-    for size in sorted(part.asked):
-        if size in part.seconds:
-            continue
-        began = time.monotonic()
-        planned = plan.trials(size)
-        ids = [
-            TrialId(FIRST_MEASURED + number)
-            for number, trial in enumerate(planned)
-            if trial.round == place
-        ]
-        others = None
+    jobs = [_job(plan, place, size) for size in sorted(part.asked) if size not in part.seconds]
+    if elsewhere is not None:
+        part.seconds |= elsewhere.run(plan, jobs) if jobs else {}
+        session.folder.write_plan(plan.to_json())
+        return session.folder.tables()[1]
+    for size, ids, of, limit, stop in jobs:
+        began, others = time.monotonic(), None
         if known is not None:
             others = known.loc[known.index.get_level_values("batch_size") == size]
+        report = session.report
         tables.append(
-            candidates.run(
-                session,
-                plan,
-                size,
-                ids,
-                functools.partial(_candidate, [trial.hyperparameters for trial in planned]),
-                part.limits[size],
-                session.report,
-                "all" if part.lockstep is None else part.lockstep,
-                others=others,
-            )
+            candidates.run(session, plan, size, ids, of, limit, report, stop, others=others)
         )
         part.seconds[size] = time.monotonic() - began
     session.folder.write_plan(plan.to_json())
@@ -157,20 +176,33 @@ def _train(
     return joined.loc[~joined.index.duplicated(keep="last")].sort_index()
 
 
+def _job(plan: MeasurePlan, place: int, size: int) -> Job:
+    """The trials of a round at a batch size."""
+    part, planned = plan.rounds[place], plan.trials(size)
+    ids = [
+        TrialId(FIRST_MEASURED + number)
+        for number, trial in enumerate(planned)
+        if trial.round == place
+    ]
+    of = functools.partial(_candidate, [trial.hyperparameters for trial in planned])
+    stop = "all" if part.lockstep is None else part.lockstep
+    return Job(size, ids, of, part.limits[size], stop)
+
+
 def _candidate(planned: Sequence[Mapping[str, float]], trial: TrialId) -> Candidate:
     return Candidate(planned[trial.number - FIRST_MEASURED], Origin.MEASURE)
 
 
-def _seconds_per_step(session: Session) -> dict[int, float]:
+def seconds_per_step(plan: Plan, engine: Engine) -> dict[int, float]:
     """Of a trial in a full pack: timed at the ends and in the middle, and between them by power."""
-    definition = session.plan.definition
+    definition = plan.definition
     sizes = np.array(definition.batch_sizes)
     timed = sorted({0, len(sizes) // 2, len(sizes) - 1})
     seconds = []
     for place in timed:
         size = int(sizes[place])
-        rehearsal = costs.rehearsal(session.engine, definition, size)
-        layout = session.plan.layouts[size]
+        rehearsal = costs.rehearsal(engine, definition, size)
+        layout = plan.layouts[size]
         seconds.append(autotune.seconds_per_step(rehearsal, layout, at_least=_TIMED_FOR))
     logs = np.interp(np.log(sizes), np.log(sizes[timed]), np.log(seconds))
     return dict(zip(sizes.tolist(), np.exp(logs).tolist(), strict=True))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from batchscale import tuner
 from batchscale.engine.packs import TrialId
 from batchscale.records import Origin, StudyFolder
 from batchscale.runner import candidates
-from batchscale.runner.candidates import Candidate
+from batchscale.runner.candidates import Candidate, Job
 from batchscale.runner.session import Session
 from batchscale.stored import opening
 from batchscale.stored.followups import FIRST_REFINED, RefinementPlan
@@ -30,6 +31,7 @@ def refine(
     trials_a_round: int,
     until: float,
     patience: float,
+    elsewhere: Callable[[RefinementPlan, Sequence[Job]], Any] | None = None,
 ) -> None:
     """Searches around the leading trials of every batch size, and beyond an edge that they crowd.
 
@@ -42,6 +44,7 @@ def refine(
       until: no more rounds once, at every batch size, no edge is crowded and the leading trials
         spread over no more than this share of each range.
       patience: a trial ends after so many times the steps of the best.
+      elsewhere: runs the trials of a round, where the engine does not.
     """
     side = session.folder
     found = side.read_plan()
@@ -72,11 +75,17 @@ def refine(
         if boxes or is_new:
             side.write_plan(plan.to_json())
         so_far = RefinementPlan(plan.rounds[: number + 1])
+        jobs = []
         for size, steps in best.items():
             asked = [TrialId(FIRST_REFINED + i) for i in range(len(so_far.trials(size)))]
             of = functools.partial(_candidate, plan.trials(size))
             if asked:
-                candidates.run(session, plan, size, asked, of, patience * steps, session.report)
+                jobs.append(Job(size, asked, of, patience * steps))
+        if elsewhere is not None:
+            elsewhere(plan, jobs)
+            continue
+        for size, asked, of, limit, _ in jobs:
+            candidates.run(session, plan, size, asked, of, limit, session.report)
     side.compact()
 
 

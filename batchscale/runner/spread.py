@@ -14,6 +14,7 @@ import pandas as pd
 
 from batchscale.engine.engine import Training
 from batchscale.engine.layout import Layout, LayoutOf
+from batchscale.engine.packs import TrialId
 from batchscale.metrics import with_goal
 from batchscale.plan import Plan
 from batchscale.records import (
@@ -24,14 +25,17 @@ from batchscale.records import (
     conditions_from_json,
     parcels,
 )
-from batchscale.runner import costs, pool, sending, sweep, worker
+from batchscale.runner import candidates, costs, pool, sending, sweep, worker
+from batchscale.runner.candidates import Job
 from batchscale.runner.confirm import Settings
 from batchscale.runner.ledger import Ledger
+from batchscale.runner.planning import RunPlan
 from batchscale.runner.pool import Executor, Returned, Task
 from batchscale.runner.progress import Progress, TrialEvaluation
 from batchscale.runner.session import Session
 from batchscale.stored import consistency, opening
 from batchscale.stored.followups import ConfirmationPlan, RefinementPlan
+from batchscale.stored.measured import MeasurePlan
 
 SECONDS = 600.0
 """After which a worker hands back what it has, and goes on: a death costs no more than that."""
@@ -98,8 +102,9 @@ def run(session: Session, away: Away, *, probe: bool = False) -> None:
       away: the workers.
       probe: as of `sweep.run`.
     """
-    plan = session.plan
-    desk = _Desk(session, away, {"kind": "search", "probe": probe})
+    plan, folder = session.plan, session.folder
+    asked = {size: {"search": {"probe": probe}} for size in plan.definition.batch_sizes}
+    desk = _Desk(session, away, asked)
     for size in plan.definition.batch_sizes:
         known = desk.known[size]
         ledger = Ledger(sweep.spec_of(plan, size, bounded=False), *known)
@@ -107,6 +112,7 @@ def run(session: Session, away: Away, *, probe: bool = False) -> None:
         if done and size not in sweep.measured_again(plan.definition, known[0]):
             desk.finish(size, ledger)
     desk.carry_out()
+    folder.compact()
 
 
 def run_confirmation(
@@ -120,7 +126,82 @@ def run_confirmation(
       plan: of the confirmation, which is on disk.
       values: the hyperparameters of its settings.
     """
-    _Desk(session, away, {"kind": "confirm"}, side=plan, values=values).carry_out()
+    of_size: dict[int, list[Any]] = {size: [] for size in plan.settings}
+    for (size, number), settings in values.items():
+        if size in of_size:
+            of_size[size].append([int(number), dict(settings)])
+    asked = {
+        size: {"confirmation": {"plan": plan.only(size).to_json(), "values": of_size[size]}}
+        for size in plan.settings
+    }
+    where, refined = session.folder.folder, _refined(session)
+
+    def check(measurements: pd.DataFrame, trials: pd.DataFrame) -> None:
+        consistency.check_confirmation(where, session.plan, refined, measurements, trials)
+
+    _Desk(session, away, asked, side=plan, check=check).carry_out()
+    session.folder.compact()
+
+
+def run_jobs(
+    session: Session, away: Away, side: RefinementPlan | MeasurePlan, jobs: Sequence[Job]
+) -> dict[int, float]:
+    """Runs what is left of trials on workers, and writes it into the folder.
+
+    Args:
+      session: of the folder beside the study's.
+      away: the workers.
+      side: the plan there, on disk.
+      jobs: the trials, of each batch size at most once.
+
+    Returns:
+      How many seconds each batch size took.
+    """
+    where, plan = session.folder.folder, session.plan
+
+    def check(measurements: pd.DataFrame, trials: pd.DataFrame) -> None:
+        if isinstance(side, RefinementPlan):
+            consistency.check_refinement(where, plan, side, measurements, trials)
+        else:
+            consistency.check_measured(where, plan, side, measurements, trials)
+
+    desk = _Desk(session, away, {job.batch_size: {} for job in jobs}, side=side, check=check)
+    for job in jobs:
+        size, known = job.batch_size, desk.known[job.batch_size]
+        if candidates.is_done(plan, job, *known):
+            del desk.known[size]
+            continue
+        index = [TrialId(number, replicate) for _, number, replicate in known[1].index]
+        planned = [(trial, job.of(trial)) for trial in dict.fromkeys([*index, *job.trials])]
+        desk.asked[size]["trials"] = {
+            "trials": [list(trial) for trial in job.trials],
+            "planned": [[list(i), dict(of.hyperparameters), str(of.origin)] for i, of in planned],
+            "limit": float(job.limit),
+            "stop": job.stop,
+        }
+    desk.carry_out()
+    return {job.batch_size: desk.spent.get(job.batch_size, 0.0) for job in jobs}
+
+
+def look(session: Session, away: Away, timed: bool) -> tuple[dict[int, float], int]:
+    """What a worker says of how fast it is: as `measure.Elsewhere.look`."""
+    about = {
+        "plan": session.plan.to_json(),
+        "folder": str(session.folder.folder),
+        "conditions": dict(session.conditions),
+        "versions": sending.versions(),
+        "timed": timed,
+    }
+    found: list[dict[str, Any]] = []
+
+    def receive(returned: Sequence[Returned]) -> Iterable[Task]:
+        found.extend(one.value for one in returned)
+        return ()
+
+    task = Task("timing", worker.look, (away.study, json.dumps(about)))
+    pool.carry_out(away.executor, [task], receive)
+    seconds = {int(size): float(value) for size, value in found[0]["seconds"]}
+    return seconds, int(found[0]["width"])
 
 
 class _Desk:
@@ -129,41 +210,43 @@ class _Desk:
     Args:
       session: the plan, the folder, and who is told.
       away: the workers.
-      about: what every task says besides its batch size.
+      asked: what is asked of each batch size, as the worker takes it.
       side: the plan of what is run beside the search, where it is that.
-      values: the hyperparameters of the settings that it runs.
+      check: refuses rows that do not fit that plan.
 
     Attributes:
+      asked: the same.
       known: the rows that are on disk, of the batch sizes that are not done.
+      spent: how many seconds each batch size has taken.
     """
 
     def __init__(
         self,
         session: Session,
         away: Away,
-        about: Mapping[str, Any],
+        asked: dict[int, dict[str, Any]],
         *,
-        side: ConfirmationPlan | None = None,
-        values: Settings | None = None,
+        side: RunPlan | None = None,
+        check: Callable[[pd.DataFrame, pd.DataFrame], None] | None = None,
     ) -> None:
-        self._session, self._away, self._about = session, away, about
-        self._plan, self._side, self._values = session.plan, side, values or {}
-        sizes = session.plan.definition.batch_sizes if side is None else [*side.settings]
+        self._session, self._away, self._side, self._check = session, away, side, check
+        self._plan, self.asked = session.plan, asked
+        sizes = list(asked)
         self.known = dict(zip(sizes, _by_size(session.folder.tables(), sizes), strict=True))
+        self.spent: dict[int, float] = {}
         self._sizes = {_name(size): size for size in sizes}
-        self._machines: dict[str, dict[str, Any]] = {}
-        self._spent: dict[int, float] = {}  # seconds, by batch size
-        self._refined = None if side is None else _refined(session)
+        self._machines = {_machine(found): found for found in session.workers}
 
     def carry_out(self) -> None:
         """Has all batch sizes trained that are not done, those first that may cost most."""
+        if not self.known:
+            return
         table = costs.cost(self._away.training, self._plan.definition)
         table = table.assign(cost=table["flops"] + table["evaluation_flops"])
         # Of those that cost as many operations, more steps take longer.
         order = table.sort_values(["cost", "max_steps"], ascending=False)["batch_size"]
         tasks = [self._task(size) for size in order.tolist() if size in self.known]
         pool.carry_out(self._away.executor, tasks, self._receive)
-        self._session.folder.compact()
 
     def finish(self, size: int, ledger: Ledger) -> None:
         """Tells of a batch size that was done before."""
@@ -184,23 +267,19 @@ class _Desk:
         )
 
     def _task(self, size: int) -> Task:
-        known, side = self.known[size], self._side
-        plan = self._plan.only(size)
-        begun = bool(len(known[1])) or size in self._plan.conditions
+        known, plan = self.known[size], self._plan
+        begun = bool(len(known[1])) or size in plan.conditions
         about = {
-            **self._about,
             "batch_size": size,
-            "plan": plan.to_json(),
+            "asked": self.asked[size],
+            "plan": plan.only(size).to_json(),
             "folder": str(self._session.folder.folder),
             "conditions": dict(self._session.conditions),
             "versions": sending.versions(),
             "seconds": SECONDS,
-            "free": not begun and side is None and not self._is_measured(),
+            "free": not begun and self._side is None and not self._is_measured(),
+            "under": [] if self._side is None else self._side.conditions.get(size, []),
         }
-        if side is not None:
-            about["side"] = side.only(size).to_json()
-            numbers = {*side.settings[size], *known[1].index.get_level_values("trial")}
-            about["values"] = [[int(n), dict(self._values[size, n])] for n in sorted(numbers)]
         parcel = parcels.packed(*known, self._session.folder.read_state(size))
         arguments = (self._away.study, json.dumps(about), parcel)
         steps = known[0].index.get_level_values("step")
@@ -278,9 +357,8 @@ class _Desk:
             problem = problem or consistency.problems(plan, measurements, trials).get(size)
             if problem is not None:
                 raise ValueError(problem)
-        else:
-            where = self._session.folder.folder
-            consistency.check_confirmation(where, plan, self._refined, measurements, trials)
+        elif self._check is not None:
+            self._check(measurements, trials)
         last = about["last"]
         return _Taken(
             size=size,
@@ -336,39 +414,45 @@ class _Desk:
         size, last = taken.size, taken.last
         new = taken.new(self.known[size][0])
         self.known[size] = taken.measurements, taken.trials
-        machine = self._machines.setdefault(json.dumps(taken.worker, sort_keys=True), taken.worker)
-        if not any(machine is one for one in self._session.workers):
+        machine = self._machines.setdefault(_machine(taken.worker), taken.worker)
+        if machine is taken.worker:
             self._session.workers.append(machine)
         machine["batch_sizes"] = sorted({size, *machine.get("batch_sizes", ())})
         spent = machine.setdefault("seconds", {})
         for name, seconds in taken.seconds.items():
             spent[name] = round(spent.get(name, 0.0) + seconds, 1)
-        if last is None:
+        if last is None:  # all of it had been done before
+            if taken.done:
+                del self.known[size]
             return
-        self._spent[size] = self._spent.get(size, 0.0) + last.seconds
+        self.spent[size] = self.spent.get(size, 0.0) + last.seconds
         goal = self._plan.definition.goal
         values = with_goal(new, goal)[goal.metric] if len(new) else pd.Series(dtype=float)
-        for step, rows in new.groupby(level="step"):
-            at = values.loc[rows.index].to_numpy()
-            at = at[np.isfinite(at)]
-            best = (at.min() if goal.mode == "min" else at.max()) if len(at) else math.nan
+        steps = new.index.get_level_values("step").to_numpy()
+        of_step = values.where(np.isfinite(values)).groupby(steps)
+        best = of_step.min() if goal.mode == "min" else of_step.max()
+        for step, counted in of_step.size().items():
             self._session.report(
                 dataclasses.replace(
                     last,
                     step=int(step),  # pyright: ignore[reportArgumentType]
-                    best=float(best),
+                    best=float(best[step]),
                     steps=math.nan,
-                    trials=len(rows),
-                    seconds=self._spent[size],
+                    trials=int(counted),
+                    seconds=self.spent[size],
                     finished=False,
-                    measured=functools.partial(self._evaluations, rows, taken.trials),
+                    measured=functools.partial(self._evaluations, new, step, taken.trials),
                 )
             )
         if taken.done:
             del self.known[size]
-            self._session.report(dataclasses.replace(last, seconds=self._spent[size]))
+            self._session.report(dataclasses.replace(last, seconds=self.spent[size]))
 
-    def _evaluations(self, rows: pd.DataFrame, trials: pd.DataFrame) -> tuple[TrialEvaluation, ...]:
+    def _evaluations(
+        self, new: pd.DataFrame, at: Any, trials: pd.DataFrame
+    ) -> tuple[TrialEvaluation, ...]:
+        """What was measured at a step."""
+        rows = new.loc[new.index.get_level_values("step") == at]
         names = [name for name in trials.columns if name not in TRIAL_COLUMNS]
         settings: dict[Any, dict[str, float]] = trials[names].to_dict("index")  # pyright: ignore
         return tuple(
@@ -429,6 +513,12 @@ def _by_size(tables: _Tables, sizes: Sequence[int]) -> list[_Tables]:
     ]
     empty = [table.iloc[:0] for table in tables]
     return [(parts[0].get(size, empty[0]), parts[1].get(size, empty[1])) for size in sizes]
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    """What two tasks have in common that ran on the same kind of machine."""
+    same = {name: of for name, of in found.items() if name not in ("batch_sizes", "seconds")}
+    return json.dumps(same, sort_keys=True)
 
 
 def _name(size: int) -> str:

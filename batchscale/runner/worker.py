@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchscale import records
 from batchscale.engine import compilation_cache
 from batchscale.engine.engine import Engine
+from batchscale.engine.layout import LayoutOf
+from batchscale.engine.packs import TrialId
 from batchscale.plan import Plan
-from batchscale.records import StudyFolder, parcels
-from batchscale.runner import confirm, planning, sending, session, sweep
+from batchscale.records import Origin, StudyFolder, parcels
+from batchscale.runner import candidates, confirm, measure, planning, sending, session, sweep
+from batchscale.runner.candidates import Candidate
+from batchscale.runner.planning import RunPlan
 from batchscale.runner.progress import Progress
 from batchscale.runner.session import Session
 from batchscale.stored.followups import ConfirmationPlan
 
+_IMPORTED_IN = os.getpid()
 _ONE_AT_A_TIME = threading.Lock()  # of the tasks of a process: each uses all of its devices
 _LARGEST_STATE = 256e6  # bytes that are sent in the midst of a batch size
 _TRAJECTORIES = ("float_type", "matmul_precision")
@@ -49,33 +56,77 @@ def carry_out(study: bytes, task: str, parcel: parcels.Parcel) -> dict[str, Any]
     Args:
       study: from `sending.pack`: functions that make the `training`, and the `layout` of a batch
         size on a mesh.
-      task: JSON: the `plan` of one batch size; its `kind`, `search` or `confirm`, and what that
-        needs; the `seconds` after which what there is is handed back.
+      task: JSON: the `plan` of one batch size; what of it is run, a `search`, a `confirmation` or
+        `trials`; and the `seconds` after which what there is is handed back.
       parcel: what is known of the batch size.
 
     Returns:
       Bytes, and `about` as JSON; or `error`, as `sending.fault` says it, with what was measured
       before it, if anything was.
     """
+    about = json.loads(task)
     try:
-        about = json.loads(task)
-        if about["versions"] != sending.versions():
-            raise ValueError(
-                f"executor: a worker has {sending.versions()}, and here it is {about['versions']}. "
-                "Give workers the same Python and the same batchscale."
-            )
         with _ONE_AT_A_TIME, compilation_cache.cached():
-            return _carried_out(sending.unpack(study), about, parcel)
+            return _carried_out(study, about, parcel)
     except Exception as error:
-        return {"error": sending.fault(error, f"batch size {json.loads(task)['batch_size']}")}
+        return {"error": sending.fault(error, f"batch size {about['batch_size']}")}
 
 
-def _carried_out(
-    parts: Mapping[str, Any], about: dict[str, Any], parcel: parcels.Parcel
-) -> dict[str, Any]:
-    size, plan = about["batch_size"], Plan.from_json(about["plan"])
-    side = ConfirmationPlan.from_json(about["side"], "task") if "side" in about else plan
-    mesh, training = session.mesh_of(None), parts["training"]()
+def look(study: bytes, task: str) -> dict[str, Any]:
+    """Times steps, and says how many trials a full pack has: what a measurement asks first.
+
+    Args:
+      study: as of `carry_out`.
+      task: as of `carry_out`, with the plan of all batch sizes; `timed`, whether that is asked.
+    """
+    about = json.loads(task)
+    try:
+        with _ONE_AT_A_TIME, compilation_cache.cached():
+            plan = Plan.from_json(about["plan"])
+            engine = _ready(study, about, plan).engine
+            seconds = measure.seconds_per_step(plan, engine) if about["timed"] else {}
+            return {"seconds": list(seconds.items()), "width": measure.width(plan, engine)}
+    except Exception as error:
+        return {"error": sending.fault(error, "timing")}
+
+
+class _Ready(NamedTuple):
+    """A study on this machine, ready to be trained.
+
+    Attributes:
+      key: what all tasks have in common that it is ready for.
+      engine: with the data on its devices, and the programs that were compiled so far.
+      layout_of: how trials are packed.
+      conditions: what trials run under here.
+    """
+
+    key: str
+    engine: Engine
+    layout_of: LayoutOf
+    conditions: dict[str, Any]
+
+
+_LAST: list[_Ready] = []  # at most one; the next task is likely to be of the same study
+
+
+def _ready(study: bytes, about: Mapping[str, Any], plan: Plan) -> _Ready:
+    """A study that is trained here as it would be where it comes from.
+
+    Raises:
+      ValueError: it would not.
+    """
+    if os.getpid() != _IMPORTED_IN:
+        raise RuntimeError(
+            "executor: its workers were forked from a process in which JAX runs, whose threads are "
+            "not in them, so that they would hang. Let them be spawned: ProcessPoolExecutor(2, "
+            'mp_context=multiprocessing.get_context("spawn")).'
+        )
+    if about["versions"] != sending.versions():
+        raise ValueError(
+            f"executor: a worker has {sending.versions()}, and here it is {about['versions']}. "
+            "Give workers the same Python and the same batchscale."
+        )
+    mesh = session.mesh_of(None)
     here = planning.conditions(mesh)
     for name in _TRAJECTORIES:
         if here[name] != about["conditions"][name]:
@@ -84,47 +135,100 @@ def _carried_out(
                 f"{about['conditions'][name]}: trials would be others. Configure JAX on workers as "
                 "here (JAX_ENABLE_X64, JAX_DEFAULT_MATMUL_PRECISION)."
             )
+    same = [dict(plan.fingerprint), plan.mixes_examples, plan.measured, here]
+    key = hashlib.blake2b(study).hexdigest() + json.dumps(same, sort_keys=True)
+    if _LAST and _LAST[0].key == key:
+        return _LAST[0]
+    _forget()  # first, for both may not fit into memory
+    sent = sending.unpack(study)
+    training = sent["training"]()
     planning.same_study(plan, training, plan.definition, mesh, about["folder"])
-    if about["free"] and here["backend"] != about["conditions"]["backend"]:
-        plan.layouts[size] = parts["layout"](size, mesh)
     training = dataclasses.replace(training, mixes_examples=plan.mixes_examples)
-    reports, error = _Reports(about["seconds"]), None
+    engine = Engine(training, mesh=mesh, examples=plan.measured)
+    _LAST.append(_Ready(key, engine, sent["layout"], here))
+    return _LAST[0]
+
+
+def _forget() -> None:
+    """Lets go of the study that is ready."""
+    while _LAST:
+        _LAST.pop().engine.__exit__()
+
+
+@dataclasses.dataclass
+class _Conditions:
+    """The part of a plan that says what its batch sizes were run under."""
+
+    conditions: dict[int, list[dict[str, Any]]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"conditions": {str(size): found for size, found in self.conditions.items()}}
+
+
+def _run(session: Session, about: Mapping[str, Any], noted: RunPlan) -> None:
+    """Runs what a task asks for, and notes what it is run under."""
+    size, asked = about["batch_size"], about["asked"]
+    if "search" in asked:
+        sweep.run(session, probe=asked["search"]["probe"])
+    elif "confirmation" in asked:
+        values = {(size, number): of for number, of in asked["confirmation"]["values"]}
+        plan = ConfirmationPlan.from_json(asked["confirmation"]["plan"], "task")
+        plan = dataclasses.replace(plan, conditions=noted.conditions)
+        confirm.confirm_batch_size(session, plan, size, values)
+    else:
+        trials = [TrialId(*trial) for trial in asked["trials"]["trials"]]
+        planned = {
+            TrialId(*trial): Candidate(values, Origin(origin))
+            for trial, values, origin in asked["trials"]["planned"]
+        }
+        limit, stop = asked["trials"]["limit"], asked["trials"]["stop"]
+        of = planned.__getitem__
+        candidates.run(session, noted, size, trials, of, limit, session.report, stop)
+
+
+def _carried_out(study: bytes, about: dict[str, Any], parcel: parcels.Parcel) -> dict[str, Any]:
+    size, plan = about["batch_size"], Plan.from_json(about["plan"])
+    _, engine, layout_of, here = _ready(study, about, plan)
+    before = engine.seconds
+    if about["free"] and here["backend"] != about["conditions"]["backend"]:
+        plan.layouts[size] = layout_of(size, engine.mesh)
+    # Of a search its own plan says what it was run under; the others have plans of their own.
+    noted = plan if "search" in about["asked"] else _Conditions({size: about["under"]})
+    if isinstance(noted, _Conditions) and not noted.conditions[size]:
+        del noted.conditions[size]
+    reports, error, done = _Reports(about["seconds"]), None, False
     with (
         tempfile.TemporaryDirectory(prefix="batchscale-") as folder,
         StudyFolder.open(Path(folder) / "study") as stored,
     ):
         stored.identity = planning.identity(plan)
-        stored.write_plan(side.to_json())
+        stored.write_plan(noted.to_json())
         parcels.write(parcel, size, stored)
-        with Engine(training, mesh=mesh, examples=plan.measured) as engine:
-            opened = Session(plan, engine, stored, reports, here, [])
-            while True:
-                try:
-                    if isinstance(side, ConfirmationPlan):
-                        values = {(size, number): of for number, of in about["values"]}
-                        confirm.confirm_batch_size(opened, side, size, values)
-                    else:
-                        sweep.run(opened, probe=about["probe"])
-                except _TimeIsUpError:
-                    state = stored.read_state(size)
-                    if state and sum(x.nbytes for x in state[0].values()) > _LARGEST_STATE:
-                        reports.until = float("inf")
-                        continue
-                except Exception as raised:
-                    error = sending.fault(raised, f"batch size {size}")
-                break
+        opened = Session(plan, engine, stored, reports, here, [])
+        while True:
+            try:
+                _run(opened, about, noted)
+                done = True
+            except _TimeIsUpError:
+                state = stored.read_state(size)
+                if state and sum(x.nbytes for x in state[0].values()) > _LARGEST_STATE:
+                    reports.until = float("inf")
+                    continue
+            except Exception as raised:
+                error = sending.fault(raised, f"batch size {size}")
+                _forget()  # a device may be what is wrong
+            break
         found = parcels.packed(*stored.tables(), stored.read_state(size))
         last = reports.last
-        done = error is None and last is not None and last.finished
         told = {
             "done": done,
             "layout": plan.layouts[size]._asdict(),
             "finding": plan.findings.get(size),
             "rows": plan.rows[size],
             "drawn_with": plan.drawn_with,
-            "conditions": side.conditions.get(size, []),
+            "conditions": noted.conditions.get(size, []),
             "worker": _worker(),
-            "seconds": engine.seconds,
+            "seconds": {name: of - before[name] for name, of in engine.seconds.items()},
             "last": None if last is None else _scalars(last),
         }
     return {**found, "about": json.dumps(told), "error": error}
