@@ -431,14 +431,15 @@ class _Desk:
         steps = new.index.get_level_values("step").to_numpy()
         of_step = values.where(np.isfinite(values)).groupby(steps)
         best = of_step.min() if goal.mode == "min" else of_step.max()
-        for step, counted in of_step.size().items():
+        rows = zip(best.index.tolist(), of_step.size().tolist(), best.tolist(), strict=True)
+        for step, counted, value in rows:
             self._session.report(
                 dataclasses.replace(
                     last,
-                    step=int(step),  # pyright: ignore[reportArgumentType]
-                    best=float(best[step]),
+                    step=step,
+                    best=value,
                     steps=math.nan,
-                    trials=int(counted),
+                    trials=counted,
                     seconds=self.spent[size],
                     finished=False,
                     measured=functools.partial(self._evaluations, new, step, taken.trials),
