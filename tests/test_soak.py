@@ -27,3 +27,14 @@ def test_what_is_killed_goes_on_to_the_same_tables(tmp_path):
         assert (row["lost"], row["wrong"]) == (0, 0)
     assert {row["how"] for row in rows} >= {"SIGKILL", "SIGTERM"}
     assert {row["ended"] for row in rows} <= {1, *(number.name for number in signal.Signals)}
+
+
+def test_the_page_says_what_was_recorded():
+    root = Path(__file__).parents[1]
+    found = json.loads((root / "validation/results/soak.json").read_text())
+    page = (root / "docs/reliability.md").read_text()
+    rows = found["moments"]
+    lost, wrong = (sum(row[what] for row in rows) for what in ("lost", "wrong"))
+    failed = sum((not row["opens"]) + (not row["resumed"]) for row in rows)
+    assert f"| all | {len(rows)} | {lost} | {wrong} | {failed} |" in page
+    assert len(rows) >= 50
