@@ -5,6 +5,7 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import study
 
@@ -65,6 +66,16 @@ def test_steps_between_known_ones_follow_a_curve(square):
     table = some.estimate(steps=given)
     next_step = next(step for step in evaluation_grid(1000, 0.05) if step >= 60)
     assert table["examples"].tolist()[1] == 10 * next_step
+
+
+def test_steps_may_be_a_table_or_a_series(square):
+    table = pd.DataFrame({"batch_size": SIZES, "steps": [20.0, 10.0], "minutes": 1.0})
+    some, series = small(square), table.set_index("batch_size")["steps"]
+    wanted = some.estimate(steps={4: 20, 32: 10})
+    for steps in (table, series):
+        pd.testing.assert_frame_equal(some.estimate(steps=steps), wanted)
+    with pytest.raises(TypeError, match="steps: got 20, wanted None"):
+        some.estimate(steps=20)
 
 
 def test_what_is_counted_is_what_is_done(three, searched):

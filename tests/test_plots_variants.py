@@ -153,3 +153,18 @@ def test_kinds_of_definitions_have_a_colour_each_and_their_members_a_dash():
     assert len(set(looks)) == len(names)
     assert looks[1][0] == looks[2][0]
     assert len({color for color, _ in looks}) == 4
+
+
+def test_variants_of_one_batch_size_are_points_that_can_be_told_apart():
+    names = ["validation/error < 0.03", "validation/error < 0.04", "validation/error < 0.05"]
+    table = pd.DataFrame({"variant": names, "batch_size": 64, "steps": [90.0, 60, 40], "why": ""})
+    ax = plots.variants(Study(table))
+    drawn = [line(ax, name.replace("/", " ")) for name in names]
+    (x, *_), y = zip(*(each.get_xydata()[0] for each in drawn), strict=True)
+    assert y == (90, 60, 40)
+    assert 32 < x < 64
+    assert drawn[1].get_xydata()[0, 0] == pytest.approx(64)
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["64"]
+    assert len({each.get_marker() for each in drawn}) == 3
+    low, high = ax.get_ylim()
+    assert low < 40 < 90 < high

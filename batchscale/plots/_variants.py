@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from batchscale.plots.common import Goal, frame, head, new_axes
 from batchscale.plots.marks import BLUE, GREEN, ORANGE, sized
@@ -20,6 +21,8 @@ _REFERENCE: dict[str, Any] = {"color": "black", "linewidth": 2, "zorder": 5}
 _OTHER: dict[str, Any] = {"linewidth": 1.2, "zorder": 3}
 _MARKERS = (None, "o", "s", "^", "v")
 _STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2, 1, 1, 1, 1)))
+_POINTS, _POINT = "osv^PX<>*", {"linestyle": "none", "markersize": 7}
+_ASIDE = 2**0.12  # a factor between two points of one batch size
 _CRITICAL: dict[str, Any] = {"marker": "D", "markersize": 7, "markeredgecolor": "white"}
 
 
@@ -84,6 +87,12 @@ def variants(result: Result, *, ax: Axes | None = None, title: str | None = None
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
     log2_axis(ax, "y")
+    alone = len(set(table["batch_size"])) == 1
+    if alone:
+        size = float(table["batch_size"].iloc[0])
+        ax.xaxis.set_major_locator(FixedLocator([size]))
+        ax.xaxis.set_major_formatter(FixedFormatter([f"{size:,.0f}"]))
+        ax.set_xlim(size / 2, size * 2)
     handles = []
     used = collections.Counter[str]()
     for variant, own in table.groupby("variant", sort=False):
@@ -99,7 +108,11 @@ def variants(result: Result, *, ax: Axes | None = None, title: str | None = None
             continue
         own = own.sort_values("batch_size")
         steps = own["steps"].where(np.isfinite(own["steps"]))
-        handles += ax.plot(own["batch_size"], steps, label=label, **sized(style))
+        sizes = own["batch_size"].to_numpy(float)
+        if alone:  # of which there are no lines
+            style = {**style, **_POINT, "marker": _POINTS[used[color] % len(_POINTS)]}
+            sizes = sizes * _ASIDE ** (len(handles) - (table["variant"].nunique() - 1) / 2)
+        handles += ax.plot(sizes, steps, label=label, **sized(style))
         at = critical[variant]
         if np.isfinite(at):
             shown = steps.notna()
