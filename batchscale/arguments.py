@@ -11,7 +11,7 @@ from batchscale import numeric
 from batchscale.metrics.goal import check_goal
 from batchscale.numeric import integer
 from batchscale.tuner import SearchSpace
-from batchscale.workloads import Workload
+from batchscale.workloads import Workload, tracing
 
 PerBatchSize = int | Mapping[int, int] | Callable[[int], int]
 
@@ -110,7 +110,12 @@ def budget(
         epochs = numeric.above("max_epochs", max_epochs, 0, "a number above 0")
         steps: Any = math.ceil(Fraction(str(epochs)) * train_examples / batch_size)
     elif callable(max_steps):
-        steps = max_steps(batch_size)
+        with tracing.told(
+            f"max_steps at batch size {batch_size}",
+            lookup="",
+            remedy="It is called with the batch size alone, and returns a number of steps.",
+        ):
+            steps = max_steps(batch_size)
     elif isinstance(max_steps, Mapping):
         if batch_size not in max_steps:
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import display, scaling
+from batchscale import columns, display, scaling
 from batchscale.confirmation import Confirmation
 from batchscale.measurement import Measurement
 from batchscale.recommending import Answer, audited
@@ -116,6 +116,8 @@ def compare(studies: Mapping[str, Any]) -> Comparison:
         raise ValueError(
             f'compare: got {got}, wanted two or more by name: {{"momentum": found, "adamw": ...}}.'
         )
+    for name in studies:
+        columns.check_label("compare: a study", name)
     goals = {name: str(found.goal) for name, found in studies.items() if hasattr(found, "goal")}
     if len(set(goals.values())) > 1:
         listed = "; ".join(f"{name}: {goal}" for name, goal in goals.items())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale import audit, columns, display, scaling
+from batchscale import audit, columns, display, numeric, scaling
 from batchscale.design.answering import Answer
 from batchscale.design.axes import Axes
 from batchscale.design.design import Design
@@ -137,6 +137,7 @@ class Measurement:
         Args:
           confidence: of the intervals.
         """
+        confidence = numeric.confidence(confidence)
         answer = self._answer
         logs = answer.fitted.model.log_batch
         found = quoted(logs, answer.mean, answer.covariance, smooth(logs), confidence=confidence)

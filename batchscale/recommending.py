@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from batchscale import display, numeric, report, scaling
+from batchscale import arguments, display, numeric, report, scaling
 from batchscale.audit import Audit, Verdict
 from batchscale.files import local_path
 from batchscale.measurement import Measurement
@@ -145,10 +145,13 @@ def recommend(
         that there was, or no trial reached the goal; the folder holds another study.
     """
     where = local_path(folder)
+    precision = arguments.precision(precision)
     given = of_pilot.get("batch_sizes")
-    if given is not None and len(set(given)) < 4:
+    if given is not None:
+        arguments.check_several(given)
+    if given is not None and len(given) < 4:
         raise ValueError(
-            f"batch_sizes: got {len(set(given))}, wanted at least 4 for a measurement across them, "
+            f"batch_sizes: got {len(given)}, wanted at least 4 for a measurement across them, "
             "or none, which the pilot finds. Use study.run and study.confirm for fewer."
         )
     minutes = float(numeric.above("minutes", minutes, 0, "minutes above 0, such as 30"))

@@ -354,7 +354,7 @@ def test_members_are_the_first_feasible_trials_at_each_step():
     assert at[0] == [0, 1, 7]
     assert at[20] == at[29] == [0, 1, 7]
     assert at[30] == at[90] == [1, 4, 7]  # trials 2 and 3 diverged before their turn came
-    with pytest.raises(ValueError, match=r"^feasible_trials: must be at least 1, got 0\.$"):
+    with pytest.raises(ValueError, match=r"^feasible_trials: got 0, wanted an integer, 1 or more"):
         members(trials, 0)
 
 

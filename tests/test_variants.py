@@ -195,9 +195,9 @@ def test_the_definition_itself_must_be_answered_and_arguments_are_checked():
     trials = all_trials(measurements, steps_trained=10, stop_reason="first crossing")
     with pytest.raises(ValueError, match="the curves are too short to tell"):
         metrics.variants(measurements, GOAL, trials=trials)
-    with pytest.raises(ValueError, match="smoothing: got 1, wanted at least 2"):
+    with pytest.raises(ValueError, match="smoothing: got 1, wanted an integer, 2 or more"):
         steps(measurements, smoothing=1)
-    with pytest.raises(ValueError, match="consecutive: got 0, wanted at least 2"):
+    with pytest.raises(ValueError, match="consecutive: got 0, wanted an integer, 2 or more"):
         steps(measurements, consecutive=(3, 0))
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
-from batchscale import metrics
+from batchscale import given, metrics, numeric, records
 from batchscale.audit import measurement, search
 from batchscale.audit.checks import Audit, Evidence
 from batchscale.confirmation import Confirmation
 from batchscale.metrics import Goal
+from batchscale.metrics.goal import check_goal
 from batchscale.records import Origin
 from batchscale.scaling import Pace
 from batchscale.tuner import SearchSpace
@@ -72,7 +74,26 @@ def audit(
 
     Returns:
       The checks, each with its verdict, the evidence and the remedy.
+
+    Raises:
+      TypeError, ValueError: an argument is not as above.
     """
+    check_goal("goal", goal)
+    records.check_index(measurements, records.MEASUREMENT_INDEX, "measurements")
+    records.check_index(trials, records.TRIAL_INDEX, "trials")
+    given.frame("trials", trials, "the table Result.trials", ["status"])
+    given.frame("steps", steps, "the table of metrics.steps_to_target", ["batch_size", "steps"])
+    given.by_batch_size("spaces", spaces, SearchSpace, "a SearchSpace")
+    given.by_batch_size("max_steps", max_steps or {}, numbers.Integral, "a number of steps")
+    given.by_batch_size("paces", paces or {}, Pace, "a Pace")
+    if confirmation is not None:
+        wanted = "what Result.confirmation returns"
+        given.instance("confirmation", confirmation, Confirmation, wanted)
+    if refined is not None:
+        records.check_index(refined, records.TRIAL_INDEX, "refined")
+    for name, count in (("evaluation_examples", evaluation_examples), ("counted", counted)):
+        if count is not None:
+            numeric.integer(name, count, 1)
     measurements = metrics.with_goal(measurements, goal)
     if "origin" not in trials:
         trials = trials.assign(origin=str(Origin.PLAN))

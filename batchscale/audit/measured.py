@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from batchscale import given, numeric, records
 from batchscale.audit.checks import Audit, Check, Verdict, sizes
 from batchscale.metrics import Goal
+from batchscale.metrics.goal import check_goal
 from batchscale.records import Status
 from batchscale.scaling import Fit
 from batchscale.tuner import Choice, Distribution, SearchSpace
@@ -19,6 +21,9 @@ _FEW_SEEDS = 5
 _TOLERATED = 1.1  # widths may be so many times what was asked for: they are random themselves
 _EASY = 10  # steps
 _NEAR = 0.02  # of a range: as near an edge as that is at it
+
+_TABLE = ["batch_size", "steps", "low", "high", "by"]
+_CALIBRATION = ["batch_size", "seeds", "deviations", "agrees", "seen"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,19 @@ def measured(
 
     Returns:
       The checks, each with its verdict, the evidence and the remedy.
+
+    Raises:
+      TypeError, ValueError: an argument is not as above.
     """
+    check_goal("goal", goal)
+    given.frame("table", table, "the table Measurement.table", _TABLE)
+    given.frame("calibration", calibration, "the table Measurement.calibration", _CALIBRATION)
+    records.check_index(trials, records.TRIAL_INDEX, "trials")
+    given.frame("trials", trials, "the table Measurement.trials", ["status"])
+    given.instance("fit", fit, Fit, "a fit, as Measurement.scaling returns it")
+    given.by_batch_size("spaces", spaces, SearchSpace, "a SearchSpace")
+    numeric.above("precision", precision, 0, "a share above 0, such as 0.15")
+    given.instance("ended", ended, str, "a word, as Measurement.ended")
     all_of = _Measured(table, calibration, trials, fit, goal, spaces, precision, ended)
     checks: tuple[Callable[[_Measured], Check], ...] = (
         _finished, _precise, _calibrated, _believed, _inside, _misses, _easy, _test_set, _within,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from batchscale import arrays, columns, keys
@@ -142,6 +143,20 @@ def _check_parameters(workload: Workload, params: PyTree) -> None:
         )
 
 
+def _check_finalize(workload: Workload, name: str, sums: PyTree) -> None:
+    """Tries a function of added sums on some: for what it looks up, and what it returns.
+
+    The sums are made up, so that arithmetic may fail on them which never does on real ones.
+    """
+    leaves, structure = jax.tree.flatten(sums)
+    made = [np.full(leaf.shape, 2 + n, leaf.dtype) for n, leaf in enumerate(leaves)]
+    try:
+        workload.finalized(name, jax.tree.unflatten(structure, made))
+    except ValueError as error:
+        if not isinstance(error.__cause__, ArithmeticError | ValueError):
+            raise
+
+
 def _check_sums(workload: Workload, what: str, sums: PyTree) -> None:
     for leaf in jax.tree.leaves(sums):
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
@@ -212,6 +227,7 @@ def _check_metrics(workload: Workload, metrics: Any) -> None:
             )
         _check_sums(workload, f"metric {name!r}", value)
         if name in workload.finalize:
+            _check_finalize(workload, name, value)
             continue
         match value:
             case (total, count) if all(getattr(x, "shape", None) == () for x in (total, count)):

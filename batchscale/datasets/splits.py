@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
+from batchscale import given, numeric
 from batchscale.datasets.narrow import array as _array
 from batchscale.datasets.narrow import narrow_float
 from batchscale.datasets.stream import Stream, StreamedField
@@ -74,6 +75,7 @@ def from_npz(path: str | os.PathLike[str]) -> Splits:
     ...     from_npz(f"{folder}/three.npz")
     {'train': {'input': array([0, 1, 2], dtype=int32)}}
     """
+    path = local_path(path, "path")
     try:
         with open(path, "rb") as file:
             stored = np.load(file, allow_pickle=False)
@@ -117,6 +119,7 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
     ...     np.load(f"{folder}/zeros.npz").files
     ['train/input']
     """
+    _check_splits(splits)
     arrays = {}
     for split, fields in _checked(splits).items():
         if not split or "/" in split:
@@ -138,6 +141,7 @@ def not_finite(splits: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
     >>> not_finite({"train": {"input": np.array([[0.0], [np.nan]]), "label": np.array([0, 1])}})
     ["field 'input' of split 'train', in 1 of 2 examples (the first is example 1)"]
     """
+    _check_splits(splits)
     found = []
     for split, fields in splits.items():
         for field, array in fields.items():
@@ -179,8 +183,10 @@ def check_labels(
     ValueError: labels: split 'train' has 2 labels outside 0 to 9 (smallest 0, largest 12).
     Renumber the field 'label' from 0, or state the right number of classes.
     """
-    if classes < 1:
-        raise ValueError(f"classes: got {classes}, wanted at least 1. Count the labels' classes.")
+    classes = numeric.integer("classes", classes, 1)
+    if ignored is not None:
+        ignored = numeric.integer("ignored", ignored, -(2**63), 2**63 - 1)
+    _check_splits(splits)
     for split, fields in splits.items():
         if field not in fields:
             raise ValueError(
@@ -217,6 +223,7 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     >>> fingerprint({"train": {"label": np.array([0, 1], np.int32)}})
     'ca7bcfff63946cb554e28d607f360f21'
     """
+    _check_splits(splits)
     digest = hashlib.blake2b(digest_size=16)
     for split in sorted(splits):
         for field in sorted(splits[split]):
@@ -230,6 +237,21 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     fields = [field for split in splits.values() for field in split.values()]
     streamed = any(isinstance(field, StreamedField) for field in fields)
     return f"streamed {digest.hexdigest()}" if streamed else digest.hexdigest()
+
+
+def _check_splits(splits: Any) -> None:
+    """Refuses what is no mapping from splits to mappings of arrays by field, or is empty."""
+    wanted = 'splits by name, each a mapping of arrays by field: {"train": {"input": ...}}'
+    given.instance("splits", splits, Mapping, wanted)
+    for split, fields in splits.items():
+        given.instance("splits: a name", split, str, "a word")
+        given.instance(f"splits[{split!r}]", fields, Mapping, "a mapping of arrays by field")
+        for field, array in fields.items():
+            if not hasattr(array, "dtype") or not len(getattr(array, "shape", ())):
+                raise TypeError(
+                    f"splits[{split!r}][{field!r}]: got {given.described(array)}, wanted an array "
+                    "with the examples along axis 0."
+                )
 
 
 def _checked(splits: Mapping[str, Mapping[str, ArrayLike]], *, source: str = "") -> Splits:

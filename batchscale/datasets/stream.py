@@ -11,7 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from batchscale import numeric
+from batchscale.columns import check_label
 from batchscale.datasets import narrow
+from batchscale.given import described, instance
 
 _AT_ONCE = 64  # a choice: a thread reads so many examples before it takes others
 _SAMPLE = 64
@@ -74,6 +77,12 @@ class Stream:
         name: str = "stream",
         threads: int = 16,
     ) -> None:
+        check_label("stream", name)
+        threads = numeric.integer("threads", threads, 1)
+        if transform is not None and not callable(transform):
+            raise TypeError(
+                f"transform: got {described(transform)}, wanted a function of an example."
+            )
         self._name = name
         self._arrays: Mapping[str, Any] | None = None
         self._source: Any = source
@@ -129,22 +138,13 @@ class Stream:
             read; the error names it.
           IndexError: there is no such example.
         """
-        indices = np.asarray(indices)
+        indices = _places(self._name, indices, self._size)
         if not indices.size:
             return {
                 field: np.empty((*indices.shape, *shape), dtype)
                 for field, (shape, dtype) in self._shapes.items()
             }
-        if indices.dtype.kind not in "iu":
-            raise IndexError(
-                f"{self._name}: got indices of the type {indices.dtype}, wanted integers."
-            )
         wanted, places = np.unique(indices, return_inverse=True)
-        if wanted.size and not 0 <= wanted[0] <= wanted[-1] < self._size:
-            raise IndexError(
-                f"{self._name}: asked for examples {wanted[0]} to {wanted[-1]}, and there are "
-                f"{self._size:,}."
-            )
         found = self._read_sorted(wanted, stop)
         return {field: x[places.reshape(indices.shape)] for field, x in found.items()}
 
@@ -308,6 +308,7 @@ def is_streamed(split: Mapping[str, Any]) -> bool:
     >>> is_streamed(Stream({"input": np.zeros(3)}).fields()), is_streamed({"input": np.zeros(3)})
     (True, False)
     """
+    _check_split(split)
     return any(isinstance(x, StreamedField) for x in split.values())
 
 
@@ -330,11 +331,35 @@ def take(
     >>> take(Stream({"input": np.arange(5)}).fields(), [[3, 0]])
     {'input': array([[3, 0]], dtype=int32)}
     """
+    _check_split(split)
     streams = {x.stream for x in split.values() if isinstance(x, StreamedField)}
     if not streams:
-        return {field: np.asarray(x)[np.asarray(indices)] for field, x in split.items()}
+        places = _places("take", indices, min((len(x) for x in split.values()), default=0))
+        return {field: np.asarray(x)[places] for field, x in split.items()}
     read = {stream: stream.read(indices, stop=stop) for stream in streams}
     return {field: read[x.stream][x.field] for field, x in split.items()}
+
+
+def _check_split(split: Any) -> None:
+    instance("split", split, Mapping, "arrays by field, or the fields of a stream")
+
+
+def _places(name: str, indices: Any, size: int) -> np.ndarray:
+    """Indices as an array of integers, each of an example that there is."""
+    found = np.asarray(indices)
+    if (
+        not found.size
+        and isinstance(indices, Sequence | np.ndarray)
+        and not isinstance(indices, str)
+    ):
+        return found.astype(np.int64)
+    if found.dtype.kind not in "iu":
+        raise IndexError(f"{name}: got indices of the type {found.dtype}, wanted integers.")
+    if not 0 <= found.min() <= found.max() < size:
+        raise IndexError(
+            f"{name}: asked for examples {found.min()} to {found.max()}, and there are {size:,}."
+        )
+    return found
 
 
 def _indexed(name: str, field: str, values: Any) -> Any:

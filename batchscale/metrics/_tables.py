@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from batchscale import columns
-from batchscale.metrics.goal import BOUNDS, Goal, Mode
+from batchscale import columns, given
+from batchscale.metrics.goal import BOUNDS, Goal, Mode, check_goal
 from batchscale.records import (
     MEASUREMENT_INDEX,
     TRIAL_COLUMNS,
@@ -53,6 +53,8 @@ def with_goal(measurements: pd.DataFrame, goal: Goal) -> pd.DataFrame:
     >>> with_goal(table, goal).columns.tolist()
     ['validation/error', 'validation/error_at_least']
     """
+    check_goal("goal", goal)
+    given.frame("measurements", measurements, "one row an evaluation")
     if goal.metric in measurements.columns:
         return measurements
     column = np.full(len(measurements), np.nan)
@@ -71,6 +73,7 @@ def curves_of(measurements: pd.DataFrame, metric: str, mode: Mode) -> pd.DataFra
       KeyError: the metric is no column, though its split was evaluated whole.
     """
     check_index(measurements, MEASUREMENT_INDEX, "measurements")
+    given.instance("metric", metric, str, 'the name of a column, "split/metric"')
     if metric not in measurements.columns and not _only_bounds(measurements, metric):
         raise KeyError(
             f"measurements: no column {metric!r}; it has {', '.join(sorted(measurements.columns))}."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from batchscale import columns
+from batchscale import columns, given, numeric
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal, check_goal
 from batchscale.metrics.steps import steps_of_curves
@@ -76,8 +76,10 @@ def variants(
     """
     check_goal("goal", goal)
     for name, counts in (("smoothing", [smoothing]), ("consecutive", consecutive)):
-        if any(count < 2 for count in counts):
-            raise ValueError(f"{name}: got {min(counts)}, wanted at least 2 evaluations.")
+        for count in given.several(name, counts, "numbers of evaluations, in a list"):
+            numeric.integer(name, count, 2)
+    for factor in given.several("factors", factors, "numbers above 0, in a list"):
+        numeric.above("factors", factor, 0, "numbers above 0, in a list")
 
     def read(goal: Goal) -> pd.DataFrame:
         return _tables.plain_curves_of(measurements, goal.metric, goal.mode)

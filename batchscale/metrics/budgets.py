@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from batchscale import columns, numeric
+from batchscale import columns, given, numeric
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Mode, check_mode
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, Status, check_index
@@ -101,7 +101,12 @@ def last_steps(
     >>> last_steps([8, 64], steps=100.5), last_steps([8, 64], epochs=0.3, examples=1000)
     (array([100, 100]), array([37,  4]))
     """
-    sizes = np.asarray(batch_sizes, np.int64)
+    sizes = np.asarray(batch_sizes)
+    if not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
+        raise ValueError(
+            f"batch_sizes: got {given.described(batch_sizes)}, wanted integers, 1 or more."
+        )
+    sizes = sizes.astype(np.int64)
     if steps is not None:
         numeric.above("steps", steps, 0, "a number above 0")
         return np.full_like(sizes, math.floor(steps))
@@ -156,7 +161,12 @@ def best_by_budget(
     """
     if (steps is None) == (epochs is None):
         raise ValueError("best_by_budget: wanted budgets in steps or in epochs, and not both.")
-    budgets = list(steps if steps is not None else epochs or ())
+    name = "steps" if steps is not None else "epochs"
+    budgets = given.several(
+        name, steps if steps is not None else epochs, f"budgets in {name}, several: [10, 100]"
+    )
+    for budget in budgets:
+        numeric.above(name, budget, 0, "numbers above 0")
     if not budgets:
         raise ValueError("best_by_budget: wanted at least one budget, got none.")
     feasible = _tables.feasible(_tables.plain_trials(trials))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 from numpy.typing import ArrayLike
 
-from batchscale.numeric import plain
+from batchscale.numeric import integer, plain
 
 Mode = Literal["min", "max"]
 BOUNDS = ("_at_least", "_at_most")  # how columns of bounds end
@@ -74,6 +74,7 @@ class Goal:
         >>> Goal("validation/accuracy", 0.97, "max").limit(5000)
         4850
         """
+        count = integer("count", count, 1)
         counts = range(count + 1)
         if self.mode == "min":
             return bisect.bisect_left(counts, True, key=lambda n: not self.reached(n / count))
@@ -123,5 +124,5 @@ def check_goal(name: str, goal: Any) -> None:
 
 def check_mode(mode: str, where: str) -> None:
     """Refuses, in the name of `where`, what is not a `Mode`."""
-    if mode not in ("min", "max"):
+    if not isinstance(mode, str) or mode not in ("min", "max"):
         raise ValueError(f'{where}: mode must be "min" or "max", got {mode!r}.')

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from batchscale import columns
+from batchscale import columns, given, numeric
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal, check_goal
 from batchscale.records import TRIAL_INDEX, Status, StopReason
@@ -206,7 +206,7 @@ def steps_to_targets(
     3  validation/error < 0.3          16   10.0                  0.0      0
     """
     results = []
-    for goal in goals:
+    for goal in given.several("goals", goals, "several goals: [Goal(...), Goal(...)]"):
         result = steps_to_target(measurements, goal, trials=trials, feasible_trials=feasible_trials)
         result.insert(0, "goal", str(goal))
         results.append(result)
@@ -255,8 +255,7 @@ def _check_whole(goal: Goal, first: pd.DataFrame) -> None:
 
 def _membership(plain: pd.DataFrame, feasible_trials: int) -> pd.DataFrame:
     """`plain_trials` with the columns of `members`."""
-    if not feasible_trials >= 1:
-        raise ValueError(f"feasible_trials: must be at least 1, got {feasible_trials}.")
+    feasible_trials = numeric.integer("feasible_trials", feasible_trials, 1)
     infeasible = plain["status"] == Status.INFEASIBLE
     diverged = plain["steps_trained"].astype(float).where(infeasible, np.inf)
     first_step = []

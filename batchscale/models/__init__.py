@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, PyTree
 
 from batchscale import numeric
+from batchscale.given import described
 from batchscale.models.cnn import SimpleCNN as SimpleCNN
 from batchscale.models.fc import Perceptron as Perceptron
 from batchscale.models.lstm import LSTM as LSTM
@@ -115,4 +116,7 @@ def parameter_count(params: PyTree[Array]) -> int:
     >>> parameter_count({"kernel": jnp.zeros((784, 10)), "bias": jnp.zeros(10)})
     7850
     """
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    leaves = jax.tree.leaves(params)
+    if not all(hasattr(leaf, "size") for leaf in leaves):
+        raise TypeError(f"params: got {described(params)}, wanted arrays, or their shapes.")
+    return sum(leaf.size for leaf in leaves)

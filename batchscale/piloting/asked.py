@@ -9,11 +9,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from batchscale import arrays, keys, numeric, optimizers, schedules
+from batchscale import arguments, arrays, keys, numeric, optimizers, schedules
 from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import Mode, check_goal, check_mode
 from batchscale.optimizers import Factory
+from batchscale.runner import session
 from batchscale.runner.progress import Progress
 from batchscale.schedules import OfSteps, Schedule
 from batchscale.study import Study
@@ -117,6 +118,9 @@ def checked(
     wanted = "minutes above 0, such as 3"
     seconds = 60 * float(numeric.above("minutes", minutes, 0, wanted))
     answer = 60 * float(numeric.above("answer_minutes", answer_minutes, 0, wanted))
+    seed = numeric.integer("seed", seed, 0, keys.LARGEST)
+    session.check_progress(progress)
+    session.check_devices(devices)
     found = optimizers.get(optimizer)
     if space is not None and not isinstance(space, SearchSpace):
         raise TypeError(f"space: got {space!r}, wanted a SearchSpace, or None.")
@@ -140,7 +144,10 @@ def checked(
     values: dict[str, Any] = {**fixed, **given, "learning_rate": rate}
     if goal is not None:
         metric, mode = goal.metric, goal.mode
-    metric = metric or _metric(workload)
+    if batch_sizes is not None:
+        examples = arrays.examples(workload.splits()["train"])
+        arguments.batch_sizes(batch_sizes, examples, workload.name)
+    metric = _metric(workload) if metric is None else metric
     split, _, name = metric.partition("/")
     splits = workload.splits()
     if split not in splits:
@@ -150,7 +157,7 @@ def checked(
     names = _measured(workload, split)
     if name not in names:
         raise ValueError(f"metric: got {metric!r}, and the workload measures {', '.join(names)}.")
-    found = Asked(
+    asked = Asked(
         workload,
         optimizer,
         SearchSpace(**values),
@@ -163,11 +170,15 @@ def checked(
         batch_sizes,
         seconds,
         answer,
-        numeric.integer("seed", seed, 0),
+        seed,
         progress,
         devices,
     )
-    return found if evaluate is None else _evaluated(found, evaluate)
+    if evaluate is not None:
+        asked = _evaluated(asked, evaluate)
+    # What a study refuses is refused before anything is timed.
+    session.check(asked.study(asked.workload, batch_sizes=[1], max_steps=1).training())
+    return asked
 
 
 def _evaluated(asked: Asked, evaluate: Evaluate | Mapping[str, int | None]) -> Asked:

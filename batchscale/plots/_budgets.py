@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from batchscale import metrics
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import Result, axis_label, frame, head, new_axes
 from batchscale.plots.marks import COLORS, DASHES, MARKERS, label_ends, shades, sized
 from batchscale.plots.scales import log2_axis, log_axis, mark_full_batches
@@ -57,6 +58,8 @@ def best_by_budget(
     ('Best validation error', ['10 steps', '20 steps'])
     >>> plt.close(ax.figure)
     """
+    check_reads("result", result, RESULT, "goal", "measurements", "trials")
+    check_place(ax, title)
     mode = "max" if result.goal.mode == "max" else "min"
     if steps is None and epochs is None:
         steps = _steps(result)

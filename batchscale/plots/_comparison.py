@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from batchscale.plots import common, marks, scales
+from batchscale.plots.asked import check_place, check_reads
 from batchscale.scaling import Fit
 
 
@@ -53,6 +54,8 @@ def comparison(found: _Comparison, ax: Axes | None = None, *, title: str | None 
     Raises:
       ValueError: nothing reached the goal.
     """
+    check_reads("found", found, "what batchscale.compare returns", "steps", "fits", "goal")
+    check_place(ax, title)
     reached = {name: table.loc[np.isfinite(table["steps"])] for name, table in found.steps.items()}
     if not any(len(table) for table in reached.values()):
         raise ValueError("comparison: no study reached the goal; there is nothing to draw.")

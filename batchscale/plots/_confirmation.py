@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from batchscale.confirmation import Confirmation
 from batchscale.plots import common, marks, scales
+from batchscale.plots.asked import RESULT, check_place, check_reads
 
 
 class _Confirmed(common.Result, Protocol):
@@ -38,6 +39,8 @@ def confirmation(result: _Confirmed, ax: Axes | None = None, *, title: str | Non
       FileNotFoundError: `Study.confirm` has not been called.
       ValueError: nothing reached the goal.
     """
+    check_reads("result", result, RESULT, "confirmation")
+    check_place(ax, title)
     found = result.confirmation()
     table = found.table.loc[found.table["steps"].notna()].sort_values("batch_size")
     missed = table.loc[np.isinf(table["steps"]), "batch_size"]

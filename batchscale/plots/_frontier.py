@@ -11,6 +11,8 @@ from matplotlib.patheffects import withStroke
 
 from batchscale import scaling
 from batchscale.confirmation import Confirmation
+from batchscale.given import switch
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import Result, frame, goal_words, head, new_axes
 from batchscale.plots.marks import BLUE, GREY, sized
 from batchscale.plots.room import axes_room, small_text, text_width
@@ -86,6 +88,9 @@ def frontier(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
+    switch("confirmed", confirmed)
+    check_reads("result", result, RESULT, "frontier", "scaling")
+    check_place(ax, title)
     if confirmed:
         found = result.confirmation()
         table = scaling.frontier(found.steps_to_target(), seconds_per_step=seconds_per_step)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from batchscale import numeric
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import Result, frame, goal_words, head, new_axes
 from batchscale.plots.marks import BLUE, GREY, ORANGE, bars, sized
 from batchscale.plots.scales import log2_axis, log_axis
@@ -79,15 +81,17 @@ def learning_rates(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
+    check_reads("result", result, RESULT, "learning_rates")
+    check_place(ax, title)
     table = result.learning_rates().sort_values("batch_size")
     table = table.take(np.flatnonzero(table["centre"].notna()))
     sizes = table["batch_size"].to_numpy(float)
     if len(sizes) == 0:
         raise ValueError(f"learning_rates: {result.name!r} reaches its goal at no batch size.")
     reference = int(sizes[0]) if reference is None else reference
-    if reference not in sizes:
+    if numeric.plain(reference) not in sizes.tolist():
         raise ValueError(
-            f"learning_rates: {result.name!r} has no learning rate at reference={reference}; it "
+            f"learning_rates: {result.name!r} has no learning rate at reference={reference!r}; it "
             f"has those of {', '.join(str(int(size)) for size in sizes)}."
         )
     ax = new_axes() if ax is None else ax

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from batchscale.measurement import Measurement
 from batchscale.plots import common, marks, scales
+from batchscale.plots.asked import check_place, check_reads
 
 
 def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None = None) -> Axes:
@@ -23,6 +24,8 @@ def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None
       ax: to draw into; a new figure if None.
       title: instead of the figure's own words; an empty one is none.
     """
+    check_reads("found", found, "a measurement: result.measurement()", "table", "scaling")
+    check_place(ax, title)
     ax = common.new_axes() if ax is None else ax
     table, fit = found.table, found.scaling()
     sizes, steps, low, high = table[["batch_size", "steps", "low", "high"]].to_numpy(float).T

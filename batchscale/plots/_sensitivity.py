@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import Result, frame, goal_words, head, new_axes
 from batchscale.plots.marks import BLUE, GREEN, VERMILION, band, sized
 from batchscale.plots.scales import log2_axis
@@ -75,6 +76,8 @@ def sensitivity(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
+    check_reads("result", result, RESULT, "sensitivity")
+    check_place(ax, title)
     table = result.sensitivity(within=within, max_steps=max_steps, max_epochs=max_epochs)
     table = table.sort_values("batch_size")
     words = {

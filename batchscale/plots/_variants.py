@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import Goal, frame, head, new_axes
 from batchscale.plots.marks import BLUE, GREEN, ORANGE, sized
 from batchscale.plots.scales import log2_axis
@@ -82,6 +83,8 @@ def variants(result: Result, *, ax: Axes | None = None, title: str | None = None
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
+    check_reads("result", result, RESULT, "variants")
+    check_place(ax, title)
     table = result.variants()
     critical = transitions(table, paces=result.paces).set_index("variant")["b_crit"]
     ax = new_axes() if ax is None else ax

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
+from batchscale import numeric
 from batchscale.plots.marks import sized
 from batchscale.plots.room import axes_below, axes_room, small_text, text_size, wrapped
 from batchscale.plots.scales import hold_ticks
@@ -235,9 +236,10 @@ def steps_table(result: Result) -> pd.DataFrame:
 def check_batch_size(result: Result, batch_size: int, *, caller: str) -> None:
     """Refuses, in the name of `caller`, a batch size that the result does not have."""
     measured = result.trials.index.unique("batch_size").sort_values().tolist()
-    if batch_size not in measured:
+    if numeric.plain(batch_size) not in measured:
         raise ValueError(
-            f"{caller}: {result.name!r} has no batch size {batch_size}; it has {listed(measured)}."
+            f"{caller}: {result.name!r} has no batch size {batch_size!r}; "
+            f"it has {listed(measured)}."
         )
 
 

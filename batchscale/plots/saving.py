@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from batchscale.files import local_path
+from batchscale.given import instance, several
 
 _FORMATS: dict[str, dict[str, Any]] = {
     "png": {"dpi": 200},
@@ -50,7 +51,8 @@ def save(
     Raises:
       ValueError: a format is none of these, or the stem ends in one.
     """
-    drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) else figure
+    drawn: Any = figure.flat[0] if isinstance(figure, np.ndarray) and figure.size else figure
+    instance("figure", drawn, (Figure, Axes), "a figure or axes of Matplotlib, or what plots give")
     if not isinstance(drawn, Figure):
         drawn = drawn.get_figure(root=True)
     stem = local_path(stem, "stem")
@@ -59,8 +61,13 @@ def save(
             f"stem: got {stem.name!r}, wanted a name without a suffix: formats say what is "
             f"written, such as save(figure, {stem.stem!r}, [{stem.suffix[1:]!r}])."
         )
+    formats = (
+        formats
+        if isinstance(formats, str)
+        else several("formats", formats, f"some of {', '.join(_FORMATS)}")
+    )
     unknown = [name for name in formats if name not in _FORMATS]
-    if isinstance(formats, str) or unknown:
+    if isinstance(formats, str) or unknown or not formats:
         raise ValueError(f"formats: got {formats!r}, wanted some of {', '.join(_FORMATS)}.")
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = tuple(stem.with_name(f"{stem.name}.{name}") for name in formats)

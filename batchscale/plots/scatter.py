@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 
+from batchscale import records
 from batchscale.metrics import last_steps
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import (
     Goal,
     Result,
@@ -122,6 +124,10 @@ def hyperparameters(
     ('Learning rate', 'Steps to validation error < 0.03')
     >>> plt.close(ax.figure)
     """
+    if refined is not None:
+        records.check_index(refined, records.TRIAL_INDEX, "refined")
+    check_reads("result", result, RESULT, "goal", "space", "trials")
+    check_place(ax, title)
     _check_axes(result, x, y)
     budgeted = max_steps is not None or max_epochs is not None
     result = _within(result, batch_size, max_steps, max_epochs)
@@ -252,7 +258,7 @@ def _default_y(result: Result, batch_sizes: Iterable[int]) -> str:
 def _check_axes(result: Result, x: str, y: str | None) -> None:
     names = [*result.space.names, *derived(result.trials)]
     for axis, name, allowed in (("x", x, names), ("y", y, [*names, "first_crossing"])):
-        if name is not None and name not in allowed:
+        if (name is not None or axis == "x") and name not in allowed:
             raise ValueError(
                 f"hyperparameters: {axis} is {name!r}, which {result.name!r} does not have; "
                 f"it has {listed(allowed)}."

@@ -10,6 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from batchscale import numeric
+from batchscale.given import instance, several, switch
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import (
     Result,
     frame,
@@ -37,6 +40,9 @@ _PERFECT: dict[str, Any] = {
     "linewidth": 1,
     "color": "0.3",
 }
+
+
+_READ = "name", "goal", "steps_to_target"
 
 
 def steps_to_target(
@@ -91,7 +97,11 @@ def steps_to_target(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
+    switch("perfect_scaling", perfect_scaling)
+    check_place(ax, title)
     named = _named(result_or_results, labels)
+    if normalize_at is not None:
+        normalize_at = numeric.integer("normalize_at", normalize_at, 1)
     tables = [steps_table(result) for _, result in named]
     if normalize_at is not None:
         tables = [
@@ -172,8 +182,13 @@ def _named(
     """The results, each with what the legend calls it."""
     if isinstance(results, Mapping):
         names, members = list(results), list(results.values())
+        for name, member in results.items():
+            check_reads(f"result_or_results[{name!r}]", member, RESULT, *_READ)
     else:
-        members = list(results) if isinstance(results, Sequence) else [results]
+        alone = isinstance(results, str) or not isinstance(results, Sequence)
+        members = [results] if alone else list(results)
+        for member in members:
+            check_reads("result_or_results", member, RESULT, *_READ)
         goals = [goal_words(result.goal) for result in members]
         names = [
             plain(result.name) if len(set(goals)) == 1 else f"{plain(result.name)}: {goal}"
@@ -183,7 +198,10 @@ def _named(
             names = [f"{name} ({number})" for number, name in enumerate(names, 1)]
     if not members:
         raise ValueError("steps_to_target: there is no result to draw.")
-    names = names if labels is None else list(labels)
+    if labels is not None:
+        names = list(several("labels", labels, "a list of words, one a result"))
+        for label in names:
+            instance("labels", label, str, "words, one a result")
     if len(names) != len(members):
         raise ValueError(
             f"steps_to_target: {len(names)} labels for {len(members)} results; "

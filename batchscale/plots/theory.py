@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from batchscale import given
+from batchscale.plots.asked import check_place, check_reads
 from batchscale.plots.common import (
     frame,
     head,
@@ -106,7 +108,13 @@ def noise_scale(
     ('Steps', 'Batch size (examples)')
     >>> plt.close(ax.figure)
     """
+    check_place(ax, title)
     _check(table, ("step", "b_simple", "low", "high"), "noise_scale", "noise_scales")
+    if fit is not None:
+        check_reads("fit", fit, "a fit: result.scaling()", "b_crit", "b_crit_interval")
+    if local is not None:
+        columns = ["step", "recovers", "b_local", "low", "high"]
+        given.frame("local", local, "the table theory.branches(...).local", columns)
     table = table[table["step"] > 0].sort_values("step")
     if table.empty:
         raise ValueError("noise_scale: the table has no step above 0; a log axis shows no other.")
@@ -271,6 +279,7 @@ def sharpness(
 
 
 def _check(table: pd.DataFrame, wanted: tuple[str, ...], caller: str, maker: str) -> None:
+    given.instance("table", table, pd.DataFrame, f"the table of theory.{maker}, a pandas.DataFrame")
     missing = [name for name in wanted if name not in table]
     if missing:
         raise ValueError(

@@ -10,7 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from batchscale.given import instance, several
 from batchscale.metrics._tables import not_measured
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import (
     Result,
     axis_label,
@@ -92,8 +94,11 @@ def training_curves(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
+    check_reads("result", result, RESULT, "goal", "measurements", "trials")
+    check_place(ax, title)
     goal = result.goal
     metric = goal.metric if metric is None else metric
+    instance("metric", metric, str, 'the name of a column, "split/metric"')
     if metric not in result.measurements:
         raise ValueError(
             f"training_curves: {result.name!r} has no metric {metric!r}; "
@@ -102,8 +107,12 @@ def training_curves(
         )
     check_batch_size(result, batch_size, caller="training_curves")
     status: dict[Any, str] = plain_rows(result.trials, batch_size)["status"].to_dict()
-    chosen = list(status if trials is None else trials)
-    unknown = sorted(set(chosen) - set(status))
+    chosen = list(status)
+    if trials is not None:
+        chosen = list(several("trials", trials, "numbers of trials, in a list"))
+    if not chosen:
+        raise ValueError("trials: got none, wanted at least one.")
+    unknown = sorted(set(chosen) - set(status), key=str)
     if unknown:
         raise ValueError(
             f"training_curves: {result.name!r} has no trial {listed(unknown)} at batch size "

@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from batchscale.given import several
+from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import Goal, frame, goal_words, head, listed, new_axes
 from batchscale.plots.marks import (
     COLORS,
@@ -87,6 +89,8 @@ def tuning_curve(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
+    check_reads("result", result, RESULT, "tuning_curve")
+    check_place(ax, title)
     table = result.tuning_curve()
     chosen = _chosen(table, batch_sizes, result.name)
     ax = new_axes() if ax is None else ax
@@ -151,7 +155,10 @@ def _chosen(table: pd.DataFrame, batch_sizes: Collection[int] | None, name: str)
     if batch_sizes is None:
         places = np.linspace(0, len(measured) - 1, min(_SHOWN, len(measured))).round()
         return [measured[int(place)] for place in places]
-    unknown = sorted(set(batch_sizes) - set(measured))
+    batch_sizes = several("batch_sizes", batch_sizes, "batch sizes, in a list")
+    if not batch_sizes:
+        raise ValueError("batch_sizes: got none, wanted at least one.")
+    unknown = sorted(set(batch_sizes) - set(measured), key=str)
     if unknown:
         raise ValueError(
             f"tuning_curve: {name!r} has no batch size {listed(unknown)}; it has "

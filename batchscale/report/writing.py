@@ -19,6 +19,7 @@ from batchscale.display import words
 from batchscale.files import local_path, replacing
 from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
+from batchscale.plots.asked import check_reads
 from batchscale.plots.common import new_axes
 from batchscale.report import page
 from batchscale.report.page import Page, Section
@@ -78,6 +79,8 @@ def write(found: Any, path: str | os.PathLike[str]) -> Path:
     Returns:
       The path, absolute.
     """
+    wanted = "a result, a measurement or an answer"
+    check_reads("found", found, wanted, "report")
     where = local_path(path, "path")
     # Of a path in an encoding that the environment does not name, the bytes that it has.
     content = page.html(pages(found)).encode(errors="surrogateescape")

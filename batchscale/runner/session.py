@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from batchscale import checks, jitting, records
+from batchscale import checks, given, jitting, records
 from batchscale.engine import compilation_cache, devices, parallel
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import LayoutOf
@@ -146,9 +146,22 @@ def check(training: Training) -> None:
 
 def mesh_of(chosen: Sequence[Any] | None) -> Mesh:
     """A mesh over the chosen devices; over all, one for each core of a CPU, if None."""
+    check_devices(chosen)
     if chosen is None:
         devices.ask_for_cores()
         return parallel.mesh()
+    return parallel.mesh(list(chosen))
+
+
+def check_devices(chosen: Any) -> None:
+    """Refuses what are no devices, and one that is given twice; starts no backend.
+
+    >>> check_devices("cpu")
+    Traceback (most recent call last):
+    TypeError: devices: got 'cpu', wanted a list of JAX devices, such as jax.devices()[:1].
+    """
+    if chosen is None:
+        return
     several = isinstance(chosen, Collection) and not isinstance(chosen, str)
     if not several or not all(isinstance(device, jax.Device) for device in chosen):
         raise TypeError(
@@ -156,7 +169,6 @@ def mesh_of(chosen: Sequence[Any] | None) -> Mesh:
         )
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"devices: got {list(chosen)}, wanted at least one, and each once.")
-    return parallel.mesh(list(chosen))
 
 
 def check_progress(progress: Any) -> None:
@@ -171,6 +183,8 @@ def check_progress(progress: Any) -> None:
             f"progress: got {progress!r}, wanted True, False or a function that is told of "
             "evaluations."
         )
+    if callable(progress):
+        given.called("progress", progress, "progress(told), with a Progress", 1)
 
 
 def _opening(training: Training, definition: Definition, where: str) -> str:

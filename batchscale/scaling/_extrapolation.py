@@ -168,6 +168,12 @@ def power_law(
         raise ValueError(
             f"table: no column {', '.join(map(repr, missing))}; wanted {', '.join(wanted)}."
         )
+    for name in wanted:
+        if not pd.api.types.is_numeric_dtype(table[name].dtype):
+            raise ValueError(
+                f"table: the column {name!r} is {table[name].dtype}; wanted real numbers, such as "
+                "pandas.to_numeric makes of words."
+            )
     values = table[wanted].to_numpy(float)
     good = (np.isfinite(values) & (values > 0)).all(1) & (values[:, 2] < values[:, 3])
     good &= (values[:, 2] <= values[:, 1]) & (values[:, 1] <= values[:, 3])

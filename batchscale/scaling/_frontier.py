@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from batchscale import columns
+from batchscale import columns, numeric
+from batchscale.given import instance
 from batchscale.metrics import _tables
 from batchscale.scaling._regimes import Regimes, overhead, regimes
 from batchscale.scaling.curve import Interval
@@ -168,6 +169,9 @@ def recommend(
     64 is the knee: ... critical batch size is 10... (90% interval ...).
     Above ... (90% interval ...): no gain beyond 20% of the fewest steps.
     """
+    numeric.above("tolerance", tolerance, 0, "a share above 0, such as 0.2")
+    if fit is not None:
+        instance("fit", fit, Fit, "what scaling.fit returns")
     table = frontier(steps, seconds_per_step=seconds_per_step)
     fit = fit_steps(steps, form="averaged", paces=paces) if fit is None else fit
     found = regimes(steps, tolerance=tolerance, paces=paces, fit=fit)

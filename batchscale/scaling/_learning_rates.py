@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from batchscale import columns, numeric
+from batchscale import columns, given, numeric
 from batchscale.metrics import Goal, _tables
 from batchscale.metrics._crossings import check_trained, search_crossings
+from batchscale.metrics.goal import check_goal
 from batchscale.records import WHOLE_BUDGETS, Status
 from batchscale.scaling.curve import Interval
 from batchscale.scaling.knee import FEWEST as KNEE_FEWEST
@@ -28,6 +29,7 @@ _COLUMNS = columns.declare(
     *(*_FOUND, "leading", "interval", "searched_low", "searched_high"),
 )
 columns.declare("momenta", _MOMENTUM, *(f"{_MOMENTUM}_{name}" for name in _OF_MOMENTUM))
+_LOST = ["searched_low", "searched_high", "usable_low", "usable_high", "centre", "sharpness"]
 _RULES = ("linear", "square_root")
 columns.declare(
     "learning-rate rules", *(name + end for name in _RULES for end in ("", "_lost", "_why"))
@@ -103,6 +105,7 @@ def learning_rates(
     0           8   10.0     0.2  0.1   0.4  between trials
     1          16   10.0     0.3  0.3   0.3  between trials
     """
+    check_goal("goal", goal)
     criteria = _Criteria(within, tolerance, confidence)
     criteria.check()
     plain, steps = search_crossings(measurements, goal, trials, feasible_trials)
@@ -215,6 +218,9 @@ def rules(
     2     0.4          inf               1.0
     """
     confidence = numeric.confidence(confidence)
+    given.frame("table", table, "the table of learning_rates", ["batch_size", *_LOST])
+    if reference is not None:
+        reference = numeric.integer("reference", reference, 1)
     table = table.sort_values("batch_size", ignore_index=True)
     answered = _tables.select(table, table["centre"].notna())
     sizes = answered["batch_size"].tolist()
@@ -239,8 +245,7 @@ def rules(
 
 def _lost(table: pd.DataFrame, rates: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """The steps at these rates over the fewest, and why some are inf or NaN."""
-    names = ["searched_low", "searched_high", "usable_low", "usable_high", "centre", "sharpness"]
-    bottom, top, low, high, centre, sharpness = table[names].to_numpy(float).T
+    bottom, top, low, high, centre, sharpness = table[_LOST].to_numpy(float).T
     rate = rates.to_numpy(float)
     outside, unusable = (rate < bottom) | (rate > top), (rate < low) | (rate > high)
     lost = np.exp(
@@ -275,9 +280,9 @@ class _Criteria(NamedTuple):
     confidence: float
 
     def check(self) -> None:
-        if not 1 < self.within < math.inf:
-            raise ValueError(f"within: got {self.within!r}, wanted a factor above 1, such as 3.0.")
-        if not 0 < self.tolerance <= self.within - 1:
+        numeric.above("within", self.within, 1, "a factor above 1, such as 3.0")
+        share = numeric.plain(self.tolerance)
+        if share is None or not 0 < share <= self.within - 1:
             raise ValueError(
                 f"tolerance: got {self.tolerance!r}, wanted a share above 0 and at most within - 1 "
                 f"= {self.within - 1:g}, such as 0.2."

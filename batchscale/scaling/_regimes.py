@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from batchscale import columns
+from batchscale import columns, given, numeric
 from batchscale.scaling.curve import Interval, check_begun, points
 from batchscale.scaling.fitted import Fit
 from batchscale.scaling.pace import Pace, paced
@@ -110,8 +110,9 @@ def regimes(
     >>> found.perfect_until, found.plateau_from, found.useful_until
     (4.0, 16.0, 16.0)
     """
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance: got {tolerance!r}, wanted a share above 0, such as 0.2.")
+    numeric.above("tolerance", tolerance, 0, "a share above 0, such as 0.2")
+    if fit is not None:
+        given.instance("fit", fit, Fit, "what scaling.fit returns")
     table = overhead(steps)
     sizes, count = table["batch_size"].to_numpy(float), table["steps"].to_numpy(float)
     if not np.isfinite(count).any():
@@ -127,7 +128,7 @@ def regimes(
     tail = len(flat) - int(np.argmin(flat[::-1])) if not flat.all() else 0
     plateau = sizes[tail] if tail < len(sizes) - 1 else math.nan
     useful = sizes[int(np.argmax(count <= (1 + tolerance) * fewest))]
-    if paced(steps, paces or {}).plateau:
+    if paced(steps, {} if paces is None else paces).plateau:
         plateau = useful = math.nan
     if fit is not None and not fit.refused:
         found = fit.batch_size_at_excess(tolerance)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from batchscale import columns
+from batchscale import columns, numeric
 from batchscale.scaling._regimes import regimes
 from batchscale.scaling.curve import check_table, points
 from batchscale.scaling.fitting import fit
@@ -65,6 +65,7 @@ def transitions(
     1  error < 0.05            6...          1...           1.0
     """
     check_table("variants", variants, "the table of metrics.variants")
+    numeric.above("tolerance", tolerance, 0, "a share above 0, such as 0.2")
     if "variant" not in variants:
         raise ValueError(
             "variants: no column 'variant'; wanted the table of metrics.variants, got "

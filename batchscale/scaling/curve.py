@@ -149,6 +149,11 @@ def deviations(
     >>> deviations(sizes, np.full(3, 90.0), np.full(3, 110.0), 0.9).round(3)
     array([0.061, 0.061, 0.061])
     """
+    confidence = numeric.confidence(confidence)
+    for name, array in (("log_batch_size", log_batch_size), ("low", low), ("high", high)):
+        found = np.asarray(array)
+        if found.ndim != 1 or found.shape != np.shape(low) or found.dtype.kind not in "iuf":
+            raise ValueError(f"{name}: got {array!r}, wanted one number a batch size.")
     closed = (low > 0) & np.isfinite(high) & (high > low)
     found = np.full(len(low), np.nan)
     if closed.sum() < 3:

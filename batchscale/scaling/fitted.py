@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from batchscale import numeric
 from batchscale.scaling.curve import Form, Interval, log_steps
 from batchscale.scaling.posterior import Posterior
 
@@ -182,27 +183,27 @@ class Fit:
         >>> wide.high / wide.low > narrow.high / narrow.low
         True
         """
-        return self._moved_interval(overhead, 1.0)
+        return self._moved_interval("overhead", overhead, 1.0)
 
     def excess_interval(self, excess: float) -> Interval:
         """The interval of `batch_size_at_excess`, at `confidence`; NaN where it is not known."""
-        return self._moved_interval(excess, -1.0)
+        return self._moved_interval("excess", excess, -1.0)
 
     def _moved(self, name: str, share: float, sign: float) -> float:
-        if not 0 < share < math.inf:
-            raise ValueError(f"{name}: got {share!r}, wanted a share above 0, such as 0.2.")
+        numeric.above(name, share, 0, "a share above 0, such as 0.2")
         if self._posterior is not None and not self.refused:
             if sign > 0:
                 return self._posterior.batch_size_at_overhead(share, 0.5)
             return self._posterior.batch_size_at_excess(share, 0.5)
         return self.b_crit * ((1 + share) ** self.sharpness - 1) ** (sign / self.sharpness)
 
-    def _moved_interval(self, share: float, sign: float) -> Interval:
+    def _moved_interval(self, name: str, share: float, sign: float) -> Interval:
+        numeric.above(name, share, 0, "a share above 0, such as 0.2")
         tail = (1 - self.confidence) / 2
         if self.refused or self.form == "generalised":
             return Interval(math.nan, math.nan)
         if self._posterior is None:
-            ratio = self._moved("share", share, sign) / self.b_crit
+            ratio = self._moved(name, share, sign) / self.b_crit
             return Interval(*(end * ratio for end in self.b_crit_interval))
         of = self._posterior.batch_size_at_overhead
         of = of if sign > 0 else self._posterior.batch_size_at_excess

@@ -67,8 +67,9 @@ def fit(
     >>> round(found.b_crit), found.refused
     (181, '')
     """
-    if form not in _FEWEST:
+    if not isinstance(form, str) or form not in _FEWEST:
         raise ValueError(f"form: got {form!r}, wanted 'hyperbolic', 'generalised' or 'averaged'.")
+    numeric.at_least("luck", luck, 0, "a share, 0 or more")
     if luck and form != "averaged":
         raise ValueError(f"luck: got {luck!r} with form {form!r}, wanted the form 'averaged'.")
     confidence = numeric.confidence(confidence)
@@ -84,10 +85,10 @@ def fit(
             form, math.nan, math.nan, math.nan, nothing, nothing, confidence, math.nan, count,
             misses, why, (Refusal.TOO_FEW,),
         )  # fmt: skip
-        return few.refuse(Refusal.SCHEDULE, paced(table, paces or {}).refusal)
+        return few.refuse(Refusal.SCHEDULE, paced(table, {} if paces is None else paces).refusal)
     if form == "averaged":
         found = averaged(table, confidence=confidence, luck=luck)
-        return found.refuse(Refusal.SCHEDULE, paced(table, paces or {}).refusal)
+        return found.refuse(Refusal.SCHEDULE, paced(table, {} if paces is None else paces).refusal)
     likelihood = Likelihood(table, form)
     logs = np.log(table["batch_size"][reached].to_numpy())
     margin = _DECADES * math.log(10)
@@ -114,4 +115,4 @@ def fit(
         refused=refused,
         refusals=() if refusal is None else (refusal,),
         _log_b_crit=float(best[1]),
-    ).refuse(Refusal.SCHEDULE, paced(table, paces or {}).refusal)
+    ).refuse(Refusal.SCHEDULE, paced(table, {} if paces is None else paces).refusal)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from batchscale.given import by_batch_size
 from batchscale.metrics import _tables
 from batchscale.scaling.curve import points
 
@@ -33,7 +34,8 @@ class Pace:
 
     def __post_init__(self) -> None:
         steps = [self.rises_until, *(self.falls or ()), self.known_until or 0]
-        if not all(isinstance(step, int) and step >= 0 for step in steps):
+        wrong = not all(isinstance(step, int) and step >= 0 for step in steps)
+        if wrong or (self.falls is not None and list(self.falls) != sorted(self.falls)[:2]):
             raise ValueError(f"Pace: got {self}, wanted whole numbers of steps, 0 or more.")
 
     def rising(self, steps: float) -> bool:
@@ -99,12 +101,7 @@ def paced(steps: pd.DataFrame, paces: Mapping[int, Pace]) -> Paced:
     >>> paced(table, dict.fromkeys([1, 8, 64, 512], Pace(rises_until=40))).rising
     (64, 512)
     """
-    for size, pace in dict(paces).items():
-        if not isinstance(size, (int, np.integer)) or not isinstance(pace, Pace):
-            raise TypeError(
-                f"paces: got {size!r}: {pace!r}, wanted batch sizes, as integers, and a Pace of "
-                "each, as Result.paces has them."
-            )
+    by_batch_size("paces", paces, Pace, "a Pace")
     table = points(steps)
     table = _tables.select(table, np.isfinite(table["steps"]))
     crossings = dict(zip(table["batch_size"].astype(int), table["steps"], strict=True))

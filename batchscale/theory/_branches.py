@@ -13,7 +13,9 @@ from batchscale import checks, columns, numeric
 from batchscale.metrics import Goal
 from batchscale.runner.branching import Branching, Stage
 from batchscale.runner.trial_run import PlannedTrial
+from batchscale.theory._asked import check_study
 from batchscale.theory._local import Branches, Change
+from batchscale.workloads import tracing
 
 if TYPE_CHECKING:
     from batchscale.study import Study
@@ -100,7 +102,7 @@ def branches(
     >>> found.table["recovers"].tolist()
     [64.0]
     """
-    _check_study(study)
+    check_study(study)
     steps = numeric.increasing("steps", _listed("steps", steps))
     sizes = numeric.increasing("batch_sizes", _listed("batch_sizes", batch_sizes))
     if len(sizes) < 2 or sizes[0] < 1:
@@ -189,7 +191,7 @@ def train_in_stages(
     >>> train_in_stages(study, [(0, 4), (400, 16)], **options)["steps"].unique().tolist()
     [100, 325]
     """
-    _check_study(study)
+    check_study(study)
     changes = [_change(change) for change in _listed("batch_sizes", batch_sizes)]
     numeric.increasing("batch_sizes: examples", [change.examples for change in changes])
     if not changes or changes[0].examples != 0:
@@ -240,6 +242,13 @@ def _scale(study: Study, rule: Rule | None) -> Callable[[float], float]:
             )
         rule = usual
     if callable(rule):
+        with tracing.told(
+            "rule",
+            lookup="",
+            remedy="It is called as rule(k), k being how many times as large a "
+            "batch is, and returns the factor of the learning rate.",
+        ):
+            numeric.above("rule", rule(1.0), 0, "a factor above 0")
         return lambda k: float(numeric.above("rule", rule(k), 0, "a factor above 0"))
     if not isinstance(rule, str) or rule not in _RULES:
         raise ValueError(
@@ -251,7 +260,7 @@ def _scale(study: Study, rule: Rule | None) -> Callable[[float], float]:
 
 def _goal(study: Study, metric: str | None) -> Goal:
     """What is measured, as a goal whose value nobody asks for."""
-    metric = metric or f"{study.goal.split}/loss"
+    metric = f"{study.goal.split}/loss" if metric is None else metric
     if metric == study.goal.metric and study.goal.mode == "max":
         raise ValueError(
             f"metric: of {metric!r} more is better, and branches are compared by one of which less "
@@ -260,11 +269,6 @@ def _goal(study: Study, metric: str | None) -> Goal:
     goal = Goal(metric, 0.0)
     checks.metric(goal, study.workload, study.space.names)
     return goal
-
-
-def _check_study(study: Any) -> None:
-    if not hasattr(study, "planned_trial"):
-        raise TypeError(f"study: got a {type(study).__name__}, wanted a Study.")
 
 
 def _listed(name: str, values: Any) -> list[Any]:

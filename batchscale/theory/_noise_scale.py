@@ -25,8 +25,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
 
-from batchscale import columns, numeric
+from batchscale import arrays, columns, given, numeric
 from batchscale.scaling import Interval
+from batchscale.theory._asked import check_options, check_study
 from batchscale.theory._training_loss import Sums, TrainingLoss, microbatches
 from batchscale.theory.ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
 from batchscale.workloads import Workload
@@ -114,6 +115,8 @@ def noise_scale(
     >>> round(noise_scale(workload, {"slope": np.float32(0)}).b_simple, 2)
     1.15
     """
+    if not isinstance(with_hessian, bool | np.bool_):
+        raise TypeError(f"with_hessian: got {with_hessian!r}, wanted True or False.")
     loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
     loss.check_no_state()
     chosen = loss.sample(examples, fewest=3)
@@ -289,6 +292,17 @@ def noise_scales(
     >>> bool(table["b_simple"].is_monotonic_increasing)
     True
     """
+    check_study(study)
+    check_options(noise_scale, options, ("workload", "params", "model_state", "hyperparameters"))
+    if (split := options.get("split", "train")) not in [*study.workload.splits()]:
+        raise ValueError(
+            f"split: the workload has no {split!r}; wanted one of "
+            f"{', '.join(study.workload.splits())}."
+        )
+    if (examples := options.get("examples")) is not None:
+        size = arrays.examples(study.workload.splits()[split])
+        numeric.integer("examples", examples, 3, size)
+    steps = numeric.increasing("steps", given.several("steps", steps, "steps, in a list"))
     run = study.run_trial(batch_size=batch_size, trial=trial, steps=steps, folder=folder)
     rows = []
     for point in run.checkpoints:

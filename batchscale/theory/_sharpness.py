@@ -22,6 +22,7 @@ from batchscale import checks, columns, numeric
 from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
+from batchscale.theory._asked import check_options, check_result, check_study
 from batchscale.theory._training_loss import TrainingLoss, microbatches
 from batchscale.workloads import Workload
 
@@ -100,6 +101,7 @@ def sharpness(
     >>> bool(np.isclose(found.eigenvalues[0], np.linalg.eigvalsh(points.T @ points / 64)[-1]))
     True
     """
+    tolerance = numeric.above("tolerance", tolerance, 0, "a share above 0, such as 0.001")
     loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
     numeric.integer("top", top, 1, loss.parameters)
     numeric.integer("iterations", iterations, top)
@@ -184,6 +186,11 @@ def generalisation(
     >>> bool(0 < table["train_loss"].item() < 0.5 < table["sharpness"].item())
     True
     """
+    check_study(study)
+    check_result(result)
+    check_options(sharpness, options, ("workload", "params", "model_state", "hyperparameters"))
+    if max_steps is not None:
+        max_steps = numeric.integer("max_steps", max_steps, 1)
     if study.workload.evaluated_parameters is not None:
         raise ValueError(
             "study: its workload evaluates other parameters than it trains (averages of them), "

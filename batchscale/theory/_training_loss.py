@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -12,9 +13,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Integer, PyTree
 
-from batchscale import arrays, datasets, keys, numeric
+from batchscale import arrays, datasets, given, keys, numeric
 from batchscale.engine import devices
 from batchscale.engine.layout import evaluation_batch
+from batchscale.theory._asked import check_workload
 from batchscale.workloads import Workload
 
 _FLOATS = 2**22  # a choice: of the gradients of single examples at once, as a CPU's cache holds
@@ -65,9 +67,17 @@ class TrainingLoss:
         split: str,
         seed: int,
     ) -> None:
+        check_workload(workload)
+        values = {} if hyperparameters is None else hyperparameters
+        given.instance("hyperparameters", values, Mapping, "numbers by name")
+        for name, value in values.items():
+            number = numeric.plain(value)
+            if not isinstance(name, str) or number is None or not math.isfinite(number):
+                raise ValueError(f"hyperparameters: got {name!r}: {value!r}, wanted numbers.")
+        numeric.integer("seed", seed, 0, keys.LARGEST)
         devices.ask_for_cores()
         splits = workload.splits()
-        if split not in splits:
+        if not isinstance(split, str) or split not in splits:
             raise ValueError(
                 f"split: workload {workload.name!r} has no {split!r}; wanted one of "
                 f"{', '.join(splits)}."
@@ -76,13 +86,12 @@ class TrainingLoss:
         self._data = splits[split]
         self.size = arrays.examples(self._data)
         self._check(params)
-        values = {} if hyperparameters is None else hyperparameters
         self._point = _Point(
             jax.tree.map(jnp.asarray, params),
             {} if model_state is None else jax.tree.map(jnp.asarray, model_state),
             {name: jnp.asarray(value, float) for name, value in values.items()},
         )
-        self._seed = numeric.integer("seed", seed, 0, keys.LARGEST)
+        self._seed = int(seed)
         self.parameters = sum(x.size for x in jax.tree.leaves(self._point.params))
         self.dtype = jnp.result_type(*jax.tree.leaves(self._point.params))
 

@@ -94,7 +94,11 @@ class NoisyQuadratic:
 
         With exponent 1 and 10,000 dimensions the model of the paper's figures.
         """
-        spectrum = np.arange(1, dimension + 1, dtype=np.float64) ** -exponent
+        dimension = numeric.integer("dimension", dimension, 1)
+        power = numeric.plain(exponent)
+        if power is None or not math.isfinite(power):
+            raise ValueError(f"exponent: got {exponent!r}, wanted a finite number.")
+        spectrum = np.arange(1, dimension + 1, dtype=np.float64) ** -power
         return cls(spectrum, spectrum, np.ones(dimension))
 
     def risk(
@@ -121,9 +125,10 @@ class NoisyQuadratic:
         Raises:
           ValueError: an argument is not as above.
         """
-        wanted = np.asarray(steps, np.int64)
-        if (wanted < 0).any():
+        wanted = np.asarray(steps)
+        if wanted.dtype.kind not in "iuf" or not ((wanted >= 0) & (wanted % 1 == 0)).all():
             raise ValueError("steps: wanted integers of at least 0.")
+        wanted = wanted.astype(np.int64)
         pieces = _pieces(learning_rate)
         _check(batch_size, momentum, averaging, preconditioning)
         order = np.unique(wanted)
@@ -181,6 +186,7 @@ class NoisyQuadratic:
         27.0
         """
         _check_target(target)
+        max_steps = numeric.integer("max_steps", max_steps, 1, 2**62)
         grid = evaluation_grid(max_steps, _SPACING)
 
         def below(steps: list[int]) -> np.ndarray:
@@ -221,6 +227,8 @@ class NoisyQuadratic:
         >>> best.steps <= model.steps_to_target(0.2, learning_rate=0.2, batch_size=16)
         True
         """
+        batch_size = numeric.integer("batch_size", batch_size, 1)
+        max_steps = numeric.integer("max_steps", max_steps, 1, 2**62)
         _check_target(target)
         if self._risk_of(self.start) < target:
             raise ValueError(
@@ -280,7 +288,7 @@ class NoisyQuadratic:
         steps = numeric.increasing("steps", steps)
         _pieces(learning_rate)
         _check(batch_size, momentum, 0.0, 0.0)
-        random = np.random.default_rng(seed)
+        random = np.random.default_rng(numeric.integer("seed", seed, 0))
         shape = (numeric.integer("runs", runs, 1), len(self.start))
         theta = random.normal(size=shape) * np.sqrt(self.start)
         velocity = np.zeros(shape)
@@ -350,14 +358,15 @@ class NoisyQuadratic:
 
 
 def _check_target(target: float) -> None:
-    if math.isnan(target):
+    number = numeric.plain(target)
+    if number is None or math.isnan(number):
         raise ValueError(f"target: got {target!r}, wanted a number.")
 
 
 def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:
     pieces = (
         [(0, float(learning_rate))]
-        if isinstance(learning_rate, int | float)
+        if numeric.plain(learning_rate) is not None
         else [(int(step), float(alpha)) for step, alpha in learning_rate]
     )
     starts = [step for step, _ in pieces]
@@ -379,5 +388,6 @@ def _check(batch_size: float, momentum: float, averaging: float, preconditioning
         "preconditioning": (preconditioning, "a number in [0, 1]", lambda x: 0 <= x <= 1),
     }
     for name, (value, words, is_right) in wanted.items():
-        if not is_right(value):
+        number = numeric.plain(value)
+        if number is None or not is_right(number):
             raise ValueError(f"{name}: got {value!r}, wanted {words}.")

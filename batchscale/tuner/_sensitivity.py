@@ -14,6 +14,7 @@ import scipy
 from batchscale import columns, numeric
 from batchscale.metrics import Goal, _tables
 from batchscale.metrics._crossings import check_trained, search_crossings
+from batchscale.metrics.goal import check_goal
 from batchscale.records import (
     MEASUREMENT_INDEX,
     TRIAL_INDEX,
@@ -23,7 +24,7 @@ from batchscale.records import (
     check_index,
 )
 from batchscale.tuner.distributions import Choice, Distribution
-from batchscale.tuner.search_space import SearchSpace
+from batchscale.tuner.search_space import SearchSpace, check_space
 
 _SHARES = ("reached", "near", "infeasible")
 columns.declare(
@@ -99,9 +100,11 @@ def sensitivity(
     0           8       2      1.0   1.0                0.333
     1          16       1      1.0   1.0                0.000
     """
+    check_goal("goal", goal)
+    check_space(space)
+    _tables.plain_trials(trials)
     budget = _budget(max_steps, max_epochs, train_examples)
-    if not 1 <= within < math.inf:
-        raise ValueError(f"within: got {within!r}, wanted a factor of at least 1, such as 2.0.")
+    numeric.at_least("within", within, 1, "a factor of at least 1, such as 2.0")
     confidence = numeric.confidence(confidence)
     missing = [name for name in space.searched if name not in trials]
     if missing:

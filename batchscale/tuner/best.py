@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from batchscale import columns
+from batchscale import columns, given, numeric
+from batchscale.records import TRIAL_INDEX, check_index
 from batchscale.tuner.distributions import Choice, Distribution
-from batchscale.tuner.search_space import Dimension, SearchSpace
+from batchscale.tuner.search_space import Dimension, SearchSpace, check_space
 
 columns.declare("axes", "effective_learning_rate", "one_minus_momentum")
 columns.declare("optima", "batch_size", "steps", "trial", "*_edge")
+_STEPS = ["batch_size", "steps", "trial"]
 columns.declare("pandas", "_merge", "_left_indicator", "_right_indicator")
 
 
@@ -33,6 +35,7 @@ def effective_learning_rate(table: pd.DataFrame) -> pd.Series:
     >>> effective_learning_rate(table).tolist()
     [0.1, 0.4]
     """
+    given.frame("table", table, "a column a hyperparameter")
     if "learning_rate" not in table:
         raise KeyError(
             "effective_learning_rate: no column 'learning_rate'; "
@@ -62,6 +65,7 @@ def derived(table: pd.DataFrame) -> pd.DataFrame:
        effective_learning_rate  one_minus_momentum
     0                      0.4                0.25
     """
+    given.frame("table", table, "a column a hyperparameter")
     axes = {}
     if "learning_rate" in table:
         axes["effective_learning_rate"] = effective_learning_rate(table)
@@ -109,9 +113,13 @@ def optima(
        batch_size  trial learning_rate_edge
     0          64      1               high
     """
-    if not 0 <= edge < 0.5:
+    given.frame("steps", steps, "the table of metrics.steps_to_target", _STEPS)
+    check_index(trials, TRIAL_INDEX, "trials")
+    check_space(space)
+    share = numeric.plain(edge)
+    if share is None or not 0 <= share < 0.5:
         raise ValueError(
-            f"optima: edge is {edge}, but must be a fraction of the range in [0, 0.5)."
+            f"optima: edge is {edge!r}, but must be a fraction of the range in [0, 0.5)."
         )
     names = list(space.names)
     missing = [name for name in names if name not in trials]

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from batchscale import given
 from batchscale.tuner.distributions import Choice, Distribution
 from batchscale.tuner.refining import CROWDED, crowding, looked_at
 from batchscale.tuner.search_space import SearchSpace
 
+_COLUMNS = ["batch_size", "trial", "status", "first_crossing"]
 _LEADING, _FEWEST = 5, 3  # trials that are looked at together, at the most and at the least
 
 
@@ -53,6 +55,8 @@ def crowded_edges(trials: pd.DataFrame, spaces: Mapping[int, SearchSpace]) -> Cr
     >>> print(crowded_edges(trials, {8: SearchSpace(learning_rate=LogUniform(0.01, 1))}))
     the leading trials crowd the high edge of learning_rate at batch size 8
     """
+    given.frame("trials", trials, "Result.trials.reset_index()", _COLUMNS)
+    given.by_batch_size("spaces", spaces, SearchSpace, "a SearchSpace")
     cases, unseen = [], []
     for batch_size, space in spaces.items():
         here = looked_at(space, trials.loc[trials["batch_size"] == batch_size])

@@ -92,10 +92,12 @@ class Uniform(_Interval):
 
     def value(self, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The values at positions in [0, 1)."""
+        unit = _real("unit", unit)
         return np.clip(self.low + unit * (self.high - self.low), self.low, self.high)
 
     def unit(self, value: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The positions in [0, 1] of values."""
+        value = _real("value", value)
         return (np.clip(value, self.low, self.high) - self.low) / (self.high - self.low)
 
 
@@ -124,10 +126,12 @@ class LogUniform(_Interval):
 
     def value(self, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The values at positions in [0, 1)."""
+        unit = _real("unit", unit)
         return np.clip(_geometric(self.low, self.high, unit), self.low, self.high)
 
     def unit(self, value: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The positions in [0, 1] of values."""
+        value = _real("value", value)
         return _log_position(self.low, self.high, np.clip(value, self.low, self.high))
 
 
@@ -160,10 +164,12 @@ class ReverseLogUniform(_Interval):
 
     def value(self, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The values at positions in [0, 1)."""
+        unit = _real("unit", unit)
         return np.clip(1 - _geometric(1 - self.low, 1 - self.high, unit), self.low, self.high)
 
     def unit(self, value: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The positions in [0, 1] of values."""
+        value = _real("value", value)
         inside = np.clip(value, self.low, self.high)
         return _log_position(1 - self.low, 1 - self.high, 1 - inside)
 
@@ -196,12 +202,14 @@ class Integer(Distribution):
 
     def value(self, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The values at positions in [0, 1); whole numbers held as floats."""
+        unit = _real("unit", unit)
         return np.clip(
             self.low + np.floor(unit * (self.high - self.low + 1)), float(self.low), self.high
         )
 
     def unit(self, value: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The positions in [0, 1] of values; exactly 0 and 1 for the bounds."""
+        value = _real("value", value)
         return (np.clip(value, self.low, self.high) - self.low) / (self.high - self.low)
 
 
@@ -233,6 +241,7 @@ class LogHalfLife(_Interval):
 
     def value(self, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The values at positions in [0, 1)."""
+        unit = _real("unit", unit)
         start, end = (-float(_DIGITS.ln(Decimal(bound))) for bound in (self.low, self.high))
         rates = _geometric(start, end, unit)
         kept = np.vectorize(lambda rate: float(_DIGITS.exp(Decimal(-rate))), otypes=[np.float64])
@@ -240,6 +249,7 @@ class LogHalfLife(_Interval):
 
     def unit(self, value: Real[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The positions in [0, 1] of values."""
+        value = _real("value", value)
         rates = -np.log(np.clip(value, self.low, self.high))
         return _log_position(-math.log(self.low), -math.log(self.high), rates)
 
@@ -279,6 +289,7 @@ class Choice(Distribution):
 
     def value(self, unit: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
         """The values at positions in [0, 1)."""
+        unit = _real("unit", unit)
         last = len(self.values) - 1
         return np.asarray(self.values)[np.clip(unit * (last + 1), 0, last).astype(np.int64)]
 
@@ -323,6 +334,14 @@ def _check_order(kind: str, low: float, high: float) -> None:
         raise ValueError(
             f"{kind}: low and high are both {low}. Give the plain number {low} for a fixed value."
         )
+
+
+def _real(name: str, values: Any) -> np.ndarray:
+    """Refuses what are no real numbers, in an array."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: got {values!r}, wanted real numbers in an array.")
+    return array
 
 
 _DIGITS = decimal.Context(prec=30)

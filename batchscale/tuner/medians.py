@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from batchscale import columns
-from batchscale.records import Origin, Status, StopReason
+from batchscale import columns, given, numeric
+from batchscale.records import TRIAL_INDEX, Origin, Status, StopReason, check_index
 
 _COLUMNS = columns.declare("settings compared", "trial", "seeds", "median", "missed", "upper")
 
@@ -44,8 +44,10 @@ def leading(trials: pd.DataFrame, count: int) -> pd.DataFrame:
     >>> leading(trials, 2)["learning_rate"].tolist()
     [0.2, 0.1]
     """
-    if count < 1:
-        raise ValueError(f"settings: got {count}, wanted at least 1.")
+    check_index(trials, TRIAL_INDEX, "trials")
+    kinds = ["origin", "status", "stop_reason", "first_crossing"]
+    given.frame("trials", trials, "the table Result.trials", kinds)
+    count = numeric.integer("settings", count, 1)
     plain = trials.loc[
         (trials.index.get_level_values("replicate") == 0)
         & (trials["origin"] != Origin.CONFIRM).to_numpy()

@@ -8,7 +8,7 @@ import scipy
 
 from batchscale.numeric import plain
 from batchscale.tuner.distributions import Distribution
-from batchscale.tuner.search_space import SearchSpace
+from batchscale.tuner.search_space import SearchSpace, check_space
 
 
 def plan(space: SearchSpace, *, batch_size: int, trials: int, seed: int) -> pd.DataFrame:
@@ -42,6 +42,7 @@ def plan(space: SearchSpace, *, batch_size: int, trials: int, seed: int) -> pd.D
     1             0.2198       0.9
     2             1.6508       0.9
     """
+    check_space(space)
     batch_size = _whole("batch_size", batch_size, least=1)
     trials, seed = _whole("trials", trials, least=1), _whole("seed", seed, least=0)
     resolved = space.at(batch_size)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from batchscale import given, numeric
 from batchscale.records import Status
 from batchscale.tuner.distributions import (
     Choice,
@@ -19,7 +20,7 @@ from batchscale.tuner.distributions import (
     ReverseLogUniform,
     Uniform,
 )
-from batchscale.tuner.search_space import Dimension, SearchSpace
+from batchscale.tuner.search_space import Dimension, SearchSpace, check_space
 
 # Choices.
 _MARGIN = 0.25  # of the box's width, on each side
@@ -53,6 +54,7 @@ def refine(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
     >>> round(found.low, 3), round(found.high, 3)
     (0.056, 1.778)
     """
+    _check(space, trials, leading)
     return SearchSpace(
         **{
             name: _inside(dimension, name, trials, leading)
@@ -85,6 +87,7 @@ def expand(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> Sea
     >>> expand(space, trials, leading=2)["learning_rate"].high > 1
     True
     """
+    _check(space, trials, leading)
     box = dict(refine(space, trials, leading=leading).items())
     beyond = False
     edges = 2 * sum(isinstance(dimension, Distribution) for dimension in dict(space).values())
@@ -156,6 +159,12 @@ def crowding(
     >>> round(found["high"], 4), found["low"]
     (0.0081, 1.0)
     """
+    given.instance("dimension", dimension, Distribution, "a range, such as LogUniform(0.001, 10)")
+    for name, array in (("values", values), ("leads", leads)):
+        if np.ndim(array) != 1 or len(array) != len(values):
+            raise ValueError(
+                f"crowding: {name} has the shape {np.shape(array)}, wanted one a trial, as values."
+            )
     place = dimension.unit(values)
     if np.isnan(place).any() or not leads.any():
         raise ValueError("crowding: wanted values without NaN, of which at least one leads.")
@@ -178,6 +187,7 @@ def spread(space: SearchSpace, trials: pd.DataFrame, *, leading: int = 5) -> flo
     >>> round(spread(space, trials), 3)
     0.25
     """
+    _check(space, trials, leading)
     widths = [
         _box(dimension, name, trials, leading)[2]
         for name, dimension in space.items()
@@ -202,6 +212,13 @@ def united(space: SearchSpace, other: SearchSpace) -> SearchSpace:
                 low, high = min(dimension.low, beside.low), max(dimension.high, beside.high)
                 dimensions[name] = kind(low, high)
     return SearchSpace(**dimensions)
+
+
+def _check(space: SearchSpace, trials: pd.DataFrame, leading: int) -> None:
+    """Refuses what is no space, no table of its trials, or no number of them."""
+    check_space(space)
+    given.frame("trials", trials, "a table of trials", ["first_crossing", *space.searched])
+    numeric.integer("leading", leading, 1)
 
 
 def _lead(trials: pd.DataFrame, leading: int) -> pd.DataFrame:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from batchscale import columns
+from batchscale import columns, given, numeric
 from batchscale.tuner.distributions import Distribution, number
 from batchscale.tuner.units import ShareOfBudget
 
@@ -52,7 +53,7 @@ class SearchSpace(Mapping[str, Dimension]):
             )
         columns.check_hyperparameters(dimensions)
         self._dimensions = {
-            name: dimension if callable(dimension) else _checked(name, dimension)
+            name: dimension if _of_batch_size(dimension) else _checked(name, dimension)
             for name, dimension in dimensions.items()
         }
 
@@ -84,15 +85,24 @@ class SearchSpace(Mapping[str, Dimension]):
 
         Raises:
           TypeError: a function returned none of what a dimension may be, or there is no budget.
+          ValueError: the batch size or the budget is no whole number, 1 or more.
 
         >>> SearchSpace(learning_rate=lambda batch_size: batch_size / 256).at(64)
         SearchSpace(learning_rate=0.25)
         """
+        size = numeric.plain(batch_size)
+        if size is None or not 1 <= size < math.inf or size % 1:
+            raise ValueError(
+                f"SearchSpace.at: got batch size {batch_size!r}, wanted a whole number, 1 or more."
+            )
+        if budget is not None:
+            budget = numeric.integer("SearchSpace.at: budget", budget, 1)
         dimensions: dict[str, Dimension] = {}
         for name, dimension in self._dimensions.items():
             found = dimension
             if callable(found):
-                found = _checked(f"{name} at batch size {batch_size}", found(batch_size))
+                what = f"{name} at batch size {batch_size}"
+                found = _checked(what, _called(what, found, batch_size))
             if isinstance(found, ShareOfBudget):
                 if budget is None:
                     raise TypeError(
@@ -182,6 +192,24 @@ class SearchSpace(Mapping[str, Dimension]):
         return f"SearchSpace({', '.join(dimensions)})"
 
 
+def _called(what: str, function: Callable[[int], Any], batch_size: int) -> Any:
+    """What a function of the user's returns; what it raises is told with what it was given."""
+    try:
+        return function(batch_size)
+    except Exception as error:
+        raise ValueError(
+            f"SearchSpace: {what}: its function raises {type(error).__name__}: {error}. It is "
+            "called with the batch size alone, and returns a number or a distribution."
+        ) from error
+
+
+def _of_batch_size(dimension: object) -> bool:
+    """Whether it is a function of batch size; a class of distributions is none."""
+    return callable(dimension) and not (
+        isinstance(dimension, type) and issubclass(dimension, Distribution | ShareOfBudget)
+    )
+
+
 def _checked(what: str, dimension: object) -> Resolved | ShareOfBudget:
     if isinstance(dimension, Distribution | ShareOfBudget):
         return dimension
@@ -192,3 +220,15 @@ def _checked(what: str, dimension: object) -> Resolved | ShareOfBudget:
             f"SearchSpace: {what} is {dimension!r}, but must be a number, a distribution (such as "
             "LogUniform(0.001, 10)) or a function of batch size that returns either."
         ) from None
+
+
+def check_space(space: object) -> None:
+    """Refuses an argument `space` that is none.
+
+    >>> check_space({"learning_rate": 0.1})
+    Traceback (most recent call last):
+    TypeError: space: got {'learning_rate': 0.1}, wanted a SearchSpace, such as
+    SearchSpace(learning_rate=LogUniform(0.001, 10)).
+    """
+    wanted = "a SearchSpace, such as SearchSpace(learning_rate=LogUniform(0.001, 10))"
+    given.instance("space", space, SearchSpace, wanted)

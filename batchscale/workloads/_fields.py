@@ -37,6 +37,17 @@ def functions(name: str, value: Any, call: str) -> dict[str, Callable[..., Any]]
     return dict(value)
 
 
+def word(name: str, value: Any) -> None:
+    """Refuses an argument `name` that is no word.
+
+    >>> word("labels", None)
+    Traceback (most recent call last):
+    TypeError: labels: got a NoneType, wanted a word, the name of a field.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: got {_kind(value)}, wanted a word, the name of a field.")
+
+
 def names(name: str, value: Any) -> tuple[str, ...]:
     """The argument `name`, a collection of names, as a tuple.
 

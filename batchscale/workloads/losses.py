@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from batchscale import arrays
 from batchscale.optimizers import Hyperparameters
-from batchscale.workloads import _regularised
+from batchscale.workloads import _regularised, tracing
 from batchscale.workloads._sums import is_sum_and_count, total, wide
 
 Pair = tuple[Array, Array]
@@ -231,7 +231,13 @@ class Own(Loss):
 
     def check(self, outputs: PyTree, labels: PyTree, field: str) -> int | None:
         """Refuses what does not go together, by calling the function on shapes."""
-        jax.eval_shape(lambda *given: self.measured(*given), outputs, labels)
+        with tracing.told(
+            "loss",
+            lookup="",
+            remedy="It is called as loss(outputs, labels), and returns one value an example, "
+            "several, or (sum, count).",
+        ):
+            jax.eval_shape(lambda *given: self.measured(*given), outputs, labels)
 
 
 NAMES = ("cross_entropy", "next_token", "sigmoid_cross_entropy", "squared_error")

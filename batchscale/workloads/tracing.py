@@ -19,6 +19,8 @@ from jax.errors import (
 from jax.interpreters import partial_eval
 from jaxtyping import PyTree
 
+from batchscale import keys
+
 _TRACED = (ConcretizationTypeError, TracerArrayConversionError, TracerIntegerConversionError)
 
 
@@ -63,6 +65,24 @@ def told(what: str, *, lookup: str, remedy: str) -> Iterator[None]:
 def shapes(function: Callable[..., PyTree], *arguments: PyTree) -> Any:
     """The shapes of what a function returns; a function of its own, so that nothing is cached."""
     return jax.eval_shape(lambda *given: function(*given), *arguments)
+
+
+def outputs(forward: Callable[[Any], PyTree]) -> Any:
+    """The shapes of a model's outputs for a batch of one.
+
+    Args:
+      forward: of a key, which it makes parameters of.
+
+    Raises:
+      ValueError: the model does not take the inputs; what it raised is told.
+    """
+    with told(
+        "model",
+        lookup="",
+        remedy="It was traced on inputs of one example, as the data have them; what it makes of "
+        "them is its own.",
+    ):
+        return jax.eval_shape(forward, keys.shape())
 
 
 class Traced:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from batchscale import arrays, columns, datasets, keys, numeric
+from batchscale import arrays, columns, datasets, given, keys, numeric
 from batchscale.datasets.narrow import check_unmasked
-from batchscale.workloads import _fields, losses, networks, operations, supervised
+from batchscale.workloads import _fields, losses, networks, operations, supervised, tracing
 from batchscale.workloads._sums import finalized, loss_sums, sums
 
 Splits = Mapping[str, Mapping[str, np.ndarray]]
@@ -136,6 +136,13 @@ class Workload:
         if self.hyperparameters is not None:
             names = _fields.names("hyperparameters", self.hyperparameters)
             object.__setattr__(self, "hyperparameters", names)
+        columns.check_label("workload", self.name)
+        _fields.word("labels", self.labels)
+        if self.ignored_label is not None:
+            ignored = numeric.integer("ignored_label", self.ignored_label, -(2**63), 2**63 - 1)
+            object.__setattr__(self, "ignored_label", ignored)
+        if self.titled is not None:
+            given.called("titled", self.titled, _OTHER_CALLS["titled"], 2)
         for name in ("train_examples", "classes", "ghost_batch_size"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, numeric.integer(name, getattr(self, name), 1))
@@ -452,7 +459,16 @@ class Workload:
         >>> workloads.get("digits/fc_64").title()
         'digits/fc_64'
         """
-        return self.name if self.titled is None else self.titled(self.name, self.splits())
+        if self.titled is None:
+            return self.name
+        with tracing.told(
+            f"workload {self.name!r}: titled",
+            lookup="",
+            remedy="It is called as titled(name, splits), and returns a name.",
+        ):
+            title = self.titled(self.name, self.splits())
+        columns.check_label(f"workload {self.name!r}: titled", title)
+        return title
 
     def flops(self, batch: PyTree | None = None, names: Sequence[str] = ()) -> float:
         """Floating-point operations of the gradient of one example, as XLA counts them.
@@ -575,13 +591,18 @@ def _check_splits(splits: Splits, workload: Workload) -> None:
             "Name the training split 'train'."
         )
     for split, fields in splits.items():
-        sizes = {name: len(values) for name, values in fields.items()}
+        sizes = {name: len(x) if hasattr(x, "__len__") else 0 for name, x in fields.items()}
         if len(set(sizes.values())) != 1 or 0 in sizes.values():
             raise ValueError(
                 f"data: the fields of split {split!r} of {workload.name!r} have the lengths "
                 f"{sizes}; wanted one length, above 0. Put the examples along axis 0."
             )
         for name, values in fields.items():
+            if not hasattr(values, "shape") or not hasattr(values, "dtype"):
+                raise TypeError(
+                    f"data: field {name!r} of split {split!r} of {workload.name!r} is "
+                    f"{given.described(values)}, wanted an array with the examples along axis 0."
+                )
             check_unmasked(f"data: split {split!r} of {workload.name!r}", name, values)
     if workload.classes is not None:
         datasets.check_labels(

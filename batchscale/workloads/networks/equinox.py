@@ -11,7 +11,7 @@ import jax
 from jaxtyping import PyTree
 
 from batchscale import keys
-from batchscale.workloads import modes
+from batchscale.workloads import modes, tracing
 from batchscale.workloads.networks.network import Network
 
 
@@ -90,7 +90,7 @@ def of(
         with modes.handed_on(title, kinds, but="equinox"):
             return apply(*init(key), example(), None, {})[0]
 
-    return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
+    return Network(title, init, apply, tracing.outputs(forward))
 
 
 def _modules(module: Any) -> Iterator[Any]:

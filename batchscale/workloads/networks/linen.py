@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 from jaxtyping import PyTree
 
-from batchscale import keys
 from batchscale.optimizers import Hyperparameters
-from batchscale.workloads import modes
+from batchscale.workloads import modes, tracing
 from batchscale.workloads.networks.network import Network
 
 
@@ -70,7 +68,7 @@ def of(
             module.apply(variables, x, **arguments(True, {}), rngs=rngs, mutable=everything)
         return module.apply(variables, x, **arguments(False, {}))
 
-    outputs = jax.eval_shape(forward, keys.shape())
+    outputs = tracing.outputs(forward)
     modes.refuse_constants(constants)
     return Network(
         type(module).__name__,

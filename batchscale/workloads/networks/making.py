@@ -10,7 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from batchscale import keys
-from batchscale.workloads import modes
+from batchscale.workloads import modes, tracing
 from batchscale.workloads.networks import linen, pairs
 from batchscale.workloads.networks.network import Network
 
@@ -59,7 +59,8 @@ def network(model: Any, example: Callable[[], PyTree], mode: Any) -> Network:
     def look(key: Any) -> None:
         made[:] = [model(key)]
 
-    jax.eval_shape(look, keys.shape())
+    with tracing.told("model", lookup="", remedy=f"It is called with a key; {_WANTED}."):
+        jax.eval_shape(look, keys.shape())
     framework = _framework(made[0][0] if isinstance(made[0], tuple) and made[0] else made[0])
     if framework == "flax":
         from batchscale.workloads.networks import nnx

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from batchscale import keys
-from batchscale.workloads import modes
+from batchscale.workloads import modes, tracing
 from batchscale.workloads.networks.network import Network
 
 _TOLD = ("deterministic", "use_running_average")  # by nnx.Module.train and nnx.Module.eval
@@ -83,7 +83,7 @@ def of(
         with modes.handed_on(title, kinds, but="flax"):
             return apply(*init(key), example(), None, {})[0]
 
-    return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
+    return Network(title, init, apply, tracing.outputs(forward))
 
 
 def _switches(

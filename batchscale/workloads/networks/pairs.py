@@ -7,11 +7,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
-from batchscale import keys
-from batchscale.workloads import modes
+from batchscale.workloads import modes, tracing
 from batchscale.workloads.networks.network import Network
 
 
@@ -132,4 +130,4 @@ def _network(
     def forward(key: Any) -> Any:
         return apply(*init(key), example(), None, {})[0]
 
-    return Network(title, init, apply, jax.eval_shape(forward, keys.shape()))
+    return Network(title, init, apply, tracing.outputs(forward))
