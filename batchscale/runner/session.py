@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from batchscale import checks, records
-from batchscale.engine import compilation_cache, devices, parallel
+from batchscale.engine import compilation_cache, devices, hosts, parallel
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import LayoutOf
+from batchscale.engine.led import LeadingEngine
 from batchscale.plan import Definition, Plan
 from batchscale.records import StudyFolder
 from batchscale.runner import costs, planning
@@ -92,7 +94,10 @@ def opened(
             opening.refinement(stored, plan)
             opening.confirmed(stored, plan)
             written = stack.enter_context(stored.beside(beside))
-        engine = stack.enter_context(Engine(training, mesh=mesh, examples=plan.measured))
+        made = Engine
+        if hosts.several():
+            made = functools.partial(LeadingEngine, marks=plan.fingerprint)
+        engine = stack.enter_context(made(training, mesh=mesh, examples=plan.measured))
         if plan.batch_dependent:
             warnings.warn(
                 f"workload {training.workload.name!r}: the loss of an example depends on the "
@@ -131,7 +136,9 @@ def mesh_of(chosen: Sequence[Any] | None) -> Mesh:
     """A mesh over the chosen devices; over all, one for each core of a CPU, if None."""
     if chosen is None:
         devices.ask_for_cores()
-        return parallel.mesh()
+        mesh = parallel.mesh()
+        hosts.check(mesh)
+        return mesh
     several = isinstance(chosen, Collection) and not isinstance(chosen, str)
     if not several or not all(isinstance(device, jax.Device) for device in chosen):
         raise TypeError(
@@ -139,7 +146,9 @@ def mesh_of(chosen: Sequence[Any] | None) -> Mesh:
         )
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"devices: got {list(chosen)}, wanted at least one, and each once.")
-    return parallel.mesh(list(chosen))
+    mesh = parallel.mesh(list(chosen))
+    hosts.check(mesh)
+    return mesh
 
 
 def check_progress(progress: Any) -> None:
