@@ -18,7 +18,7 @@ from batchscale import arguments, arrays, checks, keys, numeric, optimizers, rec
 from batchscale.arguments import PerBatchSize
 from batchscale.confirmation import Confirmation
 from batchscale.design.axes import Axes
-from batchscale.engine import compilation_cache, devices, layout, parallel
+from batchscale.engine import compilation_cache, devices, hosts, layout, parallel
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import TrialId
@@ -31,7 +31,7 @@ from batchscale.optimizers import Factory
 from batchscale.plan import Definition
 from batchscale.records import Status
 from batchscale.result import Result, load
-from batchscale.runner import costs, estimating, session, spread, sweep, trial_run
+from batchscale.runner import costs, estimating, leading, session, spread, sweep, trial_run
 from batchscale.runner.confirm import confirm
 from batchscale.runner.confirm import planned as confirm_plan
 from batchscale.runner.demands import Call
@@ -509,23 +509,26 @@ class Study:
         settings = numeric.integer("settings", settings, 1)
         selection_seeds = numeric.integer("selection_seeds", selection_seeds, 1)
         seeds, patience = numeric.integer("seeds", seeds, 1), arguments.patience(patience)
-        result = _finished(folder)
-        asked = {
-            "trials": pd.concat([result.trials, result.refined()]),
-            "best": _best(result),
-            "settings": settings,
-            "selection_seeds": selection_seeds,
-            "seeds": seeds,
-            "patience": patience,
-        }
-        away = self._away(executor, devices)
-        beside = records.CONFIRMED
-        with self._opened(folder, progress, devices, beside=beside, away=away) as opened:
-            if away is None:
-                confirm(opened, **asked)
-            else:
-                spread.run_confirmation(opened, away, *confirm_plan(opened, **asked))
-        return result.confirmation()
+        if (copy := leading.follow(self.training, devices, executor)) is not None:
+            return load(copy).confirmation()
+        with leading.lead(folder):
+            result = _finished(folder)
+            asked = {
+                "trials": pd.concat([result.trials, result.refined()]),
+                "best": _best(result),
+                "settings": settings,
+                "selection_seeds": selection_seeds,
+                "seeds": seeds,
+                "patience": patience,
+            }
+            away = self._away(executor, devices)
+            beside = records.CONFIRMED
+            with self._opened(folder, progress, devices, beside=beside, away=away) as opened:
+                if away is None:
+                    confirm(opened, **asked)
+                else:
+                    spread.run_confirmation(opened, away, *confirm_plan(opened, **asked))
+            return result.confirmation()
 
     def measure(
         self,
@@ -583,20 +586,25 @@ class Study:
                 f"batch_sizes: got {len(definition.batch_sizes)}, wanted at least 4 for a design "
                 "across them. Use study.run and study.confirm for fewer."
             )
+        if (copy := leading.follow(self.training, devices, executor)) is not None:
+            return load(copy).measurement()
         # Rounds are small: fewer lanes than a search has, so that they are full.
         few = dataclasses.replace(self, trials=min(self.trials, _MEASURED_TOGETHER))
         away = self._away(executor, devices)
-        with session.opened(
-            self.training(),
-            dataclasses.replace(definition, workload=self.workload.title()),
-            few._layout,
-            folder,
-            progress,
-            devices,
-            share=self.microbatch == "auto",
-            beside=records.MEASURED,
-            workers=None if away is None else away.words,
-        ) as opened:
+        with (
+            leading.lead(folder),
+            session.opened(
+                self.training(),
+                dataclasses.replace(definition, workload=self.workload.title()),
+                few._layout,
+                folder,
+                progress,
+                devices,
+                share=self.microbatch == "auto",
+                beside=records.MEASURED,
+                workers=None if away is None else away.words,
+            ) as opened,
+        ):
             elsewhere = None
             if away is not None:
                 look = functools.partial(spread.look, opened, away)
@@ -654,20 +662,23 @@ class Study:
             numeric.at_least("until", until, 0, "a share of a range, 0 or more, such as 0.1")
         )
         patience = arguments.patience(patience)
-        result = _finished(folder)
-        away, beside = self._away(executor, devices), records.REFINED
-        with self._opened(folder, progress, devices, beside=beside, away=away) as opened:
-            refine(
-                opened,
-                trials=result.trials,
-                best=_best(result),
-                rounds=rounds,
-                trials_a_round=trials,
-                until=until,
-                patience=patience,
-                elsewhere=away and functools.partial(spread.run_jobs, opened, away),
-            )
-        return load(folder)
+        if (copy := leading.follow(self.training, devices, executor)) is not None:
+            return load(copy)
+        with leading.lead(folder):
+            result = _finished(folder)
+            away, beside = self._away(executor, devices), records.REFINED
+            with self._opened(folder, progress, devices, beside=beside, away=away) as opened:
+                refine(
+                    opened,
+                    trials=result.trials,
+                    best=_best(result),
+                    rounds=rounds,
+                    trials_a_round=trials,
+                    until=until,
+                    patience=patience,
+                    elsewhere=away and functools.partial(spread.run_jobs, opened, away),
+                )
+            return load(folder)
 
     def run_trial(
         self,
@@ -758,22 +769,29 @@ class Study:
             )
         batch_size, trial = int(size), numeric.integer("trial", trial, 0, keys.LARGEST)
         name = TrialId(trial, numeric.integer("replicate", replicate, 0, keys.LARGEST))
-        values: Mapping[str, float] | None = None
-        if trial >= FIRST_REFINED:
-            values = refined_values(folder, batch_size, trial)
         mesh = session.mesh_of(devices)
         session.check(training)
-        if batch_size == self._train_examples():  # whether its order matters
-            typical = definition.spaces[definition.batch_sizes[0]].typical()
-            mixes = mixes_examples(self.workload, typical)
-            training = dataclasses.replace(training, mixes_examples=mixes)
-        packing, measured = self._layout(batch_size, mesh), self._measured()
-        if folder is not None:
-            stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)
-            packing, values = stored.layout, values or stored.hyperparameters
-            measured = stored.measured or measured
-        if values is None:
-            values = trial_run.drawn(definition, batch_size, trial)
+
+        def found() -> tuple[Layout, Mapping[str, float], Mapping[str, int], bool | None]:
+            """What process 0 finds, which may be the only one that sees the folder."""
+            values: Mapping[str, float] | None = None
+            if trial >= FIRST_REFINED:
+                values = refined_values(folder, batch_size, trial)
+            mixes = training.mixes_examples
+            if batch_size == self._train_examples():  # whether its order matters
+                typical = definition.spaces[definition.batch_sizes[0]].typical()
+                mixes = mixes_examples(self.workload, typical)
+            packing, measured = self._layout(batch_size, mesh), self._measured()
+            if folder is not None:
+                stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)
+                packing, values = stored.layout, values or stored.hyperparameters
+                measured = stored.measured or measured
+            if values is None:
+                values = trial_run.drawn(definition, batch_size, trial)
+            return packing, values, measured, mixes
+
+        packing, values, measured, mixes = hosts.agreed(found)
+        training, packing = dataclasses.replace(training, mixes_examples=mixes), Layout(*packing)
         return PlannedTrial(
             training, definition, mesh, batch_size, name, packing, values, dict(measured)
         )
@@ -787,8 +805,13 @@ class Study:
         *,
         extend: bool,
     ) -> Result:
+        if (copy := leading.follow(self.training, devices, executor)) is not None:
+            return load(copy)
         away, probe = self._away(executor, devices), self.lanes == "probe"
-        with self._opened(folder, progress, devices, extend=extend, away=away) as opened:
+        with (
+            leading.lead(folder),
+            self._opened(folder, progress, devices, extend=extend, away=away) as opened,
+        ):
             if away is None:
                 sweep.run(opened, probe=probe)
             else:

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from batchscale import arrays, train
-from batchscale.engine import parallel
+from batchscale.engine import hosts, parallel
 from batchscale.engine.evaluated import Evaluated
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import Pack, TrialId
@@ -140,7 +140,7 @@ class Bounded:
         found = Rejected(set(), set())
         looked_at = 0
         for out in self._evaluated.dispatch(program, packs, trials, self._ranked, self._enough):
-            numbers = np.asarray(out.values)
+            numbers = hosts.fetch(out.values)
             for lane, trial in out.trials.items():
                 verdict = Verdict(*numbers[lane])
                 if not verdict.finite:
@@ -162,7 +162,7 @@ class Bounded:
         began = time.monotonic()
         lanes = range(len(pack.ids))
         mistakes = self._evaluated.run(program, pack, lanes, self._split, pack.busy)
-        self._mistakes = self._mistakes / 2 + np.asarray(mistakes).sum(0)
+        self._mistakes = self._mistakes / 2 + hosts.fetch(mistakes).sum(0)
         order = np.argsort(-self._mistakes, kind="stable").astype(np.int32)
         self._ranked = self._rank_by(self._split, parallel.replicate(order, self._mesh))
         self._in_vain = 0.0

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from batchscale import arrays
-from batchscale.engine import parallel
+from batchscale.engine import hosts, parallel
 from batchscale.engine.bounded import Bound
 from batchscale.engine.evaluated import Evaluated
 from batchscale.engine.layout import Layout
@@ -199,7 +199,7 @@ class Chunks:
         ahead = self._reader.submit(self._read, *spans[0])
         for place in range(len(spans)):
             began = time.monotonic()
-            chunk = ahead.result()
+            chunk = hosts.together(ahead.result)
             self.waited += time.monotonic() - began
             if place + 1 < len(spans):
                 ahead = self._reader.submit(self._read, *spans[place + 1])

@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from batchscale.engine import hosts
+
 _MOST = 8  # a choice: more virtual devices than this leave each of them too few trials
 
 
@@ -38,7 +40,9 @@ def describe() -> str:
     """
     kinds = Counter(device.device_kind for device in jax.devices())
     words = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
-    if jax.default_backend() == "cpu":
+    if hosts.several():
+        words += f" of {jax.process_count()} processes"
+    elif jax.default_backend() == "cpu":
         words += f" on {_cores()} cores"
     return f"{words}, jax {jax.__version__}"
 
@@ -56,7 +60,7 @@ def memory(device: Any) -> int | None:
         return None
     with contextlib.suppress(OSError, ValueError):  # a container may have less
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(limits) // len(jax.devices("cpu"))
+    return min(limits) // len(jax.local_devices(backend="cpu"))
 
 
 def _cores() -> int:

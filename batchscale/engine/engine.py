@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
 from batchscale import arrays, keys, train
-from batchscale.engine import devices, feed, parallel
+from batchscale.engine import devices, feed, hosts, parallel
 from batchscale.engine import packs as packing
 from batchscale.engine.evaluation import Evaluations
 from batchscale.engine.layout import Layout
@@ -85,10 +85,17 @@ class Engine:
       training: what is trained; its data goes to the devices here.
       mesh: the devices, from `parallel.mesh`.
       examples: how many are measured of each split that is, by name; by default as `Evaluate` says.
+      resident: the bytes of a streamed split up to which it is kept on the devices; by default a
+        share of their memory.
     """
 
     def __init__(
-        self, training: Training, *, mesh: Mesh, examples: Mapping[str, int] | None = None
+        self,
+        training: Training,
+        *,
+        mesh: Mesh,
+        examples: Mapping[str, int] | None = None,
+        resident: int | None = None,
     ) -> None:
         self.mesh = mesh
         self._training = training
@@ -106,7 +113,13 @@ class Engine:
         )
         self._state = Argument("trial", jax.eval_shape(keys.raw, self._typed))
         self._evaluations = Evaluations(
-            training.workload, training.goal, mesh, self._programs, self._typed, examples=examples
+            training.workload,
+            training.goal,
+            mesh,
+            self._programs,
+            self._typed,
+            examples=examples,
+            resident=resident,
         )
         self._seconds = self._lasted = 0.0
 
@@ -226,6 +239,15 @@ class Engine:
             packs.append(Pack(some, self._of(filled, states.ids, values), state, self._busy(some)))
         return packs
 
+    def unpack(self, packs: Sequence[Pack]) -> HostStates:
+        """The states of the trials of packs on the host, without the idle lanes."""
+        return packing.unpack(packs)
+
+    @property
+    def leaves(self) -> list[jax.ShapeDtypeStruct]:
+        """The shapes of what is kept of a trial on the host; see `HostStates`."""
+        return jax.tree.leaves(self._state.shapes)
+
     def advance(
         self, packs: Sequence[Pack], *, batch_size: int, layout: Layout, step: int, to: int
     ) -> None:
@@ -285,7 +307,7 @@ class Engine:
             packs, splits, layout=layout, trials=trials, bounded=bounded
         )
         for pack in packs:
-            lanes = [] if pack.sound is None else np.flatnonzero(~np.asarray(pack.sound))
+            lanes = [] if pack.sound is None else np.flatnonzero(~hosts.fetch(pack.sound))
             found.diverged.update(found.rows.keys() & {pack.ids[lane] for lane in lanes})
         return found
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from batchscale import arrays, datasets, keys
-from batchscale.engine import chunks, devices, parallel
+from batchscale.engine import chunks, devices, hosts, parallel
 from batchscale.engine.bounded import Bound, Bounded, is_bounded
 from batchscale.engine.chunks import Chunks
 from batchscale.engine.evaluated import Evaluated
@@ -38,6 +38,7 @@ class Evaluations:
       programs: where evaluations are compiled.
       state: shapes of a trial's state, its keys typed.
       examples: how many are measured of each split that is, by name.
+      resident: as `most_resident` says.
 
     Attributes:
       splits: what can be measured, by name; where not all examples are, a fixed subset.
@@ -52,12 +53,13 @@ class Evaluations:
         state: Any,
         *,
         examples: Mapping[str, int] | None = None,
+        resident: int | None = None,
     ) -> None:
         splits = workload.splits()
         if examples is None:
             examples = Evaluate().counts(splits, goal.split)
         self.splits = [name for name in splits if name in examples]
-        limit = _most_resident(mesh)
+        limit = hosts.agreed(lambda: most_resident(mesh)) if resident is None else resident
         evaluated = Evaluated(workload, mesh, programs, state)
         resident, streamed = {}, {}
         for name in self.splits:
@@ -203,7 +205,7 @@ def _sums_of_a_batch(workload: Workload) -> int:
     return arrays.nbytes(jax.eval_shape(sums, keys.shape(), one))
 
 
-def _most_resident(mesh: Mesh) -> int:
+def most_resident(mesh: Mesh) -> int:
     """The bytes of a streamed split up to which it is read once and kept on the devices."""
     if RESIDENT_BYTES is not None:
         return RESIDENT_BYTES

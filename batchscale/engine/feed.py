@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from batchscale import arrays, datasets, sampling
-from batchscale.engine import parallel
+from batchscale.engine import hosts, parallel
 from batchscale.engine.packs import Drawn, Pack
 from batchscale.engine.programs import Argument
 from batchscale.sampling import Position
@@ -211,10 +211,10 @@ class Streamed:
 
     def _read(self, drawn: Int[Array, "lane place"], since: int, batch_size: int) -> Drawn:
         """The window of what was drawn, on the devices."""
-        devices = self._mesh.size
-        places = drawn.shape[1]
-        lanes, steps = drawn.shape[0] // devices, places // batch_size
-        examples = np.asarray(drawn)[:, : steps * batch_size].reshape(devices, -1)
+        own, places = hosts.local(drawn), drawn.shape[1]
+        lanes, steps = drawn.shape[0] // self._mesh.size, places // batch_size
+        devices = len(own) // lanes
+        examples = own[:, : steps * batch_size].reshape(devices, -1)
         wanted, found = np.unique(examples, return_inverse=True)
         found = found.reshape(examples.shape)
         read = self._workload.read("train", wanted, stop=self._stop)
@@ -224,11 +224,11 @@ class Streamed:
         }
         within = np.zeros((devices * lanes, places), np.int32)
         for device in range(devices):
-            own, where = np.unique(found[device], return_inverse=True)
+            seen, where = np.unique(found[device], return_inverse=True)
             rows = where.reshape(lanes, steps * batch_size)
             within[device * lanes : (device + 1) * lanes, : steps * batch_size] = rows
             for field, x in read.items():
-                window[field][device, : len(own)] = x if len(own) == len(x) else x[own]
-        data = parallel.split(window, self._mesh)
+                window[field][device, : len(seen)] = x if len(seen) == len(x) else x[seen]
+        data = parallel.split_own(window, self._mesh)
         jax.block_until_ready(data)
-        return Drawn(parallel.split(within, self._mesh), since, since + steps, data)
+        return Drawn(parallel.split_own(within, self._mesh), since, since + steps, data)

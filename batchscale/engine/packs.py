@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from batchscale.engine import hosts
+
 
 class TrialId(NamedTuple):
     """A trial of a batch size: its number, and 0, or which rerun of it under a fresh seed."""
@@ -99,7 +101,7 @@ def unpack(packs: Sequence[Pack]) -> HostStates:
     parts = []
     for pack in packs:
         lanes = [lane for lane, trial in enumerate(pack.ids) if trial is not None]
-        leaves = [np.asarray(leaf)[lanes] for leaf in jax.tree.leaves(pack.state)]
+        leaves = [hosts.fetch(leaf)[lanes] for leaf in jax.tree.leaves(pack.state)]
         parts.append(HostStates(pack.trials, leaves))
     return HostStates.join(parts)
 

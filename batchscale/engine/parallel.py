@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from batchscale.engine import hosts
+
 _AXIS = "trials"
 LANES = "lanes"  # the axis of lanes that are vmapped together
 
@@ -104,9 +106,14 @@ def spec(kind: Per) -> PartitionSpec:
 
 def split(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts host arrays on the mesh, axis 0 divided among the devices."""
-    return jax.device_put(tree, NamedSharding(mesh, spec("trial")))
+    return hosts.put(tree, NamedSharding(mesh, spec("trial")))
+
+
+def split_own(tree: PyTree, mesh: Mesh) -> PyTree:
+    """As `split`, of the part that goes to the devices of this process."""
+    return hosts.put_own(tree, mesh, spec("trial"))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts host arrays on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, spec("all")))
+    return hosts.put(tree, NamedSharding(mesh, spec("all")))

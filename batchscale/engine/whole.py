@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PyTree, Shaped
 
 from batchscale import arrays, train
+from batchscale.engine import hosts
 from batchscale.engine.evaluated import Evaluated, Outcome
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import Pack, TrialId
@@ -108,7 +109,7 @@ class Whole:
 
     def parts(self, out: Outcome) -> tuple[list[TrialId], Bool[np.ndarray, " trial"], Parts]:
         """The trials of a pack, whether they are finite, and their sums by batch."""
-        finite, parts = self._joined.apart(jax.device_get(out.values))
+        finite, parts = self._joined.apart(hosts.fetch(out.values))
         lanes = [*out.trials]
         rows = jax.tree.map(lambda x: x[lanes], parts)
         return [*out.trials.values()], np.asarray(finite[lanes], bool), rows

@@ -28,7 +28,8 @@ def provenance() -> dict[str, Any]:
       `date` (UTC), `command` as it was given, `versions`, `platform`, `processor` and how
       many `processors` this process may use, `devices`, JAX's precision settings, and
       `git`: the revision of the checkout that tracks this package and whether it is dirty:
-      whether files of Python or TOML in it were changed since. None where there is none.
+      whether files of Python or TOML in it were changed since. None where there is none. Of
+      several processes also how many: `processes`.
 
     >>> provenance()["versions"]["python"] == platform.python_version()
     True
@@ -49,6 +50,7 @@ def provenance() -> dict[str, Any]:
             for (name, kind), count in devices.items()
         ],
         "git": git_state(Path(__file__)),
+        **({"processes": jax.process_count()} if jax.process_count() > 1 else {}),
     } | {name: getattr(jax.config, name) for name in _SETTINGS}
 
 

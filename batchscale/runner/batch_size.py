@@ -15,7 +15,7 @@ import numpy as np
 
 from batchscale.engine.engine import Engine
 from batchscale.engine.layout import Layout
-from batchscale.engine.packs import HostStates, Pack, TrialId, Values, stacked, unpack
+from batchscale.engine.packs import HostStates, Pack, TrialId, Values, stacked
 from batchscale.records import Origin, StudyFolder
 from batchscale.runner import room
 from batchscale.runner.ledger import Advance, Ledger
@@ -199,7 +199,7 @@ class BatchSizeRun:
             return self._cohorts[-1]
         (cohort,) = [cohort for cohort in self._cohorts if cohort.step == action.since]
         if -(-len(action.trials) // self._width) < len(cohort.packs):
-            cohort.packs = self._packed(unpack(cohort.packs).only(action.trials))
+            cohort.packs = self._packed(self._engine.unpack(cohort.packs).only(action.trials))
         return cohort
 
     @property
@@ -280,7 +280,7 @@ class BatchSizeRun:
         for step in {cohort.step for cohort in self._cohorts}:
             same = [cohort for cohort in self._cohorts if cohort.step == step]
             if len(same) > 1:
-                states = HostStates.join([unpack(part.packs) for part in same])
+                states = HostStates.join([self._engine.unpack(part.packs) for part in same])
                 alive = [trial for trial in states.ids if trial not in gone(step)]
                 same[0].packs = self._packed(states.only(alive))
                 self._cohorts = [c for c in self._cohorts if c is same[0] or c.step != step]
@@ -317,7 +317,7 @@ class BatchSizeRun:
                 if trial not in gone and self._ledger.measured(trial) >= cohort.step
             ]
             if alive:
-                leaves = unpack(cohort.packs).only(alive).leaves
+                leaves = self._engine.unpack(cohort.packs).only(alive).leaves
                 arrays |= {f"{number}/{i}": leaf for i, leaf in enumerate(leaves)}
                 cohorts[str(number)] = {
                     "step": cohort.step,

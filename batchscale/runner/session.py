@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from batchscale import checks, given, jitting, records
-from batchscale.engine import compilation_cache, devices, parallel
+from batchscale.engine import compilation_cache, devices, hosts, parallel
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import LayoutOf
+from batchscale.engine.led import LeadingEngine
 from batchscale.plan import Definition, Plan
 from batchscale.records import StudyFolder
 from batchscale.runner import costs, planning
@@ -103,7 +105,10 @@ def opened(
             written = stack.enter_context(stored.beside(beside))
         engine: Any = None
         if workers is None:
-            engine = stack.enter_context(Engine(training, mesh=mesh, examples=plan.measured))
+            made = Engine
+            if hosts.several():
+                made = functools.partial(LeadingEngine, marks=plan.fingerprint)
+            engine = stack.enter_context(made(training, mesh=mesh, examples=plan.measured))
         if plan.batch_dependent:
             warnings.warn(
                 f"workload {training.workload.name!r}: the loss of an example depends on the "
@@ -149,8 +154,9 @@ def mesh_of(chosen: Sequence[Any] | None) -> Mesh:
     check_devices(chosen)
     if chosen is None:
         devices.ask_for_cores()
-        return parallel.mesh()
-    return parallel.mesh(list(chosen))
+    mesh = parallel.mesh(None if chosen is None else list(chosen))
+    hosts.check(mesh)
+    return mesh
 
 
 def check_devices(chosen: Any) -> None:
