@@ -7,10 +7,8 @@ by part, and fetched by all. Where there is one process, they are put and fetche
 
 from __future__ import annotations
 
-import builtins
 import functools
 import json
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
+
+from batchscale import faults
 
 _T = TypeVar("_T")
 _BLOCKS = (2**12, 2**16, 2**20, 2**24)  # bytes that are sent at once: each size is a program
@@ -118,12 +118,12 @@ def agreed(work: Callable[[], _T]) -> _T:
     if not is_first():
         found = say()
         if "failed" in found:
-            raise error_of(found["failed"])
+            raise faults.rebuilt(found["failed"])
         return found["found"]
     try:
         found = work()
     except Exception as error:
-        say({"failed": told(error)})
+        say({"failed": faults.plain(error)})
         raise
     say({"found": found})
     return found
@@ -209,30 +209,6 @@ def local(array: jax.Array) -> np.ndarray:
 def fetch(tree: PyTree) -> PyTree:
     """Arrays on devices as host arrays, whole in every process; called by all of them."""
     return jax.tree.map(_fetched, tree)
-
-
-def told(error: BaseException) -> dict[str, str]:
-    """An error in plain values."""
-    return {
-        "module": type(error).__module__,
-        "name": type(error).__qualname__,
-        "message": str(error),
-    }
-
-
-def error_of(said: dict[str, str]) -> Exception:
-    """The error that process 0 has told of; of the same type, where that is known here.
-
-    >>> error_of(told(ValueError("steps: got 0.")))
-    ValueError('steps: got 0.')
-    """
-    module = builtins if said["module"] == "builtins" else sys.modules.get(said["module"])
-    kind = getattr(module, said["name"], None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        error = kind.__new__(kind)  # whose own arguments are not known
-        error.args = (said["message"],)
-        return error
-    return RuntimeError(f"process 0 failed: {said['name']}: {said['message']}")
 
 
 def _fetched(array: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.sharding import Mesh
 
+from batchscale import faults
 from batchscale.engine import hosts
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.evaluation import most_resident
@@ -191,7 +192,7 @@ def follow(training: Training, mesh: Mesh) -> None:
     try:
         while (said := hosts.say())["do"] != "done":
             if said["do"] == "failed":
-                raise hosts.error_of(said["failed"])
+                raise faults.rebuilt(said["failed"])
             if said["do"] == "close":
                 if led is not None:
                     led.close()

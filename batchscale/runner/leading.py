@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from batchscale import faults
 from batchscale.engine import compilation_cache, hosts, led
 from batchscale.engine.engine import Training
 from batchscale.records import StudyFolder
@@ -81,7 +82,7 @@ def lead(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         with contextlib.suppress(hosts.LostError):
-            hosts.say({"do": "failed", "failed": hosts.told(error)})
+            hosts.say({"do": "failed", "failed": faults.plain(error)})
         raise
     hosts.say({"do": "done"})
     hosts.say(files)

@@ -12,12 +12,11 @@ import os
 import pickle
 import platform
 import socket
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_PLAIN = (str, int, float, bool, type(None))
+from batchscale import faults
 
 
 def pack(parts: Mapping[str, Any], names: Mapping[str, Any]) -> bytes:
@@ -79,21 +78,17 @@ def fault(error: Exception, where: str) -> dict[str, Any]:
     >>> fault(ValueError("no such file", 3), "batch size 8")["arguments"]
     ['no such file', 3]
     """
-    kind = type(error)
-    plain = all(isinstance(value, _PLAIN) for value in error.args)
     told = "".join(traceback.format_exception(error)).rstrip()
     return {
-        "type": f"{kind.__module__}.{kind.__qualname__}",
-        "arguments": list(error.args) if plain else [str(error)],
-        "words": str(error),
+        **faults.plain(error),
         "note": f"On a worker ({socket.gethostname()}, process {os.getpid()}), {where}:\n{told}",
         # A full disk, or a device that is gone, may be that machine's alone.
-        "of_machine": isinstance(error, OSError) or kind.__name__ == "JaxRuntimeError",
+        "of_machine": isinstance(error, OSError) or type(error).__name__ == "JaxRuntimeError",
     }
 
 
 def rebuilt(fault: Mapping[str, Any]) -> Exception:
-    """The error again: of its own type where that is known here already, else a RuntimeError.
+    """The error again, with what its worker said of it; see `faults.rebuilt`.
 
     Args:
       fault: from the function of that name.
@@ -103,16 +98,7 @@ def rebuilt(fault: Mapping[str, Any]) -> Exception:
     ValueError: no
     ...
     """
-    module, _, name = str(fault["type"]).rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    error = None
-    if isinstance(found, type) and issubclass(found, Exception):
-        try:
-            made = found(*fault["arguments"])
-            error = made if str(made) == fault["words"] else None
-        except Exception:  # of those that are made otherwise than they say
-            error = None
-    error = error or RuntimeError(f"{fault['type']}: {fault['words']}")
+    error = faults.rebuilt(fault)
     error.add_note(str(fault["note"]))
     return error
 
