@@ -5,8 +5,8 @@
 
 The process that holds the folder is the real one: it plans, makes tasks, checks what comes back
 against the plan, writes it, and puts the tables together. Workers are simulated: each returns, at a
-moment drawn for it, tables of the shape that a study of classification has (an evaluation every
-5% of the steps, the other splits at one in eight), of numbers drawn at random. So time is simulated
+moment drawn for it, tables of the shape that a study of classification has (an evaluation at every
+10% more steps, the other splits at one in eight), of numbers drawn at random. So time is simulated
 where nobody works, and real where the coordinator does.
 
 A batch size has 100 trials here, and there are as many batch sizes as workers, more than any study
@@ -39,7 +39,7 @@ from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, parcels
 from batchscale.runner import pool
 from batchscale.stopping import evaluation_grid
 
-TRIALS, STEPS, SPACING = 100, 2000, 0.05
+TRIALS, STEPS, SPACING = 100, 2000, 0.1
 OTHERS = ("validation/loss", "test/error", "test/loss", "train/error", "train/loss")
 
 
@@ -54,11 +54,12 @@ class Clock:
         """Seconds since some moment."""
         return time.process_time() + self.skipped
 
-    def skip(self, _: float) -> None:
-        """Goes on to the moment at which the next worker is done."""
+    def sleep(self, seconds: float) -> None:
+        """Goes on by so many seconds; where nobody is done then, until the next one is."""
+        self.skipped += seconds
         self.ends = [end for end in self.ends if end > self.now()]
-        if self.ends:
-            self.skipped += max(min(self.ends) - self.now(), 0.0)
+        if seconds == pool._POLL and self.ends:
+            self.skipped += min(self.ends) - self.now()
 
 
 class Result:
@@ -192,6 +193,7 @@ def study(sizes: int) -> bs.Study:
         goal=bs.Goal("validation/error", 0.05),
         trials=TRIALS,
         max_steps=STEPS,
+        evaluation_spacing=SPACING,
         stop="budget",
     )
 
@@ -208,11 +210,12 @@ def simulated(count: int, sizes: int, seconds: float) -> dict[str, Any]:
         receive(run, ended)
         last[0] = time.process_time()
 
+    clock = SimpleNamespace(sleep=workers.clock.sleep, monotonic=time.process_time)
     with tempfile.TemporaryDirectory() as name:
         before, began = written(), time.process_time()
         start = workers.clock.now()
         with (
-            mock.patch.object(pool, "time", SimpleNamespace(sleep=workers.clock.skip)),
+            mock.patch.object(pool, "time", clock),
             mock.patch.object(pool._Run, "_take", take),
             mock.patch("batchscale.runner.sweep.warn_of_misses"),
         ):

@@ -131,7 +131,7 @@ def test_what_is_handed_back_in_parts_or_interrupted_goes_on_to_the_same_tables(
     tmp_path, monkeypatch
 ):
     """Trials diverge here, and others take their places."""
-    one = diverging(perceptron(), max_steps=6, trials=3)
+    one = diverging(perceptron(), max_steps=4, trials=3)
     whole = one.run(tmp_path / "whole", progress=False)
     assert (whole.trials["status"] == "infeasible").any()
     monkeypatch.setattr(spread, "SECONDS", 0.0)  # after every evaluation
@@ -139,7 +139,7 @@ def test_what_is_handed_back_in_parts_or_interrupted_goes_on_to_the_same_tables(
 
     def interrupt(progress):
         calls.append(progress)
-        if len(calls) == 6:
+        if len(calls) == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -16,6 +16,9 @@ from batchscale.runner import sending
 ATTEMPTS = 3
 """How often a task is tried whose worker is lost."""
 _POLL = 0.5  # seconds between two looks at futures that are none of the standard library's
+# Between two receptions pass so many times the seconds of the last, but no more than the second
+# number: what comes back meanwhile is received together, which costs hardly more than one does.
+_REST, _LONGEST_REST = 4.0, 10.0
 
 
 @runtime_checkable
@@ -152,9 +155,13 @@ class _Run:
 
     def run(self) -> None:
         try:
-            while self._waiting or self._running:
-                self._submit()
-                self._take(self._ended())
+            self._submit()
+            while self._running:
+                ended, began = self._ended(), time.monotonic()
+                self._take(ended)
+                self._submit()  # what follows is not to wait for us
+                if len(self._running) > 1:
+                    time.sleep(min(_REST * (time.monotonic() - began), _LONGEST_REST))
         except BaseException:
             done = [future for future in self._running if future.done()]
             self._cancel()
