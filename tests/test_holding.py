@@ -73,7 +73,9 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
     with StudyFolder.open(folder) as records:
         records.write_plan({"seed": 1})
         shutil.move(folder, tmp_path / "moved")
-        with pytest.raises(FileNotFoundError, match=r"has gone while .* the same call goes on"):
+        with pytest.raises(
+            FileNotFoundError, match=r"the folder, .*has gone while .* the same call goes on"
+        ):
             records.write_plan({"seed": 2})
     assert os.listdir(tmp_path) == ["moved"]
     with StudyFolder.open(tmp_path / "moved") as records:

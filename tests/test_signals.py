@@ -7,6 +7,7 @@ import pytest
 from helpers import assert_same_tables, study
 
 import batchscale as bs
+from batchscale.engine import engine
 from batchscale.runner.interruption import Interruption
 
 pytestmark = pytest.mark.filterwarnings("ignore:no trial reached")
@@ -17,9 +18,10 @@ def few(workload):
 
 
 def test_a_signal_ends_the_run_after_the_segment_in_flight_which_is_written(
-    square, tmp_path, capsys
+    square, tmp_path, capsys, monkeypatch
 ):
     whole = few(square).run(tmp_path / "whole", progress=False)
+    monkeypatch.setattr(engine, "_LONG", 1e-9)  # all segments, in which signals are looked for
     steps, handler = [], signal.getsignal(signal.SIGINT)
 
     def press(progress):

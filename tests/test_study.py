@@ -377,6 +377,11 @@ def test_a_folder_refuses_another_study_by_name(square, first):
         ({"seed": 1}, "holds another study (seed: 0 there, 1 here). Give this one a folder"),
         ({"optimizer": "adam"}, "holds another study (optimizer: sgd there, adam here"),
         ({"trials": 7}, "holds a smaller study (trials: 6 there, 7 here). Call study.extend("),
+        (
+            {"seed": 1, "trials": 7},
+            "(seed: 0 there, 1 here). Give this one a folder of its own. It is smaller, too, which "
+            "study.extend(folder) mends (trials: 6 there, 7 here).",
+        ),
         ({"stop": 3.0}, "holds a smaller study (stop: 'first' there, 3.0 here)"),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -86,9 +86,9 @@ class Hold:
                 "call goes on once the other has ended."
             )
         raise FileNotFoundError(
-            f"{self._folder}: the folder has gone while its study was run: removed, moved, or its "
-            "disk unmounted. Nothing is written in its place. Bring it back, and the same call "
-            "goes on from what is in it."
+            f"{self._folder}: the folder, or {_NAME} in it, has gone while its study was run: "
+            "removed, moved, or its disk unmounted. Nothing is written in its place. Bring it "
+            "back, and the same call goes on from what is in it."
         )
 
     def close(self) -> None:
