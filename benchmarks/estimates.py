@@ -98,7 +98,7 @@ def digits(optimizer: str, **changes: Any) -> bs.Study:
     others = {"momentum": {"momentum": 0.9}, "nesterov": {"momentum": 0.9}}.get(optimizer, {})
     if optimizer == "adamw":
         others = {"weight_decay": 0.01}
-    fields = {
+    fields: dict[str, Any] = {
         "workload": bs.workloads.get("digits/fc_64"),
         "optimizer": optimizer,
         "space": bs.SearchSpace(learning_rate=bs.LogUniform(*rates), **others),
@@ -115,14 +115,15 @@ def of_budgets(workload: str, optimizer: str, goal: bs.Goal, **changes: Any) -> 
     """A study whose trials all use their budgets."""
     rates = bs.LogUniform(1e-4, 1e-2) if optimizer == "adam" else bs.LogUniform(1e-3, 0.1)
     others = {"momentum": 0.9} if optimizer == "momentum" else {}
-    return bs.Study(
-        workload=bs.workloads.get(workload),
-        optimizer=optimizer,
-        space=bs.SearchSpace(learning_rate=rates, **others),
-        goal=goal,
-        stop="budget",
-        **{"evaluate": bs.Evaluate(splits=[])} | changes,
-    )
+    fields: dict[str, Any] = {
+        "workload": bs.workloads.get(workload),
+        "optimizer": optimizer,
+        "space": bs.SearchSpace(learning_rate=rates, **others),
+        "goal": goal,
+        "stop": "budget",
+        "evaluate": bs.Evaluate(splits=[]),
+    }
+    return bs.Study(**fields | changes)
 
 
 def noisy_quadratic() -> bs.Study:
@@ -284,7 +285,9 @@ def main() -> None:
         return
     table = pd.read_csv(given.output).set_index("row") if given.output.exists() else pd.DataFrame()
     for name in given.only or [name for name in ROWS if name not in table.index]:
-        row = apart(name)
+        row = apart(name) | {
+            "revision": str((records.provenance()["git"] or {}).get("revision"))[:7]
+        }
         print(row, flush=True)
         others = table.drop(index=name, errors="ignore")
         table = pd.concat([others, pd.DataFrame([row]).set_index("row")])

@@ -7,6 +7,7 @@ What stands between `<!-- name -->` and `<!-- end -->` is replaced by the table 
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -229,6 +230,42 @@ def rounds() -> str:
     return f"{_made(found['machine'])}\n\n{_table(['programs', *parts], rows)}"
 
 
+def estimates() -> str:
+    """What calls were said to cost and what they took, in seconds by part."""
+    with (RESULTS / "estimates.csv").open() as file:
+        found = list(csv.DictReader(file))
+    parts = "training", "evaluation", "compilation", "host"
+    rows = [
+        (
+            one["row"].replace("_", " "),
+            one["known"],
+            *(f"{float(one[f'{way}']):.0f}" for way in ("predicted", "taken")),
+            f"{float(one['ratio']):.2f}",
+            f"{float(one['cpu_ratio']):.2f}" if one["cpu_ratio"] else "",
+            *(
+                f"{float(one[f'predicted_{part}']):.1f} / {float(one[f'taken_{part}']):.1f}"
+                for part in parts
+            ),
+            f"{float(one['load_before']):.0f} / {float(one['load_after']):.0f}",
+        )
+        for one in found
+    ]
+
+    def within(name: str) -> str:
+        ratios = [float(one[name]) for one in found if one[name]]
+        close = sum(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
+        return f"{close} of {len(ratios)}"
+
+    head = ["row", "what was known", "said s", "took s", "took / said", "of the processor"]
+    head += [*parts, "load before / after"]
+    words = (
+        f"Within a factor of 1.5: {within('ratio')} by wall time, {within('cpu_ratio')} by seconds "
+        "of the processor. Parts are seconds said / taken."
+    )
+    made = _made(_read("estimates")["machine"])
+    return f"{made}\n\n{words}\n\n{_table(head, rows)}"
+
+
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     PERFORMANCE: {
         "throughput": throughput,
@@ -237,6 +274,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "rounds": rounds,
         "scaling": scaling,
         "pruning": pruning,
+        "estimates": estimates,
     },
     ANALYSIS: {"measure": measure},
 }

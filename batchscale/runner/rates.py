@@ -17,7 +17,7 @@ import numpy as np
 from batchscale.engine import autotune
 from batchscale.engine.engine import Training
 from batchscale.engine.layout import Layout, LayoutOf
-from batchscale.engine.packs import TrialId
+from batchscale.engine.packs import Pack, TrialId
 from batchscale.plan import Definition
 from batchscale.records import Origin
 from batchscale.runner import candidates, costs, session
@@ -27,6 +27,7 @@ from batchscale.runner.session import Session
 
 BOUNDED = 0.2
 """A choice: the share of a split that evaluations look at which end early; measured: 14 to 24%."""
+_PACKS = 4  # that are timed together, at most
 _CALLS, _SECONDS, _MOST_SECONDS = 5, 0.4, 2.0  # of timing a call: at least both, at most this
 
 
@@ -183,13 +184,23 @@ def _steps(now: Session, layout_of: LayoutOf, size: int) -> Line:
     rehearsal = costs.rehearsal(engine, now.plan.definition, size)
     width = engine.mesh.size * layout.lanes
     each = width * autotune.seconds_per_step(rehearsal, layout)
-    packs, steps = rehearsal.full_pack(layout), itertools.count()
+    packs, steps = _packs(now, layout, size), itertools.count()
 
     def one() -> None:
         at = next(steps)  # onwards, as a run goes: its examples have to be drawn, too
         engine.advance(packs, batch_size=size, layout=layout, step=at, to=at + 1)
 
-    return Line(max(_mean(one) - each, 0.0), each)
+    return Line(max(_mean(one) / len(packs) - each, 0.0), each)
+
+
+def _packs(now: Session, layout: Layout, size: int) -> list[Pack]:
+    """As many full packs as a study has at once, up to some: the host is ahead of devices then."""
+    engine, definition = now.engine, now.plan.definition
+    width = engine.mesh.size * layout.lanes
+    many = max(min(definition.trials // width, _PACKS), 1)
+    trials = [TrialId(0, n) for n in range(many * width)]
+    values = costs.rehearsal(engine, definition, size).values(trials)
+    return engine.start(trials, values, batch_size=size, layout=layout)
 
 
 def _evaluations(
@@ -197,8 +208,9 @@ def _evaluations(
 ) -> tuple[dict[str, Line], Line | None]:
     """Of a pack before its first step: seconds of a call that evaluates it, and of each trial."""
     engine, layout = now.engine, _layout(now, layout_of, size)
-    packs = costs.rehearsal(engine, now.plan.definition, size).full_pack(layout)
-    trials = [trial for trial in packs[0].ids if trial is not None]
+    packs = _packs(now, layout, size)
+    trials = [trial for pack in packs for trial in pack.ids if trial is not None]
+    few = [trial for pack in packs for trial in pack.ids[::2] if trial is not None]
 
     def timed(split: str, *, early: bool) -> Line:
         def seconds(some: Sequence[TrialId]) -> float:
@@ -209,11 +221,10 @@ def _evaluations(
             )
 
         whole = seconds(trials)
-        if len(trials) == 1:
-            return Line(0.0, whole)
-        few = trials[: 1 if engine.mesh.size == 1 else len(trials) // 2]
-        each = max((whole - seconds(few)) / (len(trials) - len(few)), 0.0)
-        return Line(max(whole - each * len(trials), 0.0), each)
+        each = 0.0
+        if len(few) < len(trials):
+            each = max((whole - seconds(few)) / (len(trials) - len(few)), 0.0)
+        return Line(max(whole - each * len(trials), 0.0) / len(packs), each)
 
     split = now.plan.definition.goal.split
     early = timed(split, early=True) if engine.bounded else None
