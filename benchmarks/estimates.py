@@ -33,6 +33,7 @@ import pandas as pd
 
 import batchscale as bs
 from batchscale import records
+from batchscale.engine import devices
 from batchscale.files import replacing
 from batchscale.theory import NoisyQuadratic
 
@@ -283,6 +284,7 @@ def main() -> None:
     if given.here is not None:
         print(json.dumps(made(given.here)))
         return
+    devices.ask_for_cores()  # as the rows do, for what is said of the machine
     table = pd.read_csv(given.output).set_index("row") if given.output.exists() else pd.DataFrame()
     for name in given.only or [name for name in ROWS if name not in table.index]:
         row = apart(name) | {
