@@ -568,7 +568,8 @@ class Study:
           examples: that may be trained on, likewise.
           progress: as in `run`.
           devices: as in `run`.
-          executor: as in `run`; a round ends when all of its batch sizes have come back.
+          executor: as in `run`; a round ends when all of its batch sizes have come back, and
+            `minutes` are those of all workers together.
 
         Raises:
           ValueError: the space has other dimensions, or no trial reached the goal; the folder

@@ -165,9 +165,8 @@ class _Run:
         except BaseException:
             done = [future for future in self._running if future.done()]
             self._cancel()
-            if self._error is None:
-                with contextlib.suppress(Exception):  # what interrupted us is to be told
-                    self._take(done)
+            with contextlib.suppress(Exception):  # what interrupted us is to be told
+                self._take(done)
             raise
         if self._error is not None:
             raise self._error

@@ -93,9 +93,12 @@ def opened(
         check(training)
         stored = stack.enter_context(StudyFolder.open(folder))
         stack.enter_context(compilation_cache.cached())
-        plan = planning.planned(
-            training, definition, layout_of, mesh, stored, extend=extend, share=share
-        )
+        with warnings.catch_warnings():
+            if workers is not None:  # where this process is tells nothing of them
+                warnings.filterwarnings("ignore", ".*was run elsewhere")
+            plan = planning.planned(
+                training, definition, layout_of, mesh, stored, extend=extend, share=share
+            )
         training = dataclasses.replace(training, mixes_examples=plan.mixes_examples)
         stored.identity = planning.identity(plan)
         written = stored

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -377,14 +378,14 @@ class _Desk:
     def _note(self, taken: _Taken) -> None:
         """Takes into the plan what a worker found out."""
         size, plan = taken.size, self._plan
+        conditions = (plan if self._side is None else self._side).conditions
+        if taken.conditions:
+            _warn_of_other(size, conditions.get(size, []), taken.conditions)
+            conditions[size] = taken.conditions
         if self._side is not None:
-            if taken.conditions:
-                self._side.conditions[size] = taken.conditions
             return
         plan.layouts[size], plan.rows[size] = taken.plan.layouts[size], taken.plan.rows[size]
         plan.findings |= taken.plan.findings
-        if taken.conditions:
-            plan.conditions[size] = taken.conditions
         parts = [*plan.drawn_with.split(", "), *taken.plan.drawn_with.split(", ")]
         plan.drawn_with = ", ".join(dict.fromkeys(parts))
 
@@ -514,6 +515,22 @@ def _by_size(tables: _Tables, sizes: Sequence[int]) -> list[_Tables]:
     ]
     empty = [table.iloc[:0] for table in tables]
     return [(parts[0].get(size, empty[0]), parts[1].get(size, empty[1])) for size in sizes]
+
+
+def _warn_of_other(
+    size: int, before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> None:
+    """Tells that a batch size went on under other conditions than it was run under before."""
+    if not before or len(now) == len(before):
+        return
+    last, here = before[-1], now[-1]
+    names = [name for name in here if here[name] != last[name]]
+    differ = "; ".join(f"{name} {last[name]}, then {here[name]}" for name in names)
+    warnings.warn(
+        f"executor: {_name(size)} went on elsewhere ({differ}). What was trained there may differ "
+        "in the last bits; the plan records under what each batch size was run.",
+        stacklevel=2,
+    )
 
 
 def _machine(found: Mapping[str, Any]) -> str:
