@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from batchscale.files import remove_unfinished, replacing, sync_folder
-from batchscale.records._index import INDEX, DamagedError, Index, Snapshot, beside, digest_of
+from batchscale.records._index import (
+    INDEX,
+    DamagedError,
+    Index,
+    Snapshot,
+    beside,
+    check_inside,
+    digest_of,
+)
 
 CONFIRMED = "confirm"
 REFINED = "refine"
@@ -29,6 +37,7 @@ _NAMES = re.compile(
     r"(plan|provenance)\.json|(measurements|trials)\.parquet|state/[1-9][0-9]*\.npz"
     r"|parts/(measurements-[0-9]{8,}|trials-[1-9][0-9]*)\.parquet"
 )
+_FOLDERS = ("parts", "state")
 _READS = 20  # of a folder that is written meanwhile
 _T = TypeVar("_T")
 
@@ -55,6 +64,8 @@ class Store:
           DamagedError: the file is not what was written, or is gone while others are there.
         """
         path = self.folder / INDEX
+        for name in (INDEX, *_FOLDERS):
+            check_inside(self.folder / name, self.folder)
         if INDEX in self.accept:
             return self._found()
         try:
@@ -311,6 +322,7 @@ class Store:
                 ids.append(Index.from_bytes((self.folder / name / INDEX).read_bytes()).study)
         files = {}
         for name in self._names():
+            check_inside(self.folder / name, self.folder)
             with open(self.folder / name, "rb") as file:
                 files[name] = digest_of(file)
         return Index(ids[0] if ids else "", files, beside=tuple(folders))

@@ -23,7 +23,7 @@ import pandas as pd
 
 from batchscale.files import local_path
 from batchscale.records import _files, _reading
-from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot
+from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot, check_inside
 from batchscale.records._store import BESIDE, Store
 from batchscale.records.tables import measurement_table, trial_table
 
@@ -105,6 +105,7 @@ class StudyFolder:
             store.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise FileExistsError(f"{store.folder}: not a folder, but a file is there.") from error
+        check_inside(store.folder / ".lock", store.folder)
         lock = _files.lock(store.folder)
         try:
             store.verify()
@@ -245,6 +246,7 @@ class StudyFolder:
         return aside
 
     def _beside(self, name: str) -> Store:
+        check_inside(self.folder / name, self.folder)
         prefix = f"{name}/"
         accept = {n.removeprefix(prefix) for n in self.files.accept if n.startswith(prefix)}
         return Store(self.folder / name, frozenset(accept), prefix)
