@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,7 @@ def called(name: str, function: Callable[..., Any], call: str, arguments: int) -
         ) from None
 
 
-def several(name: str, value: Any, wanted: str) -> Collection[Any]:
+def several(name: str, value: Any, wanted: str) -> list[Any]:
     """The argument `name`, which is to be several values, as a list; a word or a mapping is none.
 
     >>> several("steps", 5, "a list of numbers of steps")

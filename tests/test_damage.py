@@ -1,5 +1,7 @@
 """Studies whose files were changed: told with the file's path, and never mended over."""
 
+import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -19,6 +21,8 @@ from helpers import (
 
 import batchscale as bs
 from batchscale.records import StudyFolder
+from batchscale.records._index import Index
+from validation import fuzzing
 
 PACKAGE = str(Path(bs.__file__).parent)
 CONFIRM = {"settings": 2, "selection_seeds": 1, "seeds": 1, "progress": False}
@@ -511,3 +515,49 @@ def test_a_result_says_that_another_study_has_taken_its_folder(folders, tmp_path
         with pytest.raises(ValueError, match="it holds another study now"):
             reading()
     assert bs.load(tmp_path / "mine").study == "another"
+
+
+def test_an_index_that_names_files_elsewhere_is_refused_and_they_stay(folders, tmp_path):
+    folder, outside = tmp_path / "study", tmp_path / "mine.txt"
+    shutil.copytree(folders / "finished", folder)
+    outside.write_text("mine")
+    index = Index.from_bytes((folder / "index.json").read_bytes())
+    digest = hashlib.sha256(b"mine").hexdigest()
+    for name in ("../mine.txt", "/etc/hosts", "parts/../../mine.txt", "..\\mine.txt", ""):
+        for field in ("files", "gone"):
+            forged = dataclasses.replace(index, **{field: {name: digest}})
+            (folder / "index.json").write_bytes(forged.to_bytes())
+            for call in (bs.load, bs.repair, lambda f: study().run(f, progress=False)):
+                with pytest.raises(bs.DamagedError, match="files of a study lie within its folder"):
+                    call(folder)
+    assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["plan.json", "index.json", "measurements.parquet", "confirm"])
+def test_a_link_that_leads_out_of_the_folder_is_refused(folders, tmp_path, name):
+    folder, outside = tmp_path / "study", tmp_path / "outside"
+    shutil.copytree(folders / "finished", folder)
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    for call in (lambda f: read(f), lambda f: study().run(f, progress=False)):
+        with pytest.raises(bs.DamagedError, match=r"a link that leads out of .*study"):
+            call(folder)
+    # The folder itself may be reached by one.
+    (folder / name).unlink()
+    outside.rename(folder / name)
+    (tmp_path / "link").symlink_to(folder)
+    assert bs.load(tmp_path / "link").goal == study().goal
+
+
+def test_of_a_hundred_and_fifty_mutated_folders_none_ends_inside_or_is_believed(folders, tmp_path):
+    """A part of `python -m validation.fuzzing`, whose folders are trained as these are."""
+    archive = bs.load(folders / "finished").to_archive(tmp_path / "data/model/sgd")
+    kinds = dict.fromkeys(("study", "refined", "confirmed"), folders / "finished")
+    kinds |= {"interrupted": folders / "interrupted", "archive": archive}
+    wanted = {kind: fuzzing.expected(kind, folder) for kind, folder in kinds.items()}
+    found = []
+    for number in range(150):
+        kind = [*kinds][number % len(kinds)]
+        found += fuzzing.tried(kind, kinds[kind], number, slow=False, wanted=wanted[kind])
+    assert [one for one in found if one.what in fuzzing.BAD] == []
+    assert {one.what for one in found} == {"refused", "same", "believed"}

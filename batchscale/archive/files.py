@@ -74,6 +74,7 @@ def trials(study: Path) -> list[tuple[int, Path]]:
     """
     found = []
     for path in study.iterdir():
+        _check_inside(path)
         if re.fullmatch("[0-9]{1,18}", path.name) and path.is_dir():
             found.append((int(path.name), path))
         elif (path / names.METADATA).is_file():
@@ -96,11 +97,18 @@ def record(path: Path) -> dict[str, Any]:
     return found
 
 
+def _check_inside(path: Path) -> None:
+    """Refuses a link that leads out of the folder it is in."""
+    if not path.resolve().is_relative_to(path.parent.resolve()):
+        raise damaged(path, f"a link that leads out of {path.parent}.")
+
+
 def _no_constant(word: str) -> float:
     raise ValueError(f"got {word}, wanted a number")
 
 
 def _content(path: Path) -> str:
+    _check_inside(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

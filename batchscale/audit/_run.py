@@ -84,8 +84,10 @@ def audit(
     given.frame("trials", trials, "the table Result.trials", ["status"])
     given.frame("steps", steps, "the table of metrics.steps_to_target", ["batch_size", "steps"])
     given.by_batch_size("spaces", spaces, SearchSpace, "a SearchSpace")
-    given.by_batch_size("max_steps", max_steps or {}, numbers.Integral, "a number of steps")
-    given.by_batch_size("paces", paces or {}, Pace, "a Pace")
+    given.by_batch_size(
+        "max_steps", {} if max_steps is None else max_steps, numbers.Integral, "a number of steps"
+    )
+    given.by_batch_size("paces", {} if paces is None else paces, Pace, "a Pace")
     if confirmation is not None:
         wanted = "what Result.confirmation returns"
         given.instance("confirmation", confirmation, Confirmation, wanted)

@@ -107,7 +107,7 @@ def best_of(
     confidence = numeric.confidence(confidence)
     searches = list(_searches(measurements, goal, trials))
     for search in searches:
-        if not 1 <= n <= search.size // _SHARE:
+        if not isinstance(numeric.plain(n), int) or not 1 <= n <= search.size // _SHARE:
             raise ValueError(
                 f"n: got {n}, wanted 1 to {search.size // _SHARE}, a third of the {search.size} "
                 f"feasible trials at batch size {search.batch_size}: a minimum over more is "

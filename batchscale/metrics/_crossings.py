@@ -8,7 +8,7 @@ from batchscale import columns
 from batchscale.metrics import _tables
 from batchscale.metrics.goal import Goal
 from batchscale.metrics.steps import first_crossings, steps_to_target
-from batchscale.records import Origin, Status
+from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, Origin, Status, check_index
 
 columns.declare("crossings of a search", "crossing", "fewest")
 
@@ -39,6 +39,8 @@ def search_crossings(
     Raises:
       KeyError, ValueError: as `steps_to_target` does.
     """
+    check_index(measurements, MEASUREMENT_INDEX, "measurements")
+    check_index(trials, TRIAL_INDEX, "trials")
     if "origin" in trials:
         trials = _tables.select(trials, trials["origin"].isin([Origin.PLAN, Origin.TOPUP]))
     plain = _tables.plain_trials(trials)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import tempfile
@@ -36,6 +37,7 @@ from batchscale.workloads import Workload
 # Choices.
 _FILE = "pilot.json"
 _VERSION = 1
+_UNREADABLE = OverflowError, RecursionError, OSError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +167,22 @@ class _State:
         self.known["seconds"] += now - self._began
         self._began = now
         with replacing(self._path) as file:
-            file.write(json.dumps(self.known, indent=1).encode() + b"\n")
+            signed = {**self.known, "digest": _digest(self.known)}
+            file.write(json.dumps(signed, indent=1).encode() + b"\n")
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """Of what a pilot has decided, as JSON has it."""
+    plain = json.loads(json.dumps(values))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
+        # Those of earlier versions have none.
+        if (signed := values.pop("digest", None)) is not None and signed != _digest(values):
+            raise ValueError("changed since it was written: its digest is another")
         if values["version"] != _VERSION:
             raise ValueError(f"its version is {values['version']}")
         seconds = float(values["seconds"])
@@ -186,7 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
         if "sizes" in values:
             values["sizes"] = [int(size) for size in values["sizes"]]
         return {**values, "seconds": seconds}
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, *_UNREADABLE) as error:
         raise ValueError(
             f"{path}: not the file of a pilot ({error}). Give another folder, or remove this file: "
             "what it holds is timed again."

@@ -61,17 +61,13 @@ def save(
             f"stem: got {stem.name!r}, wanted a name without a suffix: formats say what is "
             f"written, such as save(figure, {stem.stem!r}, [{stem.suffix[1:]!r}])."
         )
-    formats = (
-        formats
-        if isinstance(formats, str)
-        else several("formats", formats, f"some of {', '.join(_FORMATS)}")
-    )
-    unknown = [name for name in formats if name not in _FORMATS]
-    if isinstance(formats, str) or unknown or not formats:
-        raise ValueError(f"formats: got {formats!r}, wanted some of {', '.join(_FORMATS)}.")
+    wanted = f"some of {', '.join(_FORMATS)}, in a list"
+    names = several("formats", formats, wanted)
+    if not names or not all(isinstance(name, str) and name in _FORMATS for name in names):
+        raise ValueError(f"formats: got {formats!r}, wanted {wanted}.")
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = tuple(stem.with_name(f"{stem.name}.{name}") for name in formats)
-    for path, name in zip(paths, formats, strict=True):
+    paths = tuple(stem.with_name(f"{stem.name}.{name}") for name in names)
+    for path, name in zip(paths, names, strict=True):
         with open(path, "wb") as file, mpl.rc_context(_FIXED):
             drawn.savefig(file, format=name, **_FORMATS[name])
     return paths

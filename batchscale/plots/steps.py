@@ -185,8 +185,10 @@ def _named(
         for name, member in results.items():
             check_reads(f"result_or_results[{name!r}]", member, RESULT, *_READ)
     else:
-        alone = isinstance(results, str) or not isinstance(results, Sequence)
-        members = [results] if alone else list(results)
+        several_: Any = [results]
+        if isinstance(results, Sequence) and not isinstance(results, str):
+            several_ = results
+        members = list(several_)
         for member in members:
             check_reads("result_or_results", member, RESULT, *_READ)
         goals = [goal_words(result.goal) for result in members]

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -117,6 +118,7 @@ class Index:
             raise ValueError(f"it is no index: {error!r}") from None
         if written != content:
             raise ValueError("its digest is not that of its content")
+        _check_names(index)
         return index
 
 
@@ -141,6 +143,7 @@ class Snapshot:
         wanted, path = self.index.files[name], self._folder / name
         got = None
         for place in (path, beside(path, wanted)):
+            check_inside(place, self._folder)
             # What is no file is as good as none.
             with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 file = open(place, "rb")  # noqa: SIM115  (closed below; the suppression ends here)
@@ -175,6 +178,42 @@ class Snapshot:
         """The error of a file that cannot be accepted either."""
         remedy = f"{_COPY}, or {_ELSEWHERE}." if self._prefix + name == PLAN else None
         return DamagedError(self._folder / name, found, remedy=remedy)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuses a link that leads out of a folder: what is there may be anybody's.
+
+    Args:
+      path: of a file or a folder in it, whether it is there or not.
+      folder: of a study; it may be reached by a link itself.
+
+    Raises:
+      DamagedError: it leads elsewhere.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise DamagedError(
+            path,
+            f"a link that leads out of {folder}.",
+            remedy="Nothing was read or overwritten. Put the file itself in its place.",
+        )
+
+
+def _check_names(index: Index) -> None:
+    """Refuses an index whose files would lie outside of its folder.
+
+    >>> _check_names(Index("a", {"../plan.json": 64 * "0"}))
+    Traceback (most recent call last):
+    ValueError: it names '../plan.json', and files of a study lie within its folder
+    """
+    for name in (*index.files, *index.gone, *index.beside, *index.accepted):
+        parts = name.split("/") if isinstance(name, str) else [""]
+        if any(not re.fullmatch(r"\w[\w.-]*", part) for part in parts):
+            raise ValueError(f"it names {name!r}, and files of a study lie within its folder")
+    for digest in (*index.files.values(), *index.gone.values()):
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"it has the digest {digest!r}, wanted 64 hexadecimal digits")
+    if not isinstance(index.study, str):
+        raise ValueError(f"it names the study {index.study!r}, wanted a word")
 
 
 def beside(path: Path, mark: str) -> Path:

@@ -38,6 +38,8 @@ def _table_of(snapshot: Snapshot, name: str) -> pd.DataFrame:
     try:
         with snapshot.open(name) as file:
             frame = _files.read_table(file)
+        if missing := [level for level in index if level not in frame.columns]:
+            raise ValueError(f"no column {missing[0]!r}; it has {', '.join(map(str, frame))}.")
         if len(frame) and snapshot.accepts(name):  # what we wrote has its form
             known(frame.set_index(list(index)))
         return frame
@@ -75,9 +77,19 @@ def tables_of(snapshot: Snapshot) -> tuple[pd.DataFrame, pd.DataFrame]:
         compacted = _table_of(snapshot, TRIALS)
         trials.insert(0, compacted[~compacted["batch_size"].isin(list(own))])
     return (
-        measurement_table(_latest(measurements, MEASUREMENT_INDEX)),
-        trial_table(_latest(trials, TRIAL_INDEX, tuple(TRIAL_COLUMNS))),
+        _formed(snapshot, MEASUREMENTS, measurements),
+        _formed(snapshot, TRIALS, trials),
     )
+
+
+def _formed(snapshot: Snapshot, name: str, frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of several files as one table, in its exact form."""
+    try:
+        if name == MEASUREMENTS:
+            return measurement_table(_latest(frames, MEASUREMENT_INDEX))
+        return trial_table(_latest(frames, TRIAL_INDEX, tuple(TRIAL_COLUMNS)))
+    except (ValueError, KeyError, TypeError) as error:  # though the digests agree
+        raise snapshot.damaged(name, str(error)) from error
 
 
 def _latest(

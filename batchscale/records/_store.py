@@ -21,7 +21,15 @@ from typing import IO, Any, TypeVar
 
 from batchscale.files import remove_unfinished, replacing, sync_folder
 from batchscale.records._faults import told
-from batchscale.records._index import INDEX, DamagedError, Index, Snapshot, beside, digest_of
+from batchscale.records._index import (
+    INDEX,
+    DamagedError,
+    Index,
+    Snapshot,
+    beside,
+    check_inside,
+    digest_of,
+)
 
 CONFIRMED = "confirm"
 REFINED = "refine"
@@ -36,6 +44,7 @@ _COPIES = re.compile(
     r"(index|plan|provenance)\W.*\.json|(measurements|trials)\W.*\.parquet"
     r"|(parts|state)([^\w/].*|/[^.].*)"
 )
+_FOLDERS = ("parts", "state")
 _READS = 20  # of a folder that is written meanwhile
 _T = TypeVar("_T")
 
@@ -63,6 +72,8 @@ class Store:
           DamagedError: the file is not what was written, or is gone while others are there.
         """
         path = self.folder / INDEX
+        for name in (INDEX, *_FOLDERS):
+            check_inside(self.folder / name, self.folder)
         if INDEX in self.accept:
             return self._found()
         try:
@@ -346,6 +357,7 @@ class Store:
                 ids.append(Index.from_bytes((self.folder / name / INDEX).read_bytes()).study)
         files = {}
         for name in self._names():
+            check_inside(self.folder / name, self.folder)
             with open(self.folder / name, "rb") as file:
                 files[name] = digest_of(file)
         return Index(ids[0] if ids else "", files, beside=tuple(folders))

@@ -25,7 +25,7 @@ from batchscale.files import local_path
 from batchscale.records import _files, _reading
 from batchscale.records._faults import told
 from batchscale.records._holding import Hold
-from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot
+from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot, check_inside
 from batchscale.records._store import BESIDE, Store
 from batchscale.records.tables import measurement_table, trial_table
 
@@ -111,6 +111,7 @@ class StudyFolder:
             except (FileExistsError, NotADirectoryError) as error:
                 where = store.folder
                 raise FileExistsError(f"{where}: not a folder, but a file is there.") from error
+            check_inside(store.folder / ".lock", store.folder)
             lock = Hold(store.folder)
         try:
             store.verify()
@@ -252,6 +253,7 @@ class StudyFolder:
         return aside
 
     def _beside(self, name: str) -> Store:
+        check_inside(self.folder / name, self.folder)
         prefix = f"{name}/"
         accept = {n.removeprefix(prefix) for n in self.files.accept if n.startswith(prefix)}
         return Store(self.folder / name, frozenset(accept), prefix)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy
@@ -364,11 +364,14 @@ def _check_target(target: float) -> None:
 
 
 def _pieces(learning_rate: float | Schedule) -> list[tuple[int, float]]:
-    pieces = (
-        [(0, float(learning_rate))]
-        if numeric.plain(learning_rate) is not None
-        else [(int(step), float(alpha)) for step, alpha in learning_rate]
-    )
+    alone = numeric.plain(learning_rate)
+    given: Any = [(0, alone)] if alone is not None else learning_rate
+    try:
+        pieces = [(int(step), float(alpha)) for step, alpha in given]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"learning_rate: got {learning_rate!r}, wanted a number, or pairs (first step, number)."
+        ) from None
     starts = [step for step, _ in pieces]
     if not pieces or starts[0] != 0 or starts != sorted(set(starts)):
         raise ValueError(

@@ -397,7 +397,7 @@ class Workload:
             finalize=_fields.functions("finalize", finalize, "f(added sums)"),
         )
         found |= {"labels": labels, "classes": classes, "ignored_label": ignored}
-        return cls(name=name or made.title, data=splits, **{**found, **others})
+        return cls(name=made.title if name is None else name, data=splits, **{**found, **others})
 
     @classmethod
     def from_flax(cls, module: nn.Module, data: Any, **others: Any) -> Workload:
