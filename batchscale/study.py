@@ -271,7 +271,7 @@ class Study:
         with compilation_cache.cached():
             mesh = session.mesh_of(devices)
             session.check(training)
-            return costs.seconds(training, self.definition(), self._layout, mesh)
+            return leading.timed(costs.seconds(training, self.definition(), self._layout, mesh))
 
     def speeds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step and an evaluation of a trial take here, in a full pack of them.
@@ -287,7 +287,7 @@ class Study:
         session.check(training)
         with compilation_cache.cached():
             mesh = session.mesh_of(devices)
-            return costs.speeds(training, self.definition(), self._layout, mesh)
+            return leading.timed(costs.speeds(training, self.definition(), self._layout, mesh))
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
@@ -304,9 +304,11 @@ class Study:
         """
         training = self.training()
         session.check(training)
-        mesh = parallel.mesh(list(session.mesh_of(devices).devices.flat[:1]))
+        mesh = parallel.mesh(hosts.own_devices(session.mesh_of(devices))[:1])
         with compilation_cache.cached():
-            return costs.seconds_per_step(training, self.definition(), self._layout, mesh)
+            return leading.timed(
+                costs.seconds_per_step(training, self.definition(), self._layout, mesh)
+            )
 
     def run(
         self,

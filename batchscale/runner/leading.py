@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from batchscale.engine import compilation_cache, hosts, led
 from batchscale.engine.engine import Training
 from batchscale.records import StudyFolder
@@ -75,6 +77,17 @@ def lead(folder: Path) -> Iterator[None]:
     hosts.say(files)
     for content in contents:
         hosts.broadcast(content)
+
+
+def timed(table: pd.DataFrame) -> pd.DataFrame:
+    """What process 0 has timed, in every process.
+
+    >>> timed(pd.DataFrame({"batch_size": [8], "seconds_per_step": [0.5]})).to_dict("list")
+    {'batch_size': [8], 'seconds_per_step': [0.5]}
+    """
+    if not hosts.several():
+        return table
+    return pd.DataFrame(hosts.agreed(lambda: table.to_dict("list")))
 
 
 def _files(folder: Path) -> list[str]:
