@@ -333,6 +333,7 @@ class Study:
         Raises:
           ValueError: as in `estimate`.
         """
+        hosts.refuse("Study.estimate_seconds", "Call it in one; Study.estimate is for all.")
         training = self.training()
         where = None if folder is None else local_path(folder)
         asked = estimating.question(where, call, steps, numbers)
@@ -354,7 +355,7 @@ class Study:
         session.check(training)
         with compilation_cache.cached():
             mesh = session.mesh_of(devices)
-            return costs.speeds(training, self.definition(), self._layout, mesh)
+            return leading.timed(costs.speeds(training, self.definition(), self._layout, mesh))
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
@@ -371,9 +372,11 @@ class Study:
         """
         training = self.training()
         session.check(training)
-        mesh = parallel.mesh(list(session.mesh_of(devices).devices.flat[:1]))
+        mesh = parallel.mesh(hosts.own_devices(session.mesh_of(devices))[:1])
         with compilation_cache.cached():
-            return costs.seconds_per_step(training, self.definition(), self._layout, mesh)
+            return leading.timed(
+                costs.seconds_per_step(training, self.definition(), self._layout, mesh)
+            )
 
     def run(
         self,

@@ -85,8 +85,8 @@ class Engine:
       training: what is trained; its data goes to the devices here.
       mesh: the devices, from `parallel.mesh`.
       examples: how many are measured of each split that is, by name; by default as `Evaluate` says.
-      resident: the bytes of a streamed split up to which it is kept on the devices; by default a
-        share of their memory.
+      resident_bytes: of a streamed split up to which it is kept on the devices; by default a share
+        of their memory.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Engine:
         *,
         mesh: Mesh,
         examples: Mapping[str, int] | None = None,
-        resident: int | None = None,
+        resident_bytes: int | None = None,
     ) -> None:
         self.mesh = mesh
         self._training = training
@@ -119,7 +119,7 @@ class Engine:
             self._programs,
             self._typed,
             examples=examples,
-            resident=resident,
+            resident_bytes=resident_bytes,
         )
         self._seconds = self._lasted = 0.0
 

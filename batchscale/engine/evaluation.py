@@ -38,7 +38,7 @@ class Evaluations:
       programs: where evaluations are compiled.
       state: shapes of a trial's state, its keys typed.
       examples: how many are measured of each split that is, by name.
-      resident: as `most_resident` says.
+      resident_bytes: as `most_resident` says.
 
     Attributes:
       splits: what can be measured, by name; where not all examples are, a fixed subset.
@@ -53,13 +53,15 @@ class Evaluations:
         state: Any,
         *,
         examples: Mapping[str, int] | None = None,
-        resident: int | None = None,
+        resident_bytes: int | None = None,
     ) -> None:
         splits = workload.splits()
         if examples is None:
             examples = Evaluate().counts(splits, goal.split)
         self.splits = [name for name in splits if name in examples]
-        limit = hosts.agreed(lambda: most_resident(mesh)) if resident is None else resident
+        limit = (
+            hosts.agreed(lambda: most_resident(mesh)) if resident_bytes is None else resident_bytes
+        )
         evaluated = Evaluated(workload, mesh, programs, state)
         resident, streamed = {}, {}
         for name in self.splits:

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # where alone processes can wait without their devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree, Shaped
 
 from batchscale import faults
 
 _T = TypeVar("_T")
+_DAY = 24 * 60 * 60 * 1000  # milliseconds; who dies meanwhile is missed by its heartbeat
 _BLOCKS = (2**12, 2**16, 2**20, 2**24)  # bytes that are sent at once: each size is a program
 
 
@@ -62,6 +64,26 @@ def check(mesh: Mesh) -> None:
             f"devices: got {by}, wanted as many of each process, and at least one. On CPUs ask for "
             'them in every process alike, jax.config.update("jax_num_cpu_devices", n).'
         )
+
+
+def own_devices(mesh: Mesh) -> list[Any]:
+    """The devices of a mesh that are those of this process, in its order."""
+    process = jax.process_index()
+    return [device for device in mesh.devices.flat if device.process_index == process]
+
+
+def refuse(what: str, remedy: str) -> None:
+    """Refuses what is for one process, where there are several.
+
+    Args:
+      what: is refused.
+      remedy: what to do instead.
+
+    Raises:
+      RuntimeError: there are.
+    """
+    if several():
+        raise RuntimeError(f"{what}: got {jax.process_count()} processes, wanted one. {remedy}")
 
 
 def broadcast(content: bytes = b"") -> bytes:
@@ -183,8 +205,7 @@ def put_own(tree: PyTree, mesh: Mesh, spec: PartitionSpec) -> PyTree:
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
-    mine = sharding.addressable_devices
-    own = [device for device in mesh.devices.flat if device in mine]
+    own = own_devices(mesh)
     times = mesh.size // len(own)
 
     def one(x: Any) -> jax.Array:
@@ -266,7 +287,13 @@ def _beside(own: Shaped[np.ndarray, "..."]) -> jax.Array:
 
 @functools.cache
 def _mesh() -> Mesh:
-    """A device of each process."""
+    """A device of each process, once all of them are there.
+
+    They may come late, after loading data: gloo gives up when it has called them for 30 seconds.
+    """
+    client = distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier("batchscale", timeout_in_ms=_DAY)
     devices = {device.process_index: device for device in reversed(jax.devices())}
     return Mesh(np.asarray([devices[n] for n in sorted(devices)]), ("processes",))
 

@@ -61,7 +61,7 @@ class LeadingEngine(Engine):
         }
         self._tell("open", about)
         hosts.together(lambda: None)  # the others compare the fingerprints
-        make = functools.partial(super().__init__, resident=resident)
+        make = functools.partial(super().__init__, resident_bytes=resident)
         hosts.together(lambda: make(training, mesh=mesh, examples=examples))
 
     def __exit__(self, *exception: object) -> None:
@@ -226,7 +226,7 @@ class _Led:
     def __init__(self, training: Training, mesh: Mesh, about: Mapping[str, Any]) -> None:
         training = dataclasses.replace(training, mixes_examples=about["mixes_examples"])
         self._engine = Engine(
-            training, mesh=mesh, examples=about["examples"], resident=about["resident"]
+            training, mesh=mesh, examples=about["examples"], resident_bytes=about["resident"]
         )
         self._packs: dict[int, Pack] = {}
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from batchscale import optimizers
+from batchscale.engine import hosts
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path, replacing
 from batchscale.metrics import Goal
@@ -140,6 +141,10 @@ def pilot(
     >>> found = pilot(  # doctest: +SKIP
     ...     workloads.get("digits/fc_64"), "sgd", minutes=0.3, answer_minutes=1, progress=False)
     """
+    hosts.refuse(
+        "bs.pilot, bs.recommend",
+        "Call bs.pilot in one, and measure the study that it finds, found.study, in all of them.",
+    )
     asked = checked(
         workload, optimizer, minutes, answer_minutes, metric, mode, goal, space, batch_sizes,
         schedule, seed, progress, devices, evaluate,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale import arrays
-from batchscale.engine import compilation_cache, layout
+from batchscale.engine import compilation_cache, hosts, layout
 from batchscale.engine.engine import Engine, Training
 from batchscale.engine.layout import Layout
 from batchscale.engine.packs import HostStates, Pack, TrialId, stacked, unpack
@@ -67,6 +67,7 @@ class Branching:
     """
 
     def __init__(self, planned: PlannedTrial, *, copies: int, split: str) -> None:
+        hosts.refuse("branches of a trial", "Run them in one process.")
         self._planned = planned
         self._split = split
         self._ids = [TrialId(planned.id.number, planned.id.replicate + k) for k in range(copies)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import pandas as pd
 
 from batchscale import faults
 from batchscale.engine import compilation_cache, hosts, led
@@ -36,16 +36,14 @@ def follow(
       there is no other.
 
     Raises:
-      ValueError: there is an executor.
+      RuntimeError: there is an executor.
       Exception: process 0 has failed.
     """
     if not hosts.several():
         return None
-    if executor is not None:  # refused in all of them
-        raise ValueError(
-            f"executor: got {executor!r} in one of {jax.process_count()} processes that train "
-            "together. Make the call in one process that has not called "
-            "jax.distributed.initialize, or without an executor."
+    if executor is not None:
+        hosts.refuse(
+            "executor", "Make the call in one that has not called jax.distributed.initialize."
         )
     mesh = session.mesh_of(devices)  # refused in all of them, or in none
     if hosts.is_first():
@@ -88,6 +86,17 @@ def lead(folder: Path) -> Iterator[None]:
     hosts.say(files)
     for content in contents:
         hosts.broadcast(content)
+
+
+def timed(table: pd.DataFrame) -> pd.DataFrame:
+    """What process 0 has timed, in every process.
+
+    >>> timed(pd.DataFrame({"batch_size": [8], "seconds_per_step": [0.5]})).to_dict("list")
+    {'batch_size': [8], 'seconds_per_step': [0.5]}
+    """
+    if not hosts.several():
+        return table
+    return pd.DataFrame(hosts.agreed(lambda: table.to_dict("list")))
 
 
 def _files(folder: Path) -> list[str]:
