@@ -92,10 +92,11 @@ def measured_checks():
     table = table.assign(by="model", learning_rate=0.1)
     checked = pd.DataFrame({"batch_size": [8], "seeds": 9, "deviations": 0.0, "seen": 99.0})
     steps = pd.DataFrame({"batch_size": [4, 8], "steps": [200, 99], "trial": 0})
+    trial = pd.MultiIndex.from_tuples([(8, 0, 0)], names=["batch_size", "trial", "replicate"])
     return measured(
         table,
         checked.assign(agrees=True),
-        pd.DataFrame({"status": ["complete"]}),
+        pd.DataFrame({"status": ["complete"]}, trial),
         bs.scaling.fit(steps),
         goal=bs.Goal("validation/error", 0.1),
         spaces={8: bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 1))},
