@@ -242,7 +242,7 @@ def test_a_warm_up_doubles_where_the_critical_batch_size_is_twice_as_large():
         ({"rule": "cubic"}, 'wanted "linear"'),
         ({"rule": lambda k: -k}, "rule"),
         ({"metric": "validation/accuracy"}, "no metric 'validation/accuracy'"),
-        ({"study": bs}, "study: got a module"),
+        ({"study": bs}, "study: got a value of type module"),
         ({"steps": 8}, "steps: got 8, wanted a list"),
         ({"batch_sizes": None}, "batch_sizes: got None"),
         ({"rule": ["linear"]}, 'wanted "linear"'),
