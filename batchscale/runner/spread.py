@@ -431,16 +431,16 @@ class _Desk:
         values = with_goal(new, goal)[goal.metric] if len(new) else pd.Series(dtype=float)
         steps = new.index.get_level_values("step").to_numpy()
         of_step = values.where(np.isfinite(values)).groupby(steps)
-        best = of_step.min() if goal.mode == "min" else of_step.max()
-        rows = zip(best.index.tolist(), of_step.size().tolist(), best.tolist(), strict=True)
-        for step, counted, value in rows:
+        best = (of_step.min() if goal.mode == "min" else of_step.max()).to_dict()
+        counted: dict[Any, int] = of_step.size().to_dict()
+        for step in counted:
             self._session.report(
                 dataclasses.replace(
                     last,
-                    step=step,
-                    best=value,
+                    step=int(step),
+                    best=float(best[step]),
                     steps=math.nan,
-                    trials=counted,
+                    trials=counted[step],
                     seconds=self.spent[size],
                     finished=False,
                     measured=functools.partial(self._evaluations, new, step, taken.trials),
