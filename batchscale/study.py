@@ -555,8 +555,8 @@ class Study:
 
         It is new: simulated intervals hold what they should in most worlds, not in all
         (docs/analysis.md has the table, and what came of real training). With a second
-        hyperparameter, B_crit was a tenth to a sixth too low there. Where much hangs on a number,
-        confirm it: `run` and `confirm` assume less.
+        hyperparameter, B_crit was a tenth too low there. Where much hangs on a number, confirm it:
+        `run` and `confirm` assume less.
 
         Everything is written down beside the study's tables (origin `measure`), and read again by
         `Result.measurement`; what is interrupted goes on. Call it again with a finer precision, or
