@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -40,10 +41,13 @@ def rebuilt(said: Mapping[str, Any]) -> Exception:
     module, name = str(said["module"]), str(said["name"])
     found = getattr(builtins if module == "builtins" else sys.modules.get(module), name, None)
     if isinstance(found, type) and issubclass(found, Exception):
-        try:
+        with contextlib.suppress(Exception):  # of those that are made otherwise than they say
             made = found(*said["arguments"])
             if str(made) == said["words"]:
                 return made
-        except Exception:  # of those that are made otherwise than they say
-            pass
+        with contextlib.suppress(Exception):
+            bare = found.__new__(found)
+            bare.args = (said["words"],)
+            if str(bare) == said["words"]:
+                return bare
     return RuntimeError(f"{module}.{name}: {said['words']}")

@@ -317,7 +317,11 @@ TABLE = [  # an entry point, good arguments, and what each argument is
     (plots.save, {"stem": "a"}, {"figure": [None, 5, "x", []]}),
     (plots.style, {}, {"preset": "text"}),
     (theory.noise_scale, {"workload": WORKLOAD, "params": PARAMS}, OF_POINT | {"params": [5, {}]}),
-    (theory.sharpness, {"workload": WORKLOAD, "params": PARAMS}, {"tolerance": "positive"}),
+    (
+        theory.sharpness,
+        {"workload": WORKLOAD, "params": PARAMS},
+        {"tolerance": [None, "3", math.nan, True, -1, math.inf]},
+    ),
     (
         theory.noise_scales,
         {"study": STUDY, "batch_size": 8, "trial": 0, "steps": [1]},

@@ -410,7 +410,7 @@ def test_labels_are_checked_in_every_split_and_in_the_field_that_is_named():
         "Name the field that holds the labels."
     )
     assert message(ValueError, datasets.check_labels, splits, 0) == (
-        "classes: got 0, wanted at least 1. Count the labels' classes."
+        "classes: got 0, wanted an integer, 1 or more."
     )
 
 

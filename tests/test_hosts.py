@@ -1,5 +1,6 @@
 """Two processes with two devices each share a study: the tables of one process, to the bit."""
 
+import itertools
 import json
 import os
 import shutil
@@ -44,29 +45,28 @@ def alone(folder) -> bs.Result:
     return processes.study().run(folder / "alone", progress=False)
 
 
-def test_tables_are_those_of_one_process(folder, alone):
+def tables_are_those_of_one_process(folder, alone):
     assert_same_tables(bs.load(folder / "whole"), alone)
     assert set(alone.measurements.index.get_level_values("batch_size")) == {4, 100}
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_every_process_has_the_result(folder, alone, process):
-    for name in ("trials", "measurements"):
+def every_process_has_the_result(folder, alone):
+    for process, name in itertools.product((0, 1), ("trials", "measurements")):
         table = pd.read_parquet(folder / f"process-{process}" / f"{name}.parquet")
         pd.testing.assert_frame_equal(table, getattr(alone, name), check_exact=True)
 
 
-def test_plan_and_layout_are_those_of_one_process(folder, alone):
+def plan_and_layout_are_those_of_one_process(folder):
     assert (folder / "whole/plan.json").read_bytes() == (folder / "alone/plan.json").read_bytes()
 
 
-def test_process_0_alone_is_told_of_progress(folder):
+def process_0_alone_is_told_of_progress(folder):
     told = [_said(folder, process)["told"] for process in (0, 1)]
     assert told[0] > 5
     assert told[1] == 0
 
 
-def test_a_trial_runs_again_in_both(folder, alone):
+def a_trial_runs_again_in_both(folder):
     run = processes.study().run_trial(batch_size=4, trial=1, steps=9, folder=folder / "alone")
     for process in (0, 1):
         with np.load(folder / f"process-{process}" / "trial.npz") as params:
@@ -74,7 +74,7 @@ def test_a_trial_runs_again_in_both(folder, alone):
             assert all((params[name] == leaf).all() for name, leaf in run.params.items())
 
 
-def test_confirmation_is_that_of_one_process(folder, alone):
+def confirmation_is_that_of_one_process(folder):
     words = str(processes.confirmed(folder / "alone"))
     assert [_said(folder, process)["confirmation"] for process in (0, 1)] == [words, words]
     for name in ("trials", "measurements"):
@@ -82,7 +82,7 @@ def test_confirmation_is_that_of_one_process(folder, alone):
         assert some.read_bytes() == other.read_bytes()
 
 
-def test_a_death_is_told_and_leaves_a_folder_that_goes_on(folder, alone):
+def a_death_is_told_and_leaves_a_folder_that_goes_on(folder, alone):
     assert (folder / "dead.txt").read_text() == "9"
     assert "another process of this run has ended" in (folder / "error.txt").read_text()
     left = bs.load(folder / "died-1")
@@ -92,21 +92,29 @@ def test_a_death_is_told_and_leaves_a_folder_that_goes_on(folder, alone):
     assert_same_tables(processes.study().run(folder / "died-1", progress=False), alone)  # by one
 
 
-@pytest.mark.parametrize(
-    ("what", "error", "words"),
-    [
+def what_fails_in_one_process_fails_in_both(folder):
+    for what, error, words in (
         ("damaged", "DamagedError", "changed since it was written"),
         ("callback", "ZeroDivisionError", "at step 0"),
         ("other data", "RuntimeError", "process 1 of 2 failed: ValueError: the data"),
-    ],
-)
-def test_what_fails_in_one_process_fails_in_both(folder, what, error, words):
-    some, other = (_said(folder, process)[what] for process in (0, 1))
-    assert some[0] == error
-    assert words in some[1]
-    if what == "other data":
-        assert "differ from those of process 0" in some[1]
-    assert other == some
+    ):
+        some, other = (_said(folder, process)[what] for process in (0, 1))
+        assert some[0] == error
+        assert words in some[1]
+        assert other == some
+    assert "differ from those of process 0" in some[1]
+
+
+def test_two_processes_do_what_one_does(folder, alone):
+    """One test, for workers of the suite that shared it would each start the processes anew."""
+    tables_are_those_of_one_process(folder, alone)
+    every_process_has_the_result(folder, alone)
+    plan_and_layout_are_those_of_one_process(folder)
+    process_0_alone_is_told_of_progress(folder)
+    a_trial_runs_again_in_both(folder)
+    confirmation_is_that_of_one_process(folder)
+    what_fails_in_one_process_fails_in_both(folder)
+    a_death_is_told_and_leaves_a_folder_that_goes_on(folder, alone)
 
 
 def _said(folder: Path, process: int) -> dict:

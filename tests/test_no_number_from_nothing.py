@@ -76,16 +76,17 @@ SPACE = tuner.SearchSpace(learning_rate=tuner.LogUniform(0.01, 1.0))
         ("confidence: got 90", lambda: confirmation(
             trials(0.1, origin="plan"), pd.DataFrame(columns=["previous_evaluation"]),
             table(), selection_seeds=3, confidence=90)),
-        ("feasible_trials: must be at least 1", lambda: bs.metrics.members(trials(0.1), NAN)),
+        ("feasible_trials: got nan", lambda: bs.metrics.members(trials(0.1), NAN)),
         ("steps: got nan, wanted a number above 0", lambda: bs.metrics.step_budget(
             example_measurements(), NAN)),
         ("crowding: wanted values without NaN", lambda: tuner.crowding(
             SPACE["learning_rate"], np.array([0.02, NAN]), np.array([True, True]))),
         ("crowding: wanted values without NaN", lambda: tuner.crowding(
             SPACE["learning_rate"], np.array([0.02, 0.1]), np.array([False, False]))),
-        ("optima: edge is nan", lambda: tuner.optima(table(), trials(0.1), SPACE, edge=NAN)),
+        ("optima: edge is nan", lambda: tuner.optima(
+            table().assign(trial=0), trials(0.1), SPACE, edge=NAN)),
         ("curvature: wanted a vector, not empty", lambda: theory.NoisyQuadratic([], [], [])),
-        ("curvature: wanted a vector, not empty", lambda: theory.NoisyQuadratic.power_law(0)),
+        ("dimension: got 0, wanted an integer", lambda: theory.NoisyQuadratic.power_law(0)),
         ("noise: wanted a vector", lambda: theory.NoisyQuadratic([1.0], [NAN], [1.0])),
         ("target: got nan", lambda: quadratic(target=NAN)),
         ("target: got nan", lambda: theory.NoisyQuadratic.power_law(4).optimum(NAN, batch_size=8)),

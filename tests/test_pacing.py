@@ -295,7 +295,7 @@ def test_where_updates_do_not_show_the_rate_it_is_not_known():
         assert found(constant, lambda h, own=own: own(h["learning_rate"])) == Pace()
     steps = table([900.0, 460, 230, 120])
     assert paced(steps, {8: Pace(known_until=0), 4: Pace(known_until=230)}).unknown == (8,)
-    with pytest.raises(TypeError, match="paces: got '8'"):
+    with pytest.raises(TypeError, match="at '8', wanted a mapping from batch sizes"):
         paced(steps, {"8": Pace()})
     with pytest.raises(ValueError, match="wanted whole numbers of steps"):
         Pace(rises_until=math.nan)

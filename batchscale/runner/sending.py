@@ -93,10 +93,9 @@ def rebuilt(fault: Mapping[str, Any]) -> Exception:
     Args:
       fault: from the function of that name.
 
-    >>> raise rebuilt(fault(ValueError("no"), "batch size 8"))
-    Traceback (most recent call last):
-    ValueError: no
-    ...
+    >>> found = rebuilt(fault(ValueError("no"), "batch size 8"))
+    >>> found, found.__notes__[0].startswith("On a worker")
+    (ValueError('no'), True)
     """
     error = faults.rebuilt(fault)
     error.add_note(str(fault["note"]))

@@ -101,7 +101,7 @@ def sharpness(
     >>> bool(np.isclose(found.eigenvalues[0], np.linalg.eigvalsh(points.T @ points / 64)[-1]))
     True
     """
-    tolerance = numeric.above("tolerance", tolerance, 0, "a share above 0, such as 0.001")
+    tolerance = numeric.at_least("tolerance", tolerance, 0, "a share, 0 or more, such as 0.001")
     loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
     numeric.integer("top", top, 1, loss.parameters)
     numeric.integer("iterations", iterations, top)
