@@ -527,10 +527,11 @@ class Study:
             away = self._away(executor, devices)
             beside = records.CONFIRMED
             with self._opened(folder, progress, devices, beside=beside, away=away) as opened:
+                plan, values = confirm_plan(opened, **asked)
                 if away is None:
-                    confirm(opened, **asked)
+                    confirm(opened, plan, values)
                 else:
-                    spread.run_confirmation(opened, away, *confirm_plan(opened, **asked))
+                    spread.run_confirmation(opened, away, plan, values)
             return result.confirmation()
 
     def measure(

@@ -16,7 +16,7 @@ import pytest
 from helpers import assert_same_tables, diverging, perceptron, study
 
 import batchscale as bs
-from batchscale.runner import measure, pool, spread, worker
+from batchscale.runner import desk, measure, pool, worker
 from batchscale.runner.pool import Task
 from batchscale.theory import NoisyQuadratic
 
@@ -134,7 +134,7 @@ def test_what_is_handed_back_in_parts_or_interrupted_goes_on_to_the_same_tables(
     one = diverging(perceptron(), max_steps=4, trials=3)
     whole = one.run(tmp_path / "whole", progress=False)
     assert (whole.trials["status"] == "infeasible").any()
-    monkeypatch.setattr(spread, "SECONDS", 0.0)  # after every evaluation
+    monkeypatch.setattr(desk, "SECONDS", 0.0)  # after every evaluation
     calls = []
 
     def interrupt(progress):

@@ -22,36 +22,14 @@ Settings = Mapping[tuple[int, int], Mapping[str, float]]
 """The hyperparameters of trials, by batch size and number."""
 
 
-def confirm(
-    session: Session,
-    *,
-    trials: pd.DataFrame,
-    best: Mapping[int, float],
-    settings: int,
-    selection_seeds: int,
-    seeds: int,
-    patience: float,
-) -> None:
+def confirm(session: Session, plan: ConfirmationPlan, values: Settings) -> None:
     """Runs the leading settings under fresh seeds, then the one with the least median under others.
 
     Args:
       session: of the folder of the confirmation.
-      trials: of the study, refined ones too.
-      best: steps to target of the study, by batch size; one that is inf is passed over.
-      settings: how many are compared at each batch size.
-      selection_seeds: under which they are compared.
-      seeds: under which the chosen one is reported.
-      patience: a run ends after so many times the steps of the best.
+      plan: from `planned`.
+      values: likewise.
     """
-    plan, values = planned(
-        session,
-        trials=trials,
-        best=best,
-        settings=settings,
-        selection_seeds=selection_seeds,
-        seeds=seeds,
-        patience=patience,
-    )
     for batch_size in plan.settings:
         confirm_batch_size(session, plan, batch_size, values)
     session.folder.compact()
@@ -67,7 +45,17 @@ def planned(
     seeds: int,
     patience: float,
 ) -> tuple[ConfirmationPlan, Settings]:
-    """What `confirm` will run, written into the folder; and the settings of all trials."""
+    """What `confirm` runs, written into the folder; and the hyperparameters of all trials.
+
+    Args:
+      session: of the folder of the confirmation.
+      trials: of the study, refined ones too.
+      best: steps to target of the study, by batch size; one that is inf is passed over.
+      settings: how many are compared at each batch size.
+      selection_seeds: under which they are compared.
+      seeds: under which the chosen one is reported.
+      patience: a run ends after so many times the steps of the best.
+    """
     compared: dict[int, list[int]] = {}
     for batch_size, number, _ in medians.leading(trials, settings).index:
         # Where only trials that diverged later got there, there is no setting to take over.

@@ -14,7 +14,7 @@ import pandas as pd
 from batchscale.engine.packs import TrialId
 from batchscale.plan import Plan
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, Status
-from batchscale.runner import counting, foreseeing
+from batchscale.runner import counting, foreseeing, sweep
 from batchscale.runner.counting import Counts
 from batchscale.runner.ledger import BatchSizeSpec, Ledger
 from batchscale.stopping import StopRule
@@ -78,18 +78,7 @@ class Known:
 
     def spec(self, batch_size: int, **fields: object) -> BatchSizeSpec:
         """What a ledger is told, with what is another's than the search's."""
-        definition = self.plan.definition
-        grid = definition.grid(batch_size)
-        exact = definition.curves == "exact"
-        spec = BatchSizeSpec(
-            batch_size=batch_size,
-            trials=definition.trials,
-            max_infeasible=definition.max_infeasible,
-            grid=grid,
-            goal=definition.goal,
-            rule=StopRule.of(definition.stop),
-            exact=exact,
-        )
+        spec = sweep.spec_of(self.plan, batch_size, bounded=self.bounded)
         spec = dataclasses.replace(spec, **fields)  # pyright: ignore[reportArgumentType]
         others = self.plan.others(batch_size, spec.grid, bounds=self.bounded and not spec.exact)
         return dataclasses.replace(spec, others=others)
