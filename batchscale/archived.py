@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Collection
 
 import pandas as pd
 
@@ -52,6 +53,7 @@ def load_archive(
     trials: int | None = None,
     goal: Goal | None = None,
     train_examples: int | None = None,
+    accept: Collection[str] = (),
 ) -> ArchivedResult:
     """Reads measurements in the layout in which Shallue et al. (2019) published theirs.
 
@@ -74,6 +76,9 @@ def load_archive(
       goal: that of the paper's main figures, or of the study that wrote the archive, if not given.
       train_examples: the size of the training set, if it is known neither from the paper nor from
         the study that wrote the archive.
+      accept: files of an archive that `Result.to_archive` wrote whose hand edits, or whose absence,
+        are accepted, by their names in the folder, such as `8/1/measurements.csv`. The paper's
+        files have no digests.
 
     Returns:
       A `Result` with all analyses but those of a study's folder.
@@ -84,7 +89,8 @@ def load_archive(
         has fewer complete trials than asked for; or there is no goal, or no size of the training
         set, or nothing measured for the goal.
       TypeError: the goal is none.
-      DamagedError: a file is missing, is none, or does not fit the others; names it.
+      DamagedError: a file is missing, is none, does not fit the others, or was changed since this
+        library wrote it; names it.
 
     >>> import json, pathlib, tempfile
     >>> study = {"batch_size": 8, "dataset": "mnist", "model": "fc_128", "optimizer": "sgd"}
@@ -104,7 +110,9 @@ def load_archive(
      batch_size  steps  previous_evaluation  trial  learning_rate
               8   20.0                 10.0      1            0.1
     """
-    found = archive.read(folder, trials=trials, goal=goal, train_examples=train_examples)
+    found = archive.read(
+        folder, trials=trials, goal=goal, train_examples=train_examples, accept=accept
+    )
     return ArchivedResult(
         found.folder,
         found.definition,

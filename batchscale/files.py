@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -13,6 +14,27 @@ from typing import IO
 
 # Python's paths make one slash of two: of a `Path` these are known by their names.
 _REMOTE = "abfss?|azure?|adl|dbfs|file|ftp|gcs|gs|hdfs|https?|memory|oci|s3a?|s3n|sftp|ssh|webhdfs"
+
+_ROOM = "Make room there."
+_WRITABLE = "Make it writable, or give another place."
+_REMEDIES = {
+    "ENOSPC": _ROOM,
+    "EDQUOT": _ROOM,
+    "EFBIG": _ROOM,
+    "EROFS": _WRITABLE,
+    "EACCES": _WRITABLE,
+    "EPERM": _WRITABLE,
+    "EIO": "Look after the disk.",
+    "ESTALE": "Mount it again.",
+    "ENOTCONN": "Mount it again.",
+    "EMFILE": "Allow this process more open files, such as `ulimit -n 1024`.",
+    "ENFILE": "Let the machine have more open files.",
+    "ENOTDIR": "A part of this path is a file: give another.",
+    "EISDIR": "It is a folder: give the path of a file.",
+    "EEXIST": "There is a file in the place of a folder: give another.",
+    "ENAMETOOLONG": "Give a shorter one.",
+}
+_KNOWN = {getattr(errno, name): words for name, words in _REMEDIES.items() if hasattr(errno, name)}
 
 
 def local_path(given: str | os.PathLike[str], what: str = "folder") -> Path:
@@ -52,21 +74,52 @@ def local_path(given: str | os.PathLike[str], what: str = "folder") -> Path:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` once it is written whole, and vanishes on an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}-{path.name}")
+def told(place: Path, more: str = "") -> Iterator[None]:
+    """An error of the operating system inside names a place, and says what to do.
+
+    Args:
+      place: the file or folder that is written.
+      more: what else is to be known.
+
+    >>> with told(Path("runs/mine"), "The same call goes on."):
+    ...     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/mine/plan.json")
+    Traceback (most recent call last):
+    OSError: [Errno 28] runs/mine: No space left on device. Make room there. The same call goes on.
+    """
     try:
-        with open(unfinished, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    # The new name must be on disk before whatever relies on it is removed.
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        number, cause = error.errno, error
+        if number is None or number not in _KNOWN:
+            raise
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == number:
+            cause = error.__cause__  # told of a file inside: the place around it says more
+        words = f"{place}: {os.strerror(number)}. {_KNOWN[number]} {more}".rstrip()
+        raise OSError(number, words) from cause
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` once it is written whole, and vanishes on an error.
+
+    Raises:
+      OSError: it cannot be written; says where, and what to do.
+    """
+    unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}-{path.name}")
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(unfinished, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+            raise
+        # The new name must be on disk before whatever relies on it is removed.
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

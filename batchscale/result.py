@@ -16,7 +16,7 @@ import pandas as pd
 
 from batchscale import archive, audit, display, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, at_goal, confirmation
-from batchscale.files import local_path
+from batchscale.files import local_path, replacing
 from batchscale.measurement import Measurement, measurement
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
@@ -440,12 +440,11 @@ class Result:
     def save_tables(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Writes the steps to target and the optima as CSV; returns the files."""
         folder = local_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         files = []
         for name, table in (("steps_to_target", self.steps_to_target()), ("optima", self.optima())):
             path = folder / f"{name}.csv"
-            with open(path, "w", encoding="utf-8", newline="") as file:
-                table.to_csv(file, index=False)
+            with replacing(path) as file:
+                file.write(table.to_csv(index=False).encode())
             files.append(path)
         return files
 

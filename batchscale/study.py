@@ -338,7 +338,7 @@ class Study:
         where = None if folder is None else local_path(folder)
         asked = estimating.question(where, call, steps, numbers)
         with compilation_cache.cached():
-            session.check(training)
+            session.check(training, session.mesh_of(devices))
             return estimating.seconds(training, self._titled(), self._layout, asked, devices)
 
     def speeds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
@@ -351,10 +351,9 @@ class Study:
           One row a batch size: `batch_size`; `seconds_per_step` of a trial; and
           `seconds_per_evaluation`, of one on the whole of the goal's split.
         """
-        training = self.training()
-        session.check(training)
+        training, mesh = self.training(), session.mesh_of(devices)
+        session.check(training, mesh)
         with compilation_cache.cached():
-            mesh = session.mesh_of(devices)
             return leading.timed(costs.speeds(training, self.definition(), self._layout, mesh))
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
@@ -371,8 +370,8 @@ class Study:
           One row a batch size: `batch_size` and `seconds_per_step`.
         """
         training = self.training()
-        session.check(training)
         mesh = parallel.mesh(hosts.own_devices(session.mesh_of(devices))[:1])
+        session.check(training, mesh)
         with compilation_cache.cached():
             return leading.timed(
                 costs.seconds_per_step(training, self.definition(), self._layout, mesh)
@@ -775,7 +774,7 @@ class Study:
         batch_size, trial = int(size), numeric.integer("trial", trial, 0, keys.LARGEST)
         name = TrialId(trial, numeric.integer("replicate", replicate, 0, keys.LARGEST))
         mesh = session.mesh_of(devices)
-        session.check(training)
+        session.check(training, mesh)
 
         def found() -> tuple[Layout, Mapping[str, float], Mapping[str, int], bool | None]:
             """What process 0 finds, which may be the only one that sees the folder."""

@@ -3,11 +3,12 @@
     python -m benchmarks.executors                        # MNIST, alone on the machine
     python -m benchmarks.executors --study digits --rounds 1 --output /tmp/executors.json
 
-One process spreads trials over one virtual device a core; two workers have one device each and a
-batch size each at a time. Every turn is a process of its own with an empty compilation cache, that
-of the workers is shared by them. The seconds are those of `study.run` from an empty folder, with a
-cluster that has started; the tables of both are compared, in the last bits too where an update does
-not divide. Cells are medians of the rounds. Needs the extra `cluster`.
+One process spreads trials over one virtual device a core; two workers have one device each, on a
+core each, and a batch size each at a time, so that both batch sizes are of as many examples. Every
+turn is a process of its own with an empty compilation cache, that of the workers is shared by them.
+The seconds are those of `study.run` from an empty folder, with a cluster that has started; the
+tables of both are compared, in the last bits too where an update does not divide. Cells are medians
+of the rounds. Needs the extra `cluster`.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def study(name: str) -> bs.Study:
         workload=bs.workloads.get(workload),
         optimizer="sgd",
         space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
-        batch_sizes=[16, 64, 256, 1024],
+        batch_sizes=[512, 1024],
         goal=bs.Goal("validation/error", goal),
         trials=16,
-        max_steps=3000,
+        max_steps={512: 1500, 1024: 750},
         stop="budget",
     )
 
@@ -70,6 +71,10 @@ def timed(name: str, way: str, folder: Path) -> dict[str, Any]:
             ) as cluster,
             distributed.Client(cluster) as client,
         ):
+            # Else each has as many threads as there are cores, and they get into each other's way.
+            cores = sorted(os.sched_getaffinity(0))
+            for worker, core in zip(client.scheduler_info()["workers"], cores, strict=False):
+                client.run(os.sched_setaffinity, 0, {core}, workers=[worker])
             seconds = run(client.get_executor())
     rows = pd.util.hash_pandas_object(bs.load(folder).measurements).to_numpy().tobytes()
     return {"seconds": seconds, "rows": hashlib.blake2b(rows, digest_size=8).hexdigest()}
@@ -79,9 +84,8 @@ def apart(name: str, way: str) -> dict[str, Any]:
     """The same in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "BATCHSCALE_CACHE": f"{folder}/cache"}
-        if way == "dask":  # else each of the two workers would take both cores
+        if way == "dask":
             environment["JAX_NUM_CPU_DEVICES"] = "1"
-            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "benchmarks.executors", "--study", name, "--way", way),

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -672,3 +674,81 @@ def test_an_archive_that_was_read_can_be_written(archived, tmp_path):
     pd.testing.assert_frame_equal(again.trials, result.trials, check_exact=True)
     assert steps(again) == best
     assert again.paces is None
+
+
+EDITS = {
+    "a cell": (
+        "32/0/measurements.csv",
+        lambda path: path.write_text(path.read_text() + "99,0.0\n"),
+    ),
+    "a status": (
+        "4/1/metadata.json",
+        lambda path: path.write_text(path.read_text().replace('"trial_id": 1', '"trial_id": 7')),
+    ),
+    "a budget": (
+        "4/study.json",
+        lambda path: path.write_text(
+            path.read_text().replace('"max_steps": 300', '"max_steps": 299')
+        ),
+    ),
+    "a trial that is gone": ("4/2/metadata.json", lambda path: shutil.rmtree(path.parent)),
+    "a curve that is gone": ("4/2/measurements.csv", Path.unlink),
+    "a trial that was added": (
+        "4/9/measurements.csv",
+        lambda path: shutil.copytree(path.parent.with_name("1"), path.parent),
+    ),
+    "a batch size that is gone": ("4/study.json", lambda path: shutil.rmtree(path.parent)),
+    "a batch size that was added": (
+        "8/study.json",
+        lambda path: (
+            shutil.copytree(path.parent.with_name("4"), path.parent)
+            and path.write_text(path.read_text().replace('"batch_size": 4', '"batch_size": 8'))
+        ),
+    ),
+    "digests that are gone": (
+        "4/study.json",
+        lambda path: path.write_text(
+            re.sub('"digest": "[0-9a-f]+"', '"digest": ""', path.read_text())
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_archive_of_ours_that_was_changed_is_told(ours, tmp_path, edit):
+    folder = ours.to_archive(tmp_path / "square/square/sgd")
+    name, change = EDITS[edit]
+    change(folder / name)
+    with pytest.raises(bs.DamagedError) as told:
+        bs.load_archive(folder)
+    size, trial = name.split("/")[0], name.split("/")[1]
+    assert f"{folder / size}" in str(told.value)
+    assert trial in str(told.value)
+    assert "load_archive(folder, accept=[" in str(told.value)
+    with pytest.raises(bs.DamagedError):
+        bs.load_archive(folder, accept=["32/1/metadata.json"])  # another file
+
+
+def test_a_change_that_is_meant_is_accepted_by_name(ours, tmp_path):
+    folder = ours.to_archive(tmp_path / "square/square/sgd")
+    curve = folder / "32/0/measurements.csv"
+    head, first, *rest = curve.read_text().splitlines()
+    cells = dict(zip(head.split(","), first.split(","), strict=True))
+    cells["val/classification_error"] = "0.0"
+    curve.write_text("\n".join([head, ",".join(cells.values()), *rest]) + "\n")
+    again = bs.load_archive(folder, accept=["32/0/measurements.csv"])
+    assert steps(again)[32][0] == 0  # the first evaluation is at the goal now
+    shutil.rmtree(folder / "4")
+    accept = ["32/0/measurements.csv", "4/study.json"]
+    assert list(steps(bs.load_archive(folder, accept=accept))) == [32]
+    alone = bs.load_archive(folder / "32", accept=accept[:1])  # of one batch size none is missed
+    assert list(steps(alone)) == [32]
+    with pytest.raises(ValueError, match=r"accept: got 'plan\.json', which is no file of"):
+        bs.load_archive(folder, accept=[*accept, "plan.json"])
+    with pytest.raises(TypeError, match="wanted a list of names of files"):
+        bs.load_archive(folder, accept="4/study.json")
+
+
+def test_the_papers_files_have_no_digests_to_accept(archived):
+    with pytest.raises(ValueError, match="has no digests, for another program wrote it"):
+        bs.load_archive(archived[0].folder, accept=["8/study.json"])

@@ -38,6 +38,8 @@ import pyarrow.parquet as pq
 
 import batchscale as bs
 from batchscale import cli
+from batchscale.archive import seals
+from batchscale.archive.names import OWN, STUDY
 from batchscale.piloting import running
 from batchscale.records._index import INDEX, Index
 from batchscale.theory import NoisyQuadratic
@@ -118,7 +120,11 @@ class Mutation:
         self.folder, self._random = folder, random
         self.forged = False  # whether a change came with recomputed digests, or the layout has none
         self.done: list[str] = []
-        self._indexed = (folder / INDEX).exists() or (folder / "pilot.json").exists()
+        self._with_digests = (
+            (folder / INDEX).exists()
+            or (folder / "pilot.json").exists()
+            or any(OWN in path.read_text() for path in folder.rglob(STUDY))
+        )
 
     def change(self) -> None:
         """Makes one change of a file."""
@@ -138,7 +144,7 @@ class Mutation:
         before = path.read_bytes()
         self.done.append(f"{way.__name__.strip('_')} of {name}: {way(path)}")
         changed = not path.is_file() or path.read_bytes() != before
-        if changed and not self._indexed:
+        if changed and not self._with_digests:
             self.forged = True
         elif changed and path.is_file() and self._random.random() < 0.5:
             self._forge(path)
@@ -262,6 +268,8 @@ class Mutation:
         """Puts the digest of a changed file into the index of its folder, and the index's own."""
         self.forged = True
         for parent in (path.parent, path.parent.parent):
+            if _sealed(parent, path):
+                return
             try:
                 index = Index.from_bytes((parent / INDEX).read_bytes())
             except (OSError, ValueError):
@@ -272,6 +280,22 @@ class Mutation:
             forged = dataclasses.replace(index, files={**index.files, **digests})
             (parent / INDEX).write_bytes(forged.to_bytes())
             return
+
+
+def _sealed(folder: Path, path: Path) -> bool:
+    """Puts the digest of a changed file into the `study.json` of an archive, if there is one."""
+    try:
+        study = json.loads((folder / STUDY).read_bytes())
+        own = study[OWN]
+        digests = dict(own["files"])
+        if path.name != STUDY:
+            digests[path.relative_to(folder).as_posix()] = _digest(path)
+        rest = {name: own[name] for name in own if name != "digest"}
+        sealed = seals.sealed({**study, OWN: rest}, own["batch_sizes"], digests)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    (folder / STUDY).write_text(json.dumps(sealed, indent=2) + "\n")
+    return True
 
 
 def _digest(path: Path) -> str:

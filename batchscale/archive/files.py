@@ -89,7 +89,7 @@ def record(path: Path) -> dict[str, Any]:
       DamagedError: it is missing, or no such file.
     """
     try:
-        found = json.loads(_content(path), parse_constant=_no_constant)
+        found = json.loads(_text(path), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"not JSON ({error}).") from error
     if not isinstance(found, dict):
@@ -107,14 +107,24 @@ def _no_constant(word: str) -> float:
     raise ValueError(f"got {word}, wanted a number")
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      DamagedError: it cannot be read, or is a link that leads out of its folder.
+    """
     _check_inside(path)
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise damaged(path, f"not text ({error}).") from error
+        return path.read_bytes()
     except OSError as error:
         raise damaged(path, f"cannot be read ({error.strerror}).") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return content(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"not text ({error}).") from error
 
 
 def word(path: Path, of: dict[str, Any], key: str) -> str:
@@ -153,7 +163,7 @@ def measurements(path: Path) -> tuple[pd.DataFrame, int]:
       DamagedError: it is missing, or no such table.
     """
     try:
-        rows = list(csv.reader(_content(path).splitlines(), strict=True))
+        rows = list(csv.reader(_text(path).splitlines(), strict=True))
     except csv.Error as error:
         raise damaged(path, f"not a table ({error}).") from error
     head = rows[0] if rows else []

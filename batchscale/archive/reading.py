@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale import columns, metrics, numeric, records
-from batchscale.archive import files, names, paper, spaces, studies
+from batchscale.archive import files, names, paper, seals, spaces, studies
 from batchscale.archive.studies import Study, Trial
 from batchscale.files import local_path
 from batchscale.metrics import Goal
@@ -53,6 +53,7 @@ def read(
     trials: int | None = None,
     goal: Goal | None = None,
     train_examples: int | None = None,
+    accept: Collection[str] = (),
 ) -> Contents:
     """Reads a workload and an optimizer; see `batchscale.load_archive`.
 
@@ -62,6 +63,7 @@ def read(
         infeasible ones if not given.
       goal: that of the paper, or of the study that wrote the archive, if not given.
       train_examples: the size of the training set; that of the paper's if not given.
+      accept: files that may be others than this library wrote.
 
     Raises:
       FileNotFoundError, ValueError, TypeError, DamagedError: as `load_archive` does.
@@ -70,8 +72,17 @@ def read(
         trials = numeric.integer("trials", trials, 1)
     if goal is not None:
         check_goal("goal", goal)
+    accept = records.names_of_files(accept)
     path = local_path(folder)
     found = studies.studies(path)
+    written = [one.seal for one in found if one.seal is not None]
+    if written:
+        seals.check(path, written, accept)
+    elif accept:
+        raise ValueError(
+            f"accept: got {sorted(accept)}, and {path} has no digests, for another program wrote "
+            "it: leave `accept` out."
+        )
     workload = _workload(found)
     goal = _goal(path, found, workload, goal)
     train_examples = _train_examples(path, found, workload, train_examples)

@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from batchscale.archive import files, names, spaces
+from batchscale.archive import files, names, seals, spaces
 from batchscale.archive.own import Own
+from batchscale.archive.seals import Seal
 from batchscale.numeric import plain
 from batchscale.records import Origin, Status, StopReason
 from batchscale.tuner.search_space import Resolved
@@ -35,6 +36,7 @@ class Study:
       train_steps: the steps of a complete trial, at least; 0 for a budget of time.
       dimensions: what each hyperparameter is drawn from.
       own: what this library wrote beside that; None if another did.
+      seal: the digests that it wrote; None if another did.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Study:
     train_steps: int
     dimensions: Mapping[str, Resolved]
     own: Own | None
+    seal: Seal | None
 
     @property
     def path(self) -> Path:
@@ -90,7 +93,10 @@ def study(folder: Path) -> Study:
         raise files.damaged(path, f"early_stopping: got {early!r}, wanted true or false.")
     try:
         dimensions = spaces.dimensions(found.get("parameter_configs"))
-        own = Own.from_json(found[names.OWN]) if names.OWN in found else None
+        own, seal = None, None
+        if names.OWN in found:
+            record, seal = seals.opened(folder, found)
+            own = Own.from_json(record)
     except (TypeError, ValueError) as error:
         raise files.damaged(path, str(error)) from error
     return Study(
@@ -103,6 +109,7 @@ def study(folder: Path) -> Study:
         files.whole(path, found, "train_steps"),
         dimensions,
         own,
+        seal,
     )
 
 

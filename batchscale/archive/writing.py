@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale.archive import names, spaces
+from batchscale.archive import names, seals, spaces
 from batchscale.archive.own import Own
-from batchscale.files import local_path, sync_folder
+from batchscale.files import local_path, sync_folder, told
 from batchscale.plan import Definition
 from batchscale.records import TRIAL_COLUMNS, Status
 from batchscale.scaling import Pace
@@ -55,25 +55,30 @@ def write(
     if plain.empty:
         raise ValueError("to_archive: no batch size is finished; study.run(folder) goes on.")
     columns = names.archived_columns(map(str, measurements.columns))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}-{path.name}")
-    try:
-        curves = dict(iter(measurements.groupby(level=["batch_size", "trial", "replicate"])))
-        for size, rows in plain.groupby(level="batch_size"):
-            size = int(size)  # pyright: ignore[reportArgumentType]
-            study = unfinished / str(size)
-            _write(study / names.STUDY, _json(_study(definition, size, rows, paces)))
-            for key, row in zip(rows.index, rows.to_dict("records"), strict=True):
-                trial = study / str(key[1])
-                _write(trial / names.METADATA, _json(_metadata(key[1], row)))
-                curve = curves.get(key, measurements.iloc[:0])
-                _write(trial / names.MEASUREMENTS, _table(curve, columns))
-            sync_folder(study)
-        _replace(path, unfinished)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    sync_folder(path.parent)
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}-{path.name}")
+        try:
+            curves = dict(iter(measurements.groupby(level=["batch_size", "trial", "replicate"])))
+            sizes = sorted(set(plain.index.get_level_values("batch_size").tolist()))
+            for size in sizes:
+                rows = plain.xs(size, level="batch_size", drop_level=False)
+                study, digests = unfinished / str(size), {}
+                for key, row in zip(rows.index, rows.to_dict("records"), strict=True):
+                    curve = curves.get(key, measurements.iloc[:0])
+                    for name, text in (
+                        (names.METADATA, _json(_metadata(key[1], row))),
+                        (names.MEASUREMENTS, _table(curve, columns)),
+                    ):
+                        digests[f"{key[1]}/{name}"] = _write(study / str(key[1]) / name, text)
+                content = seals.sealed(_study(definition, size, rows, paces), sizes, digests)
+                _write(study / names.STUDY, _json(content))
+                sync_folder(study)
+            _replace(path, unfinished)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
     return path
 
 
@@ -130,12 +135,15 @@ def _place(column: str) -> tuple[int, str]:
     return (_ORDER.index(split) if split in _ORDER else len(_ORDER), column)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> str:
+    """Writes a new file, and returns its digest."""
+    content = text.encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "x", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with open(path, "xb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    return seals.digest(content)
 
 
 def _check_replaceable(path: Path, definition: Definition) -> None:

@@ -27,7 +27,7 @@ def updates(
     optimizer: Optimizer,
     schedule: str | Schedule | OfSteps,
     names: Iterable[str],
-) -> None:
+) -> int:
     """Refuses hyperparameters and schedules that no update depends on, and losses without gradient.
 
     Traces a step; loads the data, and starts no backend.
@@ -37,6 +37,9 @@ def updates(
       optimizer: the update.
       schedule: the learning rate.
       names: of the hyperparameters.
+
+    Returns:
+      The bytes that a trial needs at least: its parameters, their gradient, and its states.
 
     Raises:
       ValueError: what is not heard, or cannot be trained.
@@ -70,6 +73,8 @@ def updates(
             f"{', '.join(name for name in shapes.values if name in read) or 'none'}. Spell it as "
             "it is read, or take it out of the SearchSpace."
         )
+    kept = shapes.params, shapes.params, shapes.model_state, init.shapes
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
 def _true(names: dict[str, bool]) -> set[str]:

@@ -18,7 +18,7 @@ from jaxtyping import Int, UInt64
 
 from batchscale.datasets.sentences import Sentences, key
 from batchscale.datasets.vocabulary import Vocabulary, learned
-from batchscale.files import local_path, replacing, sync_folder
+from batchscale.files import local_path, replacing, sync_folder, told
 
 # Choices.
 LENGTH = 128  # tokens a sentence; what is beyond is cut
@@ -71,9 +71,9 @@ def prepare(
     places = _places(_keys(train))
     if not len(places):
         raise ValueError(f"{name}: there is no sentence to train with. Name other files.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".unfinished-{uuid.uuid4().hex}-{target.name}")
-    unfinished.mkdir()
+    with told(target):
+        unfinished.mkdir(parents=True)
     try:
         model = _model(train, places, vocabulary, learned_from)
         words = Vocabulary(model)

@@ -139,8 +139,8 @@ class Bounded:
         began = time.monotonic()
         found = Rejected(set(), set())
         looked_at = 0
-        for out in self._evaluated.dispatch(program, packs, trials, self._ranked, self._enough):
-            numbers = hosts.fetch(out.values)
+        outs = self._evaluated.dispatch(program, packs, trials, self._ranked, self._enough)
+        for out, numbers in zip(outs, hosts.fetched(out.values for out in outs), strict=True):
             for lane, trial in out.trials.items():
                 verdict = Verdict(*numbers[lane])
                 if not verdict.finite:

@@ -306,8 +306,9 @@ class Engine:
         found = self._evaluations.measure(
             packs, splits, layout=layout, trials=trials, bounded=bounded
         )
-        for pack in packs:
-            lanes = [] if pack.sound is None else np.flatnonzero(~hosts.fetch(pack.sound))
+        noted = [pack for pack in packs if pack.sound is not None]
+        for pack, sound in zip(noted, hosts.fetched(pack.sound for pack in noted), strict=True):
+            lanes = np.flatnonzero(~sound)
             found.diverged.update(found.rows.keys() & {pack.ids[lane] for lane in lanes})
         return found
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax._src import distributed  # where alone processes can wait without their devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree, Shaped
+from jaxtyping import PyTree, Shaped, UInt8
 
 from batchscale import faults
 
@@ -227,32 +227,70 @@ def local(array: jax.Array) -> np.ndarray:
     return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
+def fetched(trees: Iterable[PyTree]) -> Iterator[PyTree]:
+    """`fetch` of each: as they are there, or of several processes all in one exchange.
+
+    >>> [*fetched([jax.numpy.ones(1)])]
+    [array([1.], dtype=float32)]
+    """
+    yield from fetch([*trees]) if several() else map(fetch, trees)
+
+
 def fetch(tree: PyTree) -> PyTree:
-    """Arrays on devices as host arrays, whole in every process; called by all of them."""
-    return jax.tree.map(_fetched, tree)
+    """Arrays on devices as host arrays, whole in every process; called by all of them.
+
+    All leaves go in one exchange, for each takes its time.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    apart = [leaf for leaf in leaves if _is_apart(leaf)]
+    joined = iter(_joined(apart) if apart else ())
+    return structure.unflatten(
+        [next(joined) if _is_apart(leaf) else np.asarray(leaf) for leaf in leaves]
+    )
 
 
-def _fetched(array: Any) -> np.ndarray:
-    if not isinstance(array, jax.Array) or array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
+def _is_apart(array: Any) -> bool:
+    """Whether no process has all of an array."""
+    return isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    )
+
+
+def _joined(arrays: Sequence[jax.Array]) -> Iterator[np.ndarray]:
     count, failure = jax.process_count(), None
     try:
-        mine = local(array)
+        mine = [local(array) for array in arrays]
     except Exception as error:  # what went wrong on a device of this process alone
         failure = error
-        mine = np.zeros((len(array) // count, *array.shape[1:]), array.dtype)
-    # Of which process a part is fine goes with it, for each exchange takes its time.
-    content = np.concatenate([np.array([failure is not None]), mine.ravel().view(np.uint8)])
+        mine = [np.zeros((len(x) // count, *x.shape[1:]), x.dtype) for x in arrays]
+    # Of which process a part is fine goes with it.
+    flat = [np.ravel(part).view(np.uint8) for part in mine]
+    content = np.concatenate([np.array([failure is not None], np.uint8), *flat])
     most = _BLOCKS[-1] // count  # or the devices' memory might not hold what all of them have
-    blocks = [gathered(content[at : at + most]) for at in range(0, len(content), most)]
+    blocks = [_gathered_bytes(content[at : at + most]) for at in range(0, len(content), most)]
     whole = np.concatenate(blocks, axis=1)
     if whole[:, 0].any():
         together(lambda: _raise(failure))
+    at = 1
+    for array, part in zip(arrays, flat, strict=True):
+        yield _in_order(array, whole[:, at : at + len(part)])
+        at += len(part)
+
+
+def _gathered_bytes(own: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "process n"]:
+    """As `gathered`, in one of few lengths, for each is a program."""
+    length = next((n for n in _BLOCKS if n >= len(own)), len(own))
+    return gathered(np.pad(own, (0, length - len(own))))[:, : len(own)]
+
+
+def _in_order(array: jax.Array, parts: UInt8[np.ndarray, "process n"]) -> np.ndarray:
+    """An array of the bytes that each process has of it."""
     where = array.sharding.devices_indices_map(array.shape)
     order = sorted(where, key=lambda device: where[device][0].start or 0)
-    parts = np.ascontiguousarray(whole[:, 1:]).view(array.dtype)
-    parts = parts.reshape(count, -1, len(array) // len(order), *array.shape[1:])
-    left = [iter(part) for part in parts]
+    typed = np.ascontiguousarray(parts).view(array.dtype)
+    left = [
+        iter(x) for x in typed.reshape(len(parts), -1, len(array) // len(order), *array.shape[1:])
+    ]
     return np.concatenate([next(left[device.process_index]) for device in order])
 
 

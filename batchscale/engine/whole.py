@@ -93,8 +93,10 @@ class Whole:
         """Adds evaluations of trials to what was found."""
         dispatched = self.dispatch(packs, layout, trials, self._split)
         began = time.monotonic()
-        for out in dispatched:
-            self.take_down(*self.parts(out), found)
+        for out, values in zip(
+            dispatched, hosts.fetched(out.values for out in dispatched), strict=True
+        ):
+            self.take_down(*self.parts(out._replace(values=values)), found)
         self.seconds += time.monotonic() - began
 
     def dispatch(

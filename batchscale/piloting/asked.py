@@ -177,7 +177,8 @@ def checked(
     if evaluate is not None:
         asked = _evaluated(asked, evaluate)
     # What a study refuses is refused before anything is timed.
-    session.check(asked.study(asked.workload, batch_sizes=[1], max_steps=1).training())
+    training = asked.study(asked.workload, batch_sizes=[1], max_steps=1).training()
+    session.check(training, session.mesh_of(devices))
     return asked
 
 

@@ -212,6 +212,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _pilot(asked: Asked, folder: Path, *, stays: bool = True) -> Pilot:
     state = _State(folder / _FILE)
+    state.write()  # a folder that cannot be written is told before anything is timed
     try:
         return _found(asked, folder, state)
     except BaseException as error:

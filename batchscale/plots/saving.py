@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from batchscale.files import local_path
+from batchscale.files import local_path, replacing
 from batchscale.given import instance, several
 
 _FORMATS: dict[str, dict[str, Any]] = {
@@ -65,9 +65,8 @@ def save(
     names = several("formats", formats, wanted)
     if not names or not all(isinstance(name, str) and name in _FORMATS for name in names):
         raise ValueError(f"formats: got {formats!r}, wanted {wanted}.")
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = tuple(stem.with_name(f"{stem.name}.{name}") for name in names)
     for path, name in zip(paths, names, strict=True):
-        with open(path, "wb") as file, mpl.rc_context(_FIXED):
+        with replacing(path) as file, mpl.rc_context(_FIXED):
             drawn.savefig(file, format=name, **_FORMATS[name])
     return paths

@@ -19,8 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from batchscale.files import remove_unfinished, replacing, sync_folder
-from batchscale.records._faults import told
+from batchscale.files import remove_unfinished, replacing, sync_folder, told
 from batchscale.records._index import (
     INDEX,
     DamagedError,
@@ -35,6 +34,7 @@ CONFIRMED = "confirm"
 REFINED = "refine"
 MEASURED = "measure"
 BESIDE = (CONFIRMED, REFINED, MEASURED)
+GOES_ON = "What was written before counts, and the same call goes on from there."
 _NAMES = re.compile(
     r"(plan|provenance)\.json|(measurements|trials)\.parquet|state/[1-9][0-9]*\.npz"
     r"|parts/(measurements-[0-9]{8,}|trials-[1-9][0-9]*)\.parquet"
@@ -218,7 +218,7 @@ class Store:
 
     def settle(self) -> None:
         """Ends what a killed writer had begun, and drops what it had not."""
-        with told(self.folder):
+        with told(self.folder, GOES_ON):
             self._finish()
             for folder in (self.folder, self.folder / "parts", self.folder / "state"):
                 remove_unfinished(folder)
@@ -281,7 +281,7 @@ class Store:
             yield
             return
         self.check()
-        with told(self.folder):
+        with told(self.folder, GOES_ON):
             if self._unsettled:
                 self._finish()  # before files are put beside those that were left there
             self._changes = {}

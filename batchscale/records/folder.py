@@ -21,12 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from batchscale.files import local_path
+from batchscale.files import local_path, told
 from batchscale.records import _files, _reading
-from batchscale.records._faults import told
 from batchscale.records._holding import Hold
 from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot, check_inside
-from batchscale.records._store import BESIDE, Store
+from batchscale.records._store import BESIDE, GOES_ON, Store
 from batchscale.records.tables import measurement_table, trial_table
 
 _PROVENANCE = "provenance.json"
@@ -98,19 +97,21 @@ class StudyFolder:
           DamagedError: a file in it was changed since it was written, and it is to be written.
         """
         folder = local_path(folder)
-        return cls._opened(Store(folder, _names(accept)), write=write)
+        return cls._opened(Store(folder, names_of_files(accept)), write=write)
 
     @classmethod
     def _opened(cls, store: Store, *, write: bool) -> StudyFolder:
         if not write:
             _check_is_study(store)
             return cls(store, None)
-        with told(store.folder):
+        with told(store.folder, GOES_ON):
             try:
                 store.folder.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
                 where = store.folder
-                raise FileExistsError(f"{where}: not a folder, but a file is there.") from error
+                raise FileExistsError(
+                    f"{where}: not a folder, but a file is there. Give another folder."
+                ) from error
             check_inside(store.folder / ".lock", store.folder)
             lock = Hold(store.folder)
         try:
@@ -175,9 +176,9 @@ class StudyFolder:
           FileNotFoundError: there is no study in `folder`.
           DamagedError: the index is damaged, and not accepted.
         """
-        store = Store(local_path(folder), _names(accept))
+        store = Store(local_path(folder), names_of_files(accept))
         _check_is_study(store)
-        with told(store.folder):
+        with told(store.folder, GOES_ON):
             opened = cls(store, Hold(store.folder))
         try:
             opened.check_accepted()  # all names, before any file is taken over
@@ -523,7 +524,15 @@ def load_tables(
     return records.tables()
 
 
-def _names(accept: Collection[str]) -> frozenset[str]:
+def names_of_files(accept: Collection[str]) -> frozenset[str]:
+    """What a user gave as `accept`.
+
+    Raises:
+      TypeError: it is no list of names.
+
+    >>> sorted(names_of_files(["plan.json"]))
+    ['plan.json']
+    """
     if isinstance(accept, str):
         raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: [{accept!r}].")
     if not isinstance(accept, Collection) or not all(isinstance(name, str) for name in accept):

@@ -1,4 +1,4 @@
-"""Whether a disk has room for training states."""
+"""Whether a device has room for a trial, and a disk for training states."""
 
 from __future__ import annotations
 
@@ -9,6 +9,32 @@ from pathlib import Path
 
 # A choice: tables and other programs want room too.
 _SHARE = 0.5
+
+
+def check(workload: str, needed: int, there: int | None) -> None:
+    """Refuses a trial that fits on no device, before anything is compiled.
+
+    Args:
+      workload: its name.
+      needed: bytes of its parameters, their gradient and its states, which it needs at least.
+      there: bytes of a device; None if that is not known.
+
+    Raises:
+      MemoryError: it needs more than there are.
+
+    >>> check("lm/large", 28_000_000_000, 16_000_000_000)
+    Traceback (most recent call last):
+    MemoryError: workload 'lm/large': the parameters of a trial, their gradient and its states take
+    28 GB, and a device has 16 GB. A trial is trained on one device: take a smaller model, an
+    optimizer with less state, or devices with more memory.
+    """
+    if there is not None and needed > there:
+        raise MemoryError(
+            f"workload {workload!r}: the parameters of a trial, their gradient and its states take "
+            f"{needed / 1e9:.3g} GB, and a device has {there / 1e9:.3g} GB. A trial is trained on "
+            "one device: take a smaller model, an optimizer with less state, or devices with more "
+            "memory."
+        )
 
 
 def warn(folder: Path, states: int) -> None:

@@ -23,7 +23,7 @@ from batchscale.engine.layout import LayoutOf
 from batchscale.engine.led import LeadingEngine
 from batchscale.plan import Definition, Plan
 from batchscale.records import StudyFolder
-from batchscale.runner import costs, planning
+from batchscale.runner import costs, planning, room
 from batchscale.runner.interruption import Interruption
 from batchscale.runner.progress import Progress, ProgressBar, tell
 from batchscale.stored import opening
@@ -90,7 +90,7 @@ def opened(
         interruption = stack.enter_context(Interruption(tell))
         stack.enter_context(jitting.as_usual())
         mesh = mesh_of(chosen)
-        check(training)
+        check(training, mesh if workers is None else None)
         stored = stack.enter_context(StudyFolder.open(folder))
         stack.enter_context(compilation_cache.cached())
         with warnings.catch_warnings():
@@ -146,10 +146,23 @@ def opened(
                 stored.write_seconds(total | spent, away)
 
 
-def check(training: Training) -> None:
-    """Refuses functions that do not fit, and hyperparameters that nothing reads; compiles none."""
+def check(training: Training, mesh: Mesh | None = None) -> None:
+    """Refuses functions that do not fit, and hyperparameters that nothing reads; compiles none.
+
+    Args:
+      training: what is to be trained.
+      mesh: where; None where others train, or nothing is.
+
+    Raises:
+      ValueError: what does not fit.
+      MemoryError: a single trial has no room on a device.
+    """
     checks.metric(training.goal, training.workload, training.names)
-    checks.updates(training.workload, training.optimizer, training.schedule, training.names)
+    needed = checks.updates(
+        training.workload, training.optimizer, training.schedule, training.names
+    )
+    if mesh is not None:
+        room.check(training.workload.name, needed, devices.memory(mesh.devices.flat[0]))
 
 
 def mesh_of(chosen: Sequence[Any] | None) -> Mesh:
