@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,28 +88,26 @@ def seconds(arguments: argparse.Namespace, processes: int) -> dict[str, dict[str
     return found
 
 
-def table(rounds: Sequence[dict[int, dict[str, dict[str, float]]]]) -> str:
-    """The medians of rounds, as a table of the documentation."""
-    lines = [
-        "| batch size | processes | training s | evaluation s | other s | against one process |",
-        "|--|--|--|--|--|--|",
-    ]
+def medians(rounds: Sequence[Mapping[int, Any]]) -> list[dict[str, float]]:
+    """The medians of rounds, a row a batch size and number of processes."""
+    rows = []
     for size in rounds[0][1]:
-        sums = {}
+        sums: dict[int, float] = {}
         for processes in rounds[0]:
             parts = {
                 name: statistics.median(found[processes][size][name] for found in rounds)
                 for name in _PARTS
             }
             sums[processes] = sum(parts.values())
-            cells = " | ".join(f"{parts[name]:.1f}" for name in _PARTS)
-            ratio = f"{sums[processes] / sums[1]:.2f}"
-            lines.append(f"| {size} | {processes} | {cells} | {ratio} |")
-    return "\n".join(lines)
+            row = {"batch_size": int(size), "processes": processes, **parts}
+            rows.append(row | {"ratio": sums[processes] / sums[1]})
+    return rows
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Measures, and prints the table."""
+    """Measures, and prints the medians."""
+    from batchscale import records
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workload", default="mnist/fc_128")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 1024])
@@ -128,9 +126,17 @@ def main(given: Sequence[str] | None = None) -> None:
     rounds = []
     for _ in range(arguments.rounds):
         rounds.append({processes: seconds(arguments, processes) for processes in (1, 2)})
-        if arguments.output is not None:
-            arguments.output.write_text(json.dumps(rounds, indent=1) + "\n")
-    print(table(rounds))
+    record = {
+        "workload": arguments.workload,
+        "trials": arguments.trials,
+        "steps": arguments.steps,
+        "rows": medians(rounds),
+        "rounds": rounds,
+        "machine": records.provenance(),
+    }
+    print(*record["rows"], sep="\n")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

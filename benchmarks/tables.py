@@ -16,6 +16,7 @@ from typing import Any
 
 RESULTS, VALIDATION = Path("benchmarks/results"), Path("validation/results")
 PERFORMANCE, ANALYSIS = Path("docs/performance.md"), Path("docs/analysis.md")
+SCALING_OUT = Path("docs/scaling_out.md")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -266,6 +267,40 @@ def estimates() -> str:
     return f"{made}\n\n{words}\n\n{_table(head, rows)}"
 
 
+def executors() -> str:
+    """Seconds of a study by two workers and by one process."""
+    found = _read("executors")
+    words = {"process": "one process, two devices", "dask": "two Dask workers, a core each"}
+    rows = [
+        (
+            words[way],
+            ", ".join(f"{one['seconds']:.0f}" for one in runs),
+            f"{found['seconds'][way]:.0f}",
+            f"{found['seconds'][way] / found['seconds']['process']:.2f}",
+        )
+        for way, runs in found["runs"].items()
+    ]
+    same = "the same, to the bit" if found["same_rows"] else "not the same"
+    table = _table(["", "seconds", "median", "against one process"], rows)
+    return f"{_made(found['machine'])} The tables are {same}.\n\n{table}"
+
+
+def processes() -> str:
+    """Seconds of batch sizes in two processes and in one."""
+    found = _read("processes")
+    rows = [
+        (
+            f"{row['batch_size']:,}",
+            row["processes"],
+            *(f"{row[part]:.1f}" for part in ("training", "evaluation", "other")),
+            f"{row['ratio']:.2f}",
+        )
+        for row in found["rows"]
+    ]
+    head = ["batch size", "processes", "training s", "evaluation s", "other s"]
+    return f"{_made(found['machine'])}\n\n{_table([*head, 'against one process'], rows)}"
+
+
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     PERFORMANCE: {
         "throughput": throughput,
@@ -277,6 +312,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "estimates": estimates,
     },
     ANALYSIS: {"measure": measure},
+    SCALING_OUT: {"executors": executors, "processes": processes},
 }
 
 
