@@ -60,9 +60,8 @@ def write(
         unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}-{path.name}")
         try:
             curves = dict(iter(measurements.groupby(level=["batch_size", "trial", "replicate"])))
-            sizes = sorted(set(plain.index.get_level_values("batch_size").tolist()))
-            for size in sizes:
-                rows = plain.xs(size, level="batch_size", drop_level=False)
+            of_size = {int(size): rows for size, rows in plain.groupby(level="batch_size")}  # pyright: ignore[reportArgumentType]
+            for size, rows in of_size.items():
                 study, digests = unfinished / str(size), {}
                 for key, row in zip(rows.index, rows.to_dict("records"), strict=True):
                     curve = curves.get(key, measurements.iloc[:0])
@@ -71,7 +70,7 @@ def write(
                         (names.MEASUREMENTS, _table(curve, columns)),
                     ):
                         digests[f"{key[1]}/{name}"] = _write(study / str(key[1]) / name, text)
-                content = seals.sealed(_study(definition, size, rows, paces), sizes, digests)
+                content = seals.sealed(_study(definition, size, rows, paces), of_size, digests)
                 _write(study / names.STUDY, _json(content))
                 sync_folder(study)
             _replace(path, unfinished)
