@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -157,3 +157,19 @@ def described(value: Any) -> str:
     if len(words) > _LONG or not words.isprintable() or hasattr(value, "ndim"):
         return f"a value of type {type(value).__name__}"
     return words
+
+
+def names_of_files(accept: Collection[str]) -> frozenset[str]:
+    """What a user gave as `accept`.
+
+    Raises:
+      TypeError: it is no list of names.
+
+    >>> sorted(names_of_files(["plan.json"]))
+    ['plan.json']
+    """
+    if isinstance(accept, str):
+        raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: [{accept!r}].")
+    if not isinstance(accept, Collection) or not all(isinstance(name, str) for name in accept):
+        raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: ['plan.json'].")
+    return frozenset(accept)

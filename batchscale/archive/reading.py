@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from batchscale import columns, metrics, numeric, records
+from batchscale import columns, given, metrics, numeric, records
 from batchscale.archive import files, names, paper, seals, spaces, studies
 from batchscale.archive.studies import Study, Trial
 from batchscale.files import local_path
@@ -72,7 +72,7 @@ def read(
         trials = numeric.integer("trials", trials, 1)
     if goal is not None:
         check_goal("goal", goal)
-    accept = records.names_of_files(accept)
+    accept = given.names_of_files(accept)
     path = local_path(folder)
     found = studies.studies(path)
     written = [one.seal for one in found if one.seal is not None]

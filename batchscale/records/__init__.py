@@ -13,7 +13,6 @@ from batchscale.records.environment import runs_under as runs_under
 from batchscale.records.folder import Contents as Contents
 from batchscale.records.folder import StudyFolder as StudyFolder
 from batchscale.records.folder import load_tables as load_tables
-from batchscale.records.folder import names_of_files as names_of_files
 from batchscale.records.tables import MEASUREMENT_INDEX as MEASUREMENT_INDEX
 from batchscale.records.tables import TRIAL_COLUMNS as TRIAL_COLUMNS
 from batchscale.records.tables import TRIAL_INDEX as TRIAL_INDEX

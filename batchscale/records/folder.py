@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from batchscale import given
 from batchscale.files import local_path, told
 from batchscale.records import _files, _reading
 from batchscale.records._holding import Hold
@@ -97,7 +98,7 @@ class StudyFolder:
           DamagedError: a file in it was changed since it was written, and it is to be written.
         """
         folder = local_path(folder)
-        return cls._opened(Store(folder, names_of_files(accept)), write=write)
+        return cls._opened(Store(folder, given.names_of_files(accept)), write=write)
 
     @classmethod
     def _opened(cls, store: Store, *, write: bool) -> StudyFolder:
@@ -176,7 +177,7 @@ class StudyFolder:
           FileNotFoundError: there is no study in `folder`.
           DamagedError: the index is damaged, and not accepted.
         """
-        store = Store(local_path(folder), names_of_files(accept))
+        store = Store(local_path(folder), given.names_of_files(accept))
         _check_is_study(store)
         with told(store.folder, GOES_ON):
             opened = cls(store, Hold(store.folder))
@@ -522,22 +523,6 @@ def load_tables(
     records = StudyFolder.open(folder, write=False, accept=accept)
     records.check_accepted()
     return records.tables()
-
-
-def names_of_files(accept: Collection[str]) -> frozenset[str]:
-    """What a user gave as `accept`.
-
-    Raises:
-      TypeError: it is no list of names.
-
-    >>> sorted(names_of_files(["plan.json"]))
-    ['plan.json']
-    """
-    if isinstance(accept, str):
-        raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: [{accept!r}].")
-    if not isinstance(accept, Collection) or not all(isinstance(name, str) for name in accept):
-        raise TypeError(f"accept: got {accept!r}, wanted a list of names of files: ['plan.json'].")
-    return frozenset(accept)
 
 
 def _check_is_study(store: Store) -> None:
