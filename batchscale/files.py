@@ -122,6 +122,22 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         sync_folder(path.parent)
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder, all links followed; never one whose links lead in a circle.
+
+    >>> is_inside(Path("runs/plan.json"), Path("runs")), is_inside(Path("runs/.."), Path("runs"))
+    (True, False)
+    """
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return False
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # which finds circles, whatever the version of Python
+    except (OSError, RuntimeError):
+        return False
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Waits until the names in a folder are on disk."""
     if sys.platform == "win32":

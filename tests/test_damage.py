@@ -549,6 +549,33 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(folders, tmp_path, name)
     assert bs.load(tmp_path / "link").goal == study().goal
 
 
+@pytest.mark.parametrize("name", ["index.json", "plan.json", "trials.parquet"])
+def test_links_that_lead_in_a_circle_are_refused(folders, tmp_path, name):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "finished", folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(folder / "circle")
+    (folder / "circle").symlink_to(folder / name)
+    with pytest.raises(bs.DamagedError, match="a link that leads out of"):
+        read(folder)
+
+
+@pytest.mark.parametrize("field", ["versions", "git", "seconds", "devices", "workers"])
+def test_a_provenance_of_another_form_is_damaged_though_its_change_is_accepted(
+    folders, tmp_path, field
+):
+    folder = tmp_path / "study"
+    shutil.copytree(folders / "finished", folder)
+    path = folder / "provenance.json"
+    stored = json.loads(path.read_text())
+    stored["runs"][-1][field] = -0.5
+    path.write_text(json.dumps(stored))
+    result = bs.load(folder, accept=["provenance.json"])
+    for read_it in (result.runs, lambda: result.report(tmp_path / "page.html")):
+        with pytest.raises(bs.DamagedError, match="not the provenance of a study"):
+            read_it()
+
+
 def test_of_a_hundred_and_fifty_mutated_folders_none_ends_inside_or_is_believed(folders, tmp_path):
     """A part of `python -m validation.fuzzing`, whose folders are trained as these are."""
     archive = bs.load(folders / "finished").to_archive(tmp_path / "data/model/sgd")

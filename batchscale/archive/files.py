@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale.archive import names
+from batchscale.files import is_inside
 from batchscale.numeric import plain
 from batchscale.records import DamagedError
 
@@ -99,7 +100,7 @@ def record(path: Path) -> dict[str, Any]:
 
 def _check_inside(path: Path) -> None:
     """Refuses a link that leads out of the folder it is in."""
-    if not path.resolve().is_relative_to(path.parent.resolve()):
+    if not is_inside(path, path.parent):
         raise damaged(path, f"a link that leads out of {path.parent}.")
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from batchscale.files import is_inside
+
 INDEX = "index.json"
 _FORMAT = 1
 
@@ -190,7 +192,7 @@ def check_inside(path: Path, folder: Path) -> None:
     Raises:
       DamagedError: it leads elsewhere.
     """
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not is_inside(path, folder):
         raise DamagedError(
             path,
             f"a link that leads out of {folder}.",

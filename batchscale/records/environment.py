@@ -54,6 +54,24 @@ def provenance() -> dict[str, Any]:
     } | {name: getattr(jax.config, name) for name in _SETTINGS}
 
 
+_RECORDS = "versions", "git", "seconds"
+_LISTS = "devices", "workers"
+
+
+def is_provenance(run: Any) -> bool:
+    """Whether a value has the form of `provenance`, as JSON holds it; what it says may be missing.
+
+    >>> is_provenance({"versions": {"jax": "0.10"}}), is_provenance({"versions": 3})
+    (True, False)
+    """
+    return (
+        isinstance(run, dict)
+        and all(isinstance(run.get(name) or {}, dict) for name in _RECORDS)
+        and all(isinstance(run.get(name) or [], list) for name in _LISTS)
+        and all(isinstance(one, dict) for name in _LISTS for one in run.get(name) or [])
+    )
+
+
 CONDITIONS = ("float_type", "matmul_precision", "jax", "jaxlib", "backend", "device", "devices")
 """What `conditions` says of a run, by name."""
 

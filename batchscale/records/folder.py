@@ -27,6 +27,7 @@ from batchscale.records import _files, _reading
 from batchscale.records._holding import Hold
 from batchscale.records._index import INDEX, PLAN, DamagedError, Snapshot, check_inside
 from batchscale.records._store import BESIDE, GOES_ON, Store
+from batchscale.records.environment import is_provenance
 from batchscale.records.tables import measurement_table, trial_table
 
 _PROVENANCE = "provenance.json"
@@ -340,7 +341,7 @@ class StudyFolder:
         def read(snapshot: Snapshot) -> list[Any]:
             stored = _reading.json_of(snapshot, _PROVENANCE)
             runs = stored.get("runs") if isinstance(stored, dict) else [] if stored is None else 0
-            if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+            if not isinstance(runs, list) or not all(map(is_provenance, runs)):
                 raise snapshot.damaged(_PROVENANCE, "not the provenance of a study.")
             return runs
 

@@ -246,8 +246,8 @@ def _made_by(runs: Sequence[Mapping[str, Any]]) -> list[Section]:
     if not runs:
         return [cite]
     last = runs[-1]
-    versions: Mapping[str, Any] = last.get("versions", {})
-    devices = last.get("devices", [])
+    versions: Mapping[str, Any] = last.get("versions") or {}
+    devices = last.get("devices") or []
     git = last.get("git") or {}
     pairs = [
         ("command", str(last.get("command", ""))),
