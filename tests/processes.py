@@ -8,8 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from helpers import perceptron
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import batchscale as bs
+from batchscale.engine import hosts
 from batchscale.engine.engine import Engine
 from batchscale.runner import batch_size
 
@@ -47,6 +49,7 @@ def main(process: int, port: str, folder: Path, what: str) -> None:
         _die(process)
         study().run(seen / "died", progress=False)
         return
+    fetched = _fetched()  # first: the study may not have begun to exchange
     told = []
     result = study().run(seen / "whole", progress=told.append)
     out = folder / f"process-{process}"
@@ -60,6 +63,7 @@ def main(process: int, port: str, folder: Path, what: str) -> None:
     other = study(workload=perceptron(validation=1_000 + process))
     said = {
         "told": len(told),
+        "fetched": fetched,
         "confirmation": str(confirmation),
         "damaged": _raised(lambda: study().run(seen / "damaged", progress=False)),
         "callback": _raised(lambda: study().run(seen / "callback", progress=_fails)),
@@ -80,6 +84,31 @@ def _die(process: int) -> None:
         return advance(self, *arguments, **options)
 
     Engine.advance = counted
+
+
+def _fetched() -> list[str]:
+    """Which arrays come back wrong, of parts that both processes hold, in several orders."""
+    random, devices = np.random.default_rng(0), jax.devices()
+    arrays = {
+        "float32": random.normal(size=(8, 3)).astype(np.float32),
+        "bool": random.normal(size=(4, 5)) > 0,
+        "bfloat16": random.normal(size=4).astype(jax.numpy.bfloat16),
+        "int8": random.integers(0, 9, (12, 2, 2)).astype(np.int8),
+        "empty": np.zeros((4, 0), np.float32),
+        "larger than what is sent at once": random.normal(size=(4, 1_200_000)).astype(np.float32),
+        "uint32": random.integers(0, 2**32, (4, 2)).astype(np.uint32),
+    }
+    wrong = []
+    for order in ([0, 1, 2, 3], [0, 2, 1, 3], [3, 1, 2, 0]):
+        mesh = Mesh(np.array([devices[n] for n in order]), ("devices",))
+        sharding = NamedSharding(mesh, PartitionSpec("devices"))
+        put = {name: hosts.put(array, sharding) for name, array in arrays.items()}
+        each = dict(zip(put, hosts.fetched(put.values()), strict=True))
+        for found in (hosts.fetch(put), each):
+            same = {name: found[name].dtype == array.dtype for name, array in arrays.items()}
+            same = {n: same[n] and np.array_equal(found[n], arrays[n]) for n in arrays}
+            wrong += [f"{name}, devices {order}" for name in arrays if not same[name]]
+    return wrong
 
 
 def _fails(progress) -> None:

@@ -60,6 +60,10 @@ def plan_and_layout_are_those_of_one_process(folder):
     assert (folder / "whole/plan.json").read_bytes() == (folder / "alone/plan.json").read_bytes()
 
 
+def all_processes_fetch_what_was_put(folder):
+    assert [_said(folder, process)["fetched"] for process in (0, 1)] == [[], []]
+
+
 def process_0_alone_is_told_of_progress(folder):
     told = [_said(folder, process)["told"] for process in (0, 1)]
     assert told[0] > 5
@@ -110,6 +114,7 @@ def test_two_processes_do_what_one_does(folder, alone):
     tables_are_those_of_one_process(folder, alone)
     every_process_has_the_result(folder, alone)
     plan_and_layout_are_those_of_one_process(folder)
+    all_processes_fetch_what_was_put(folder)
     process_0_alone_is_told_of_progress(folder)
     a_trial_runs_again_in_both(folder)
     confirmation_is_that_of_one_process(folder)

@@ -278,8 +278,10 @@ def _joined(arrays: Sequence[jax.Array]) -> Iterator[np.ndarray]:
 
 
 def _gathered_bytes(own: UInt8[np.ndarray, " n"]) -> UInt8[np.ndarray, "process n"]:
-    """As `gathered`, in one of few lengths, for each is a program."""
-    length = next((n for n in _BLOCKS if n >= len(own)), len(own))
+    """As `gathered`, in one of few lengths, for each is a program, and at most twice as much."""
+    length = max(_BLOCKS[0], 1 << (len(own) - 1).bit_length())
+    if length > _BLOCKS[1]:  # states, whose lengths are few and which are large
+        length = -(-len(own) // _BLOCKS[1]) * _BLOCKS[1]
     return gathered(np.pad(own, (0, length - len(own))))[:, : len(own)]
 
 
@@ -287,10 +289,9 @@ def _in_order(array: jax.Array, parts: UInt8[np.ndarray, "process n"]) -> np.nda
     """An array of the bytes that each process has of it."""
     where = array.sharding.devices_indices_map(array.shape)
     order = sorted(where, key=lambda device: where[device][0].start or 0)
+    own, rows = len(order) // len(parts), len(array) // len(order)  # of a process, of a device
     typed = np.ascontiguousarray(parts).view(array.dtype)
-    left = [
-        iter(x) for x in typed.reshape(len(parts), -1, len(array) // len(order), *array.shape[1:])
-    ]
+    left = [iter(x) for x in typed.reshape(len(parts), own, rows, *array.shape[1:])]
     return np.concatenate([next(left[device.process_index]) for device in order])
 
 
