@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import sys
 import uuid
 from collections.abc import Iterator
@@ -90,12 +91,22 @@ def told(place: Path, more: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         number, cause = error.errno, error
-        if number is None or number not in _KNOWN:
+        if number is None or number not in _KNOWN or not _is_of(error, place):
             raise
         if isinstance(error.__cause__, OSError) and error.__cause__.errno == number:
             cause = error.__cause__  # told of a file inside: the place around it says more
         words = f"{place}: {os.strerror(number)}. {_KNOWN[number]} {more}".rstrip()
         raise OSError(number, words) from cause
+
+
+def _is_of(error: OSError, place: Path) -> bool:
+    """Whether an error is of the system's files, and of none that lies elsewhere."""
+    if type(error) is not type(OSError(error.errno, "")):
+        return False  # such as those of sockets, whose numbers mean other things
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    where = Path(os.path.abspath(error.filename))
+    return where.is_relative_to(place.parent) or place.is_relative_to(where)
 
 
 @contextlib.contextmanager
@@ -105,11 +116,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
       OSError: it cannot be written; says where, and what to do.
     """
-    unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}-{path.name}")
+    if path.is_symlink():  # which stays
+        path = Path(os.path.realpath(path))
+    unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}")  # a long name may be the longest
     with told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(unfinished, "xb") as file:
+                with contextlib.suppress(OSError):  # as it was
+                    os.chmod(unfinished, stat.S_IMODE(path.stat().st_mode))
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -752,3 +752,37 @@ def test_a_change_that_is_meant_is_accepted_by_name(ours, tmp_path):
 def test_the_papers_files_have_no_digests_to_accept(archived):
     with pytest.raises(ValueError, match="has no digests, for another program wrote it"):
         bs.load_archive(archived[0].folder, accept=["8/study.json"])
+
+
+def test_an_archive_that_is_mixed_of_two_is_told(ours, tmp_path):
+    folder = ours.to_archive(tmp_path / "square/square/sgd")
+    curves = ours.measurements.assign(**{"test/error": 0.5})
+    other = dataclasses.replace(ours, measurements=curves).to_archive(tmp_path / "other")
+    shutil.rmtree(folder / "32")
+    shutil.copytree(other / "32", folder / "32")
+    with pytest.raises(bs.DamagedError, match=r"32/study\.json: it was not written with 4"):
+        bs.load_archive(folder)
+    assert list(steps(bs.load_archive(folder, accept=["32/study.json"]))) == [4, 32]
+
+
+def without(folder, *keys):
+    """Takes keys of ours out of every `study.json`."""
+    for path in folder.glob("*/study.json"):
+        said = json.loads(path.read_text())
+        for key in keys:
+            said["_batchscale"].pop(key)
+        path.write_text(json.dumps(said))
+
+
+def test_an_archive_without_digests_is_read_with_a_word(ours, tmp_path):
+    folder = ours.to_archive(tmp_path / "square/square/sgd")
+    without(folder, "files", "batch_sizes", "written", "digest")
+    with pytest.warns(UserWarning, match="written without digests"):
+        again = bs.load_archive(folder)
+    assert steps(again) == steps(ours)
+    for path in folder.glob("*/study.json"):
+        said = json.loads(path.read_text())
+        del said["_batchscale"]
+        path.write_text(json.dumps(said))
+    with pytest.raises(bs.DamagedError, match="says under _batchscale is missing here"):
+        bs.load_archive(folder, goal=ours.goal, train_examples=100)

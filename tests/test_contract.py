@@ -523,41 +523,6 @@ class Forgetful(nn.Module):
         return Switched()(x)
 
 
-class Unsure(nn.Module):
-    """Without a word it is evaluated, unless it was built with one."""
-
-    train: bool | None = None
-
-    @nn.compact
-    def __call__(self, x, train=None):
-        train = self.train if train is None else train
-        return nn.Dense(3)(nn.Dropout(0.9, deterministic=not train)(x))
-
-
-class Building(nn.Module):
-    """It builds its module with the switch, calls it with the switch, or forgets it."""
-
-    way: str
-
-    @nn.compact
-    def __call__(self, x, train):
-        if self.way == "built":
-            return Unsure(train=train)(x)
-        return Unsure()(x, train=train) if self.way == "called" else Unsure()(x)
-
-
-def test_a_switch_that_is_none_by_default_is_built_in_handed_on_or_refused():
-    for way in ("built", "called"):
-        workload = bs.Workload.from_flax(Building(way), {"train": images()})
-        params, state = workload.init(jax.random.key(0))
-        batch = workload.splits()["train"]
-        losses = [workload.loss(params, state, batch, jax.random.key(n), {})[0][0] for n in (1, 2)]
-        assert losses[0] != losses[1]  # of dropout
-    message = "Building calls its Unsure without 'train', which then is None"
-    with pytest.raises(ValueError, match=message):
-        bs.Workload.from_flax(Building("forgotten"), {"train": images()})
-
-
 class Norm(nn.Module):
     """It is told by the name that Flax uses."""
 

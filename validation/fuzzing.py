@@ -291,7 +291,7 @@ def _sealed(folder: Path, path: Path) -> bool:
         if path.name != STUDY:
             digests[path.relative_to(folder).as_posix()] = _digest(path)
         rest = {name: own[name] for name in own if name != "digest"}
-        sealed = seals.sealed({**study, OWN: rest}, own["batch_sizes"], digests)
+        sealed = seals.sealed({**study, OWN: rest}, own["batch_sizes"], digests, own["written"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     (folder / STUDY).write_text(json.dumps(sealed, indent=2) + "\n")

@@ -77,11 +77,20 @@ def read(
     found = studies.studies(path)
     written = [one.seal for one in found if one.seal is not None]
     if written:
+        for one in found:
+            if one.seal is None:
+                raise files.damaged(one.path, "it has no digests, and others beside it have.")
         seals.check(path, written, accept)
+    elif found[0].own is not None and not accept:
+        warnings.warn(
+            f"{path}: it was written without digests, so that it is not known whether it was "
+            "changed. Write it again: batchscale.load(folder of the study).to_archive(...).",
+            stacklevel=3,
+        )
     elif accept:
         raise ValueError(
             f"accept: got {sorted(accept)}, and {path} has no digests, for another program wrote "
-            "it: leave `accept` out."
+            "it, or an earlier version: leave `accept` out."
         )
     workload = _workload(found)
     goal = _goal(path, found, workload, goal)

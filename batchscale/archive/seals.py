@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from batchscale.archive import files, names
 from batchscale.records import DamagedError
 
-_FILES, _SIZES, _DIGEST = "files", "batch_sizes", "digest"
+_FILES, _WRITTEN, _SIZES, _DIGEST = "files", "written", "batch_sizes", "digest"
+_KEYS = _FILES, _WRITTEN, _SIZES, _DIGEST
 
 
 class Seal(NamedTuple):
@@ -21,12 +22,14 @@ class Seal(NamedTuple):
       folder: of the batch size.
       batch_sizes: that the archive was written with; the names of their folders.
       files: the digest of every file of a trial, by its name in the folder.
+      written: what names all that was written at once.
       whole: whether `study.json` has the digest that it was written with.
     """
 
     folder: Path
     batch_sizes: tuple[str, ...]
     files: Mapping[str, str]
+    written: str
     whole: bool
 
 
@@ -40,7 +43,10 @@ def digest(content: bytes) -> str:
 
 
 def sealed(
-    study: Mapping[str, Any], batch_sizes: Collection[int], digests: Mapping[str, str]
+    study: Mapping[str, Any],
+    batch_sizes: Collection[int],
+    digests: Mapping[str, str],
+    written: str = "",
 ) -> dict[str, Any]:
     """A `study.json` with the digests of its trials' files and of itself.
 
@@ -48,20 +54,22 @@ def sealed(
       study: its content, with a record of this library.
       batch_sizes: all that the archive is written with.
       digests: of every file of a trial, by its name in the folder.
+      written: what names all that is written at once: a digest of it.
 
     Returns:
       The content, under whose record of this library they are.
 
     >>> sorted(sealed({"batch_size": 8, "_batchscale": {}}, [8], {})["_batchscale"])
-    ['batch_sizes', 'digest', 'files']
+    ['batch_sizes', 'digest', 'files', 'written']
     """
-    own = {**study[names.OWN], _SIZES: sorted(batch_sizes), _FILES: dict(digests)}
+    sealed = {_SIZES: sorted(batch_sizes), _FILES: dict(digests), _WRITTEN: written}
+    own = {**study[names.OWN], **sealed}
     open_ = json.loads(json.dumps({**study, names.OWN: own}))  # as it will be read
     return {**open_, names.OWN: {**open_[names.OWN], _DIGEST: _digest(open_)}}
 
 
-def opened(folder: Path, study: Mapping[str, Any]) -> tuple[dict[str, Any], Seal]:
-    """The record of this library in a `study.json` without the digests, and these.
+def opened(folder: Path, study: Mapping[str, Any]) -> tuple[dict[str, Any], Seal | None]:
+    """The record of this library in a `study.json` without the digests, and these, if it has any.
 
     Args:
       folder: of the batch size.
@@ -77,13 +85,15 @@ def opened(folder: Path, study: Mapping[str, Any]) -> tuple[dict[str, Any], Seal
     own = study[names.OWN]
     if not isinstance(own, dict):
         raise ValueError(f"{names.OWN}: got {own!r}, wanted a record.")
-    rest = {name: value for name, value in own.items() if name not in (_FILES, _SIZES, _DIGEST)}
+    rest = {name: value for name, value in own.items() if name not in _KEYS}
+    if len(rest) == len(own):
+        return rest, None
     unsealed = {name: value for name, value in own.items() if name != _DIGEST}
     sizes, listed = own.get(_SIZES, []), own.get(_FILES, {})
     if not isinstance(sizes, list) or not isinstance(listed, dict):
         raise ValueError(f"{names.OWN}: its {_SIZES} are no list, or its {_FILES} no record.")
     whole = own.get(_DIGEST) == _digest({**study, names.OWN: unsealed})
-    return rest, Seal(folder, tuple(map(str, sizes)), listed, whole)
+    return rest, Seal(folder, tuple(map(str, sizes)), listed, str(own.get(_WRITTEN)), whole)
 
 
 def check(path: Path, seals: Sequence[Seal], accept: Collection[str]) -> None:
@@ -103,6 +113,10 @@ def check(path: Path, seals: Sequence[Seal], accept: Collection[str]) -> None:
     for seal in seals:
         known |= _check(seal, accept)
     root = seals[0].folder.parent
+    for seal in seals:
+        name = f"{seal.folder.name}/{names.STUDY}"
+        if seal.written != seals[0].written and name not in accept:
+            raise _changed(root, name, f"it was not written with {seals[0].folder.name}.")
     below = path.resolve() == seals[0].folder.resolve()  # a single batch size is asked for
     here = {seal.folder.name for seal in seals}
     for size in dict.fromkeys(size for seal in seals for size in seal.batch_sizes):

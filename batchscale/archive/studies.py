@@ -194,6 +194,8 @@ def _trial(of: Study, number: int, folder: Path) -> Trial:
         reason = StopReason(own["stop_reason"]) if "stop_reason" in own else None
     except (AttributeError, TypeError, ValueError) as error:
         raise files.damaged(path, f"{names.OWN}: {error}.") from error
+    if of.own is None and names.OWN in found:
+        raise files.damaged(of.path, f"what {path.name} says under {names.OWN} is missing here.")
     if reason is not None and (reason == StopReason.DIVERGED) != (status == Status.INFEASIBLE):
         raise files.damaged(path, f"its status is {word}, and its stop_reason {str(reason)!r}.")
     return Trial(

@@ -61,18 +61,22 @@ def write(
         try:
             curves = dict(iter(measurements.groupby(level=["batch_size", "trial", "replicate"])))
             of_size = {int(size): rows for size, rows in plain.groupby(level="batch_size")}  # pyright: ignore[reportArgumentType]
+            digests = {size: dict[str, str]() for size in of_size}
             for size, rows in of_size.items():
-                study, digests = unfinished / str(size), {}
                 for key, row in zip(rows.index, rows.to_dict("records"), strict=True):
                     curve = curves.get(key, measurements.iloc[:0])
                     for name, text in (
                         (names.METADATA, _json(_metadata(key[1], row))),
                         (names.MEASUREMENTS, _table(curve, columns)),
                     ):
-                        digests[f"{key[1]}/{name}"] = _write(study / str(key[1]) / name, text)
-                content = seals.sealed(_study(definition, size, rows, paces), of_size, digests)
-                _write(study / names.STUDY, _json(content))
-                sync_folder(study)
+                        place = f"{key[1]}/{name}"
+                        digests[size][place] = _write(unfinished / str(size) / place, text)
+            written = seals.digest(json.dumps(digests).encode())
+            for size, rows in of_size.items():
+                study = _study(definition, size, rows, paces)
+                content = seals.sealed(study, of_size, digests[size], written)
+                _write(unfinished / str(size) / names.STUDY, _json(content))
+                sync_folder(unfinished / str(size))
             _replace(path, unfinished)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -39,7 +39,7 @@ def updates(
       names: of the hyperparameters.
 
     Returns:
-      The bytes that a trial needs at least: its parameters, their gradient, and its states.
+      The bytes that a trial needs at least: its parameters and its states.
 
     Raises:
       ValueError: what is not heard, or cannot be trained.
@@ -73,7 +73,7 @@ def updates(
             f"{', '.join(name for name in shapes.values if name in read) or 'none'}. Spell it as "
             "it is read, or take it out of the SearchSpace."
         )
-    kept = shapes.params, shapes.params, shapes.model_state, init.shapes
+    kept = shapes.params, shapes.model_state, init.shapes
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 

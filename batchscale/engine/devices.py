@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def memory(device: Any) -> int | None:
     with contextlib.suppress(OSError, ValueError):  # a container may have less
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits) // len(jax.local_devices(backend="cpu"))
+
+
+def most_memory(some: Sequence[Any]) -> int | None:
+    """The bytes that one of some devices can have at most, where it is known.
+
+    Args:
+      some: of this process, all that are used. On a CPU the others take nothing, so that each has
+        its part of the whole.
+    """
+    there = memory(some[0])
+    if there is None or some[0].platform != "cpu":
+        return there
+    return there * len(jax.local_devices(backend="cpu")) // len(some)
 
 
 def _cores() -> int:

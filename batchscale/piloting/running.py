@@ -212,7 +212,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _pilot(asked: Asked, folder: Path, *, stays: bool = True) -> Pilot:
     state = _State(folder / _FILE)
-    state.write()  # a folder that cannot be written is told before anything is timed
+    if "timed" not in state.known:
+        state.write()  # a folder that cannot be written is told before anything is timed
     try:
         return _found(asked, folder, state)
     except BaseException as error:

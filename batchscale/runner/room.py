@@ -16,7 +16,7 @@ def check(workload: str, needed: int, there: int | None) -> None:
 
     Args:
       workload: its name.
-      needed: bytes of its parameters, their gradient and its states, which it needs at least.
+      needed: bytes of its parameters and its states, which it needs at least.
       there: bytes of a device; None if that is not known.
 
     Raises:
@@ -24,13 +24,13 @@ def check(workload: str, needed: int, there: int | None) -> None:
 
     >>> check("lm/large", 28_000_000_000, 16_000_000_000)
     Traceback (most recent call last):
-    MemoryError: workload 'lm/large': the parameters of a trial, their gradient and its states take
-    28 GB, and a device has 16 GB. A trial is trained on one device: take a smaller model, an
-    optimizer with less state, or devices with more memory.
+    MemoryError: workload 'lm/large': the parameters and states of a trial take 28 GB, and a device
+    has 16 GB. A trial is trained on one device: take a smaller model, an optimizer with less state,
+    or devices with more memory.
     """
     if there is not None and needed > there:
         raise MemoryError(
-            f"workload {workload!r}: the parameters of a trial, their gradient and its states take "
+            f"workload {workload!r}: the parameters and states of a trial take "
             f"{needed / 1e9:.3g} GB, and a device has {there / 1e9:.3g} GB. A trial is trained on "
             "one device: take a smaller model, an optimizer with less state, or devices with more "
             "memory."

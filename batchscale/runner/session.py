@@ -162,7 +162,9 @@ def check(training: Training, mesh: Mesh | None = None) -> None:
         training.workload, training.optimizer, training.schedule, training.names
     )
     if mesh is not None:
-        room.check(training.workload.name, needed, devices.memory(mesh.devices.flat[0]))
+        # Of another process's devices nothing is known.
+        there = devices.most_memory(hosts.own_devices(mesh))
+        room.check(training.workload.name, needed, there)
 
 
 def mesh_of(chosen: Sequence[Any] | None) -> Mesh:

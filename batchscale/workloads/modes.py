@@ -223,15 +223,12 @@ def refuse_default(
       **kwargs: likewise.
 
     Raises:
-      ValueError: the method has a switch whose default is a truth value, or None where the module
-        has no field of that name, and it is left out.
+      ValueError: the method has a switch whose default is a truth value, and it is left out.
     """
     signature = inspect.signature(method)
     told = signature.bind_partial(*args, **kwargs).arguments
     for name, parameter in signature.parameters.items():
-        # None may stand for a field of the same name, as in `nn.merge_param`.
-        field = parameter.default is None and getattr(args[0], name, None) is not None
-        if _is_defaulted(method, parameter) and name not in told and not field:
+        if _is_defaulted(method, parameter) and name not in told:
             raise ValueError(
                 f"module: {outer} calls its {kind.__name__} without {name!r}, which then is "
                 f"{parameter.default}, in training and in evaluation. Hand it on, such as "
@@ -287,13 +284,10 @@ def _has_default(method: Any) -> bool:
 
 
 def _is_defaulted(method: Any, parameter: inspect.Parameter) -> bool:
-    """Whether an argument is a switch with a truth value by default, or None, which is false."""
+    """Whether an argument is a switch with a truth value by default."""
     called = getattr(method, "__name__", "__call__") == "__call__"
-    plain = parameter.name not in _OTHERWISE
-    named = is_switch(parameter.name) and (called or plain)
-    return named and (
-        isinstance(parameter.default, bool | int) or (plain and parameter.default is None)
-    )
+    named = is_switch(parameter.name) and (called or parameter.name not in _OTHERWISE)
+    return named and isinstance(parameter.default, bool | int)
 
 
 def _asking(outer: str, kind: type, method: Any) -> Callable[..., Any]:
