@@ -105,7 +105,7 @@ def _is_of(error: OSError, place: Path) -> bool:
         return False  # such as those of sockets, whose numbers mean other things
     if not isinstance(error.filename, str | os.PathLike):
         return True
-    where = Path(os.path.abspath(error.filename))
+    where, place = (Path(os.path.abspath(path)) for path in (error.filename, place))
     return where.is_relative_to(place.parent) or place.is_relative_to(where)
 
 
