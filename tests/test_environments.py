@@ -6,9 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -168,6 +170,29 @@ def test_half_a_compiled_program_is_removed_once_nobody_writes_it(tmp_path):
         os.utime(path, (1e9, 1e9))
     compilation_cache.tidy(whole.parent)
     assert sorted(path.name for path in whole.parent.glob("*-cache")) == ["a-cache", "c-cache"]
+
+
+def test_a_program_that_another_process_is_writing_is_compiled_without_a_word(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("BATCHSCALE_CACHE", str(tmp_path))
+    monkeypatch.setattr(compilation_cache, "_LEAST_SECONDS", 0.0)
+
+    def tripled():
+        with compilation_cache.cached():
+            return int(jax.jit(lambda x: 3 * x + 1)(np.int32(2)))
+
+    chosen = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        assert tripled() == 7
+        (program,) = tmp_path.glob("compiled/*/*-cache")
+        program.write_bytes(program.read_bytes()[:-9])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert tripled() == 7
+    finally:
+        jax.config.update("jax_compilation_cache_dir", chosen)
 
 
 def test_compiled_programs_are_kept_apart_by_what_a_processor_can_do(monkeypatch):

@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import re
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,14 @@ def cached() -> Iterator[None]:
     `JAX_COMPILATION_CACHE_DIR` chooses another folder. Where the folder cannot be written, nothing
     is kept.
     """
+    with warnings.catch_warnings(), _kept():
+        # Another process may be writing what is read: then it is compiled here, too.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+        yield
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
     config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         yield
