@@ -16,6 +16,7 @@ import typer
 
 import batchscale as bs
 from batchscale.files import local_path, replacing
+from batchscale.recommending import measured_in
 
 app = typer.Typer(
     name="batchscale",
@@ -178,7 +179,10 @@ def as_text(table: pd.DataFrame, format: Format) -> str:
 
 def _result(folder: Path) -> bs.Result:
     where = local_path(folder)
-    return bs.load(where / "measured" if (where / "pilot" / "pilot.json").exists() else where)
+    if not (where / "pilot" / "pilot.json").exists():
+        return bs.load(where)
+    begun = [where / measured_in(place) for place in range(10)]
+    return bs.load(next((path for path in reversed(begun) if path.exists()), begun[0]))
 
 
 def _found(folder: Path) -> bs.Result | bs.Measurement:

@@ -58,9 +58,11 @@ class Measurement:
         under which the setting was checked; and `by`: `model`, `search` where a search has taken
         its place, `doubted` where something speaks against the model and there was no price left.
       calibration: predictions beside what came: one row a batch size: `predicted` steps of the
-        quoted setting with their 90% interval, `predicted_low` to `predicted_high`; `seen`, the
-        median under `seeds` fresh seeds, inf if half of them missed; how many standard
-        `deviations` the two differ; and whether it `agrees`.
+        quoted setting; `predicted_low` to `predicted_high`, where the median of so many seeds is
+        expected then, at 90%: by the error of the prediction, their own scatter, and what the
+        model has been off by at all batch sizes; `seen`, the median under `seeds` fresh seeds, inf
+        if half of them missed; how many standard `deviations` it is off; and whether it `agrees`:
+        what all batch sizes share aside, they are less than 3.
       trials: all trials, with origin `measure`, as in `Result.trials`.
       cost: `trials`, `steps`, `examples`, `rounds`, and `seconds` of training.
       ended: why it ended: `precision`; `price`; `trials`, of which no more are worth it; `search`,
@@ -83,6 +85,7 @@ class Measurement:
     _answer: Answer = dataclasses.field(repr=False)
     _spaces: Mapping[int, Any] = dataclasses.field(repr=False)
     runs: Sequence[Mapping[str, Any]] = dataclasses.field(default=(), repr=False)
+    _audited: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         shown = ["batch_size", "steps", "low", "high", "effective_learning_rate", "by"]
@@ -183,7 +186,21 @@ class Measurement:
             spaces=self._spaces,
             precision=self.precision,
             ended=self.ended,
+            paces=self.paces,
+            **self._audited,
         )
+
+
+class NotReachedError(ValueError):
+    """No trial of a measurement has reached the goal.
+
+    Attributes:
+      seconds: of training, all rounds together.
+    """
+
+    def __init__(self, words: str, seconds: float) -> None:
+        super().__init__(words)
+        self.seconds = seconds
 
 
 def trials_of(plan: MeasurePlan, definition: Definition, table: pd.DataFrame) -> Trials:
@@ -221,6 +238,17 @@ def trials_of(plan: MeasurePlan, definition: Definition, table: pd.DataFrame) ->
                 outcome, log_steps = Outcome.CUT, math.log(max(trained, 1))
             rows.append((place, rate, second, log_steps, outcome, trial.purpose, trial.round))
     return Trials.of(sorted(rows, key=lambda row: row[-1]))
+
+
+def seconds_of(plan: MeasurePlan) -> float:
+    """Of training, all rounds together."""
+    return sum(sum(part.seconds.values()) for part in plan.rounds)
+
+
+def _budget(definition: Definition) -> str:
+    """The fewest and the most steps of a trial, in words."""
+    fewest, most = (f(definition.max_steps.values()) for f in (min, max))
+    return f"{most:,} steps" if fewest == most else f"{fewest:,} to {most:,} steps"
 
 
 def spent(plan: MeasurePlan, table: pd.DataFrame) -> Spent:
@@ -265,6 +293,7 @@ def measurement(
     table: pd.DataFrame,
     *,
     paces: Mapping[int, scaling.Pace] | None = None,
+    audited: Mapping[str, Any] | None = None,
 ) -> Measurement:
     """The measurement from its tables alone: nothing trains.
 
@@ -273,16 +302,18 @@ def measurement(
       definition: of the study.
       table: of the trials.
       paces: between which steps the schedule decides, by batch size.
+      audited: what `audit.measured` looks at besides.
 
     Raises:
-      ValueError: no trial of the scout reached the goal.
+      NotReachedError: no trial of the scout reached the goal.
     """
     trials = trials_of(plan, definition, table)
     if not len(trials) or not trials.crossed.any():
-        raise ValueError(
-            f"measure: none of {len(trials)} trials reached {definition.goal} in its budget. "
-            "Choose an easier goal, a longer budget (max_steps), or other ranges, in another "
-            "folder."
+        raise NotReachedError(
+            f"measure: none of {len(trials)} trials reached {definition.goal} in its budget "
+            f"({_budget(definition)}). Choose an easier goal, a longer budget (max_steps), or "
+            "other ranges, in another folder.",
+            seconds_of(plan),
         )
     warm = np.array(plan.parameters) if plan.parameters else None
     answer = Design(question_of(definition, plan, 1), trials, warm).answer
@@ -297,13 +328,18 @@ def measurement(
             "steps": float(table["steps_trained"].sum()),
             "examples": spent(plan, table).examples,
             "rounds": len(plan.rounds),
-            "seconds": sum(sum(part.seconds.values()) for part in plan.rounds),
+            "seconds": seconds_of(plan),
         },
         plan.ended,
         plan.precision,
         dict(paces or {}),
         answer,
         definition.spaces,
+        _audited={
+            "train_examples": definition.train_examples,
+            "evaluation_spacing": definition.evaluation_spacing,
+            **(audited or {}),
+        },
     )
 
 
@@ -339,13 +375,13 @@ def _table(answer: Answer, definition: Definition, trials: Trials) -> pd.DataFra
 
 def _calibration(answer: Answer, definition: Definition) -> pd.DataFrame:
     found = answer.levels
-    both = np.sqrt(found.predicted_sd**2 + np.where(found.seeds > 0, found.seen_sd, np.nan) ** 2)
+    both = np.where(found.seeds > 0, found.expected_sd, np.nan)
     return pd.DataFrame(
         {
             "batch_size": definition.batch_sizes,
             "predicted": np.exp(found.predicted),
-            "predicted_low": np.exp(found.predicted - _Z * found.predicted_sd),
-            "predicted_high": np.exp(found.predicted + _Z * found.predicted_sd),
+            "predicted_low": np.exp(found.predicted - _Z * both),
+            "predicted_high": np.exp(found.predicted + _Z * both),
             "seen": np.exp(found.seen),
             "seeds": found.seeds,
             "deviations": (found.seen - found.predicted) / both,

@@ -12,15 +12,16 @@ from typing import Any
 from batchscale import arguments, display, numeric, report, scaling
 from batchscale.audit import Audit, Verdict
 from batchscale.files import local_path
-from batchscale.measurement import Measurement
+from batchscale.measurement import Measurement, NotReachedError
 from batchscale.metrics import Goal
 from batchscale.optimizers import Factory
 from batchscale.piloting import Pilot, pilot
-from batchscale.runner.progress import Progress
+from batchscale.runner.progress import Progress, tell
 from batchscale.workloads import Workload
 
 _PILOT = 0.2  # of the minutes, at most
 _MOST = 5.0  # minutes of a pilot
+_LENGTHENED, _LONGER = 2, 4  # how often budgets that were guessed are made longer, and how much
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +64,12 @@ class Answer:
     def sentence(self) -> str:
         """The answer in a few words."""
         others = ", ".join(
-            f"{name.replace('_', ' ')} {value:.3g}" for name, value in self.hyperparameters.items()
+            f"{name.replace('_', ' ')} {_value(name, value)}"
+            for name, value in self.hyperparameters.items()
         )
         return (
-            f"Use batch size {self.batch_size:,}, {others}. {self.sure()} {audited(self.audit())}"
+            f"To reach {self.goal} use batch size {self.batch_size:,}, {others}. {self.sure()} "
+            f"{audited(self.audit())}"
         )
 
     def sure(self) -> str:
@@ -75,7 +78,10 @@ class Answer:
         if fit.refused:
             return f"No critical batch size is quoted: {fit.refused}."
         low, high = fit.b_crit_interval
-        return f"Critical batch size {fit.b_crit:.3g} ({low:.3g} to {high:.3g})."
+        sizes = self.measurement.table["batch_size"]
+        ends = fit.unseen(sizes.min(), sizes.max())
+        but = f", but {ends}" if ends else ""
+        return f"Critical batch size {fit.b_crit:.3g} ({low:.3g} to {high:.3g}){but}."
 
     def scaling(self) -> scaling.Fit:
         """The critical batch size."""
@@ -94,6 +100,15 @@ class Answer:
     ) -> scaling.Recommendation:
         """In words, for other step times too; see `scaling.recommend`."""
         return self.measurement.recommend(seconds_per_step=seconds_per_step)
+
+
+def _value(name: str, value: float) -> str:
+    """A hyperparameter as it is shown; steps are whole.
+
+    >>> _value("warmup_steps", 5.6), _value("learning_rate", 0.00321)
+    ('6', '0.00321')
+    """
+    return f"{value:,.0f}" if name.endswith("_steps") and value >= 1 else f"{value:.3g}"
 
 
 def audited(audit: Audit) -> str:
@@ -131,14 +146,16 @@ def recommend(
     Args:
       workload: what is trained: `Workload.from_model(model, data)`, or any other.
       optimizer: as for `Study`.
-      folder: where everything is written: `pilot` and `measured`.
+      folder: where everything is written: `pilot` and `measured`; where no trial reaches a goal
+        that was given, in budgets that the pilot has guessed, they are made longer while there are
+        minutes, in `measured-2` and `measured-3`.
       minutes: that it takes, about, of all calls together; compilation comes on top.
       precision: the half width of the 90% intervals of B_crit and of the steps at every batch
         size, as a share.
       progress: as in `Study.run`.
       devices: as in `Study.run`.
-      **of_pilot: arguments of `pilot`: a goal, a space, batch sizes, a schedule, a metric, a seed,
-        and what is measured (`evaluate`).
+      **of_pilot: arguments of `pilot`: a goal, budgets (`max_steps`), a space, batch sizes, a
+        schedule, a metric, a seed, and what is measured (`evaluate`).
 
     Raises:
       ValueError: what is missing for an answer, and what to change: nothing got better in the time
@@ -167,10 +184,43 @@ def recommend(
         **of_pilot,
     )
     left = max(minutes - found.seconds / 60, minutes / 4)
-    measured = found.study.measure(
-        where / "measured", precision, minutes=left, progress=progress, devices=devices
-    )
-    return answer(measured, found)
+    guessed = found.study if of_pilot.get("max_steps") is None else None
+    for place in range(_LENGTHENED + 1):
+        try:
+            measured = found.study.measure(
+                where / measured_in(place), precision,
+                minutes=left, progress=progress, devices=devices,
+            )  # fmt: skip
+            break
+        except NotReachedError as missed:
+            left -= missed.seconds / 60
+            if guessed is None or place == _LENGTHENED or left < minutes / 4:
+                raise ValueError(
+                    f"{str(missed).partition('. Choose')[0]}. Give an easier goal; or more "
+                    "minutes, or max_steps, in another folder."
+                ) from None
+            budget = {
+                size: _LONGER ** (place + 1) * steps
+                for size, steps in guessed.definition().max_steps.items()
+            }
+            if progress is True:
+                tell(
+                    f"{found.study.goal} is not reached in budgets that were guessed: they are "
+                    f"made {_LONGER} times as long; {left:.1f} minutes are left"
+                )
+            found = dataclasses.replace(
+                found, study=dataclasses.replace(found.study, max_steps=budget)
+            )
+    return answer(measured, found)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+def measured_in(place: int) -> str:
+    """The folder of a measurement in that of an answer; with longer budgets there are several.
+
+    >>> measured_in(0), measured_in(1)
+    ('measured', 'measured-2')
+    """
+    return "measured" if place == 0 else f"measured-{place + 1}"
 
 
 def answer(measured: Measurement, found: Pilot) -> Answer:

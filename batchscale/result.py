@@ -224,14 +224,21 @@ class Result:
           FileNotFoundError: `Study.measure` has not been called.
           ValueError: none of its trials has reached the goal.
         """
+        plan = self._plan()
         with self._opened() as stored:
-            found = opening.measured(stored, self._plan())
+            found = opening.measured(stored, plan)
         if found is None:
             raise FileNotFoundError(
                 f"{self.folder}: nothing is measured by one design yet. Call study.measure(folder)."
             )
         trials = _with_hyperparameters(found.trials, self.definition)
-        made = measurement(found.plan, self.definition, trials, paces=self.paces)
+        audited = {
+            "measurements": found.measurements,
+            "batch_dependent": plan.batch_dependent,
+            "evaluation_examples": plan.measured.get(self.goal.split),
+            "counted": plan.counted,
+        }
+        made = measurement(found.plan, self.definition, trials, paces=self.paces, audited=audited)
         return dataclasses.replace(made, runs=tuple(self.runs()))
 
     def audit(self) -> audit.Audit:

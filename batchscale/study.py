@@ -36,7 +36,7 @@ from batchscale.runner.confirm import confirm
 from batchscale.runner.confirm import planned as confirm_plan
 from batchscale.runner.demands import Call
 from batchscale.runner.estimating import Steps
-from batchscale.runner.measure import Elsewhere, measure
+from batchscale.runner.measure import Elsewhere, measure, opening_words
 from batchscale.runner.pool import Executor
 from batchscale.runner.progress import Progress
 from batchscale.runner.refine import refine, refined_values
@@ -607,6 +607,9 @@ class Study:
                 share=self.microbatch == "auto",
                 beside=records.MEASURED,
                 workers=None if away is None else away.words,
+                opening_words=functools.partial(
+                    opening_words, definition.batch_sizes, precision, minutes
+                ),
             ) as opened,
         ):
             elsewhere = None

@@ -109,7 +109,7 @@ def test_analyses_are_of_the_medians(measured):
     rates = found.learning_rates()
     assert (rates["low"] < rates["centre"]).all()
     assert (rates["centre"] < rates["high"]).all()
-    assert len(found.audit()) == 9
+    assert len(found.audit()) == 14
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_the_goal_is_what_the_reruns_reach_well_before_their_end(answered):
 def test_the_sentence_has_the_numbers_of_the_tables(answered):
     _, found = answered
     words, fit = found.sentence(), found.scaling()
-    assert f"Use batch size {found.batch_size:,}" in words
+    assert words.startswith(f"To reach {found.goal} use batch size {found.batch_size:,}, ")
     assert f"learning rate {found.learning_rate:.3g}" in words
     if not fit.refused:
         assert f"{fit.b_crit:.3g}" in words
@@ -170,6 +170,7 @@ def asked(**changes):
         "workload": perceptron(), "optimizer": "sgd", "minutes": 1.0, "answer_minutes": 10.0,
         "metric": None, "mode": "min", "goal": None, "space": None, "batch_sizes": None,
         "schedule": "constant", "seed": 0, "progress": False, "devices": None, "evaluate": None,
+        "max_steps": None,
     }  # fmt: skip
     return asking.checked(*(given | changes).values())
 
@@ -185,6 +186,11 @@ def effort(**changes):
     )
     given = {"timed": timed, "workload": perceptron(), "spacing": 0.1, "share": 1.0}
     return Effort(**(given | {"scan": {}, "rerun": 1000} | changes))
+
+
+def goal_of(given, rerun, most=math.inf):
+    found = deciding.chosen(given, effort(), rerun, lambda steps: steps <= most)
+    return found.goal, found.steps, found.words
 
 
 def test_speeds_are_of_every_batch_size_and_of_the_goals_split():
@@ -250,7 +256,7 @@ def test_a_goal_lies_above_the_noise_of_its_split():
     steps = np.arange(0, 1001, 10)
     error = 0.02 + 0.5 * np.exp(-steps / 100)
     rerun = pd.DataFrame({"step": steps, "median": error, "low": error, "high": error})
-    goal, at, words = deciding._goal(asked(), effort(), rerun)
+    goal, at, words = goal_of(asked(), rerun)
     noise = math.sqrt(error[-1] * (1 - error[-1]) / 70)  # the split has 70 examples
     assert goal.value >= error[-1] + noise
     assert error[steps == at][0] < goal.value <= error[steps == at - 10][0]
@@ -263,7 +269,7 @@ def test_a_goal_lies_above_the_spread_of_seeds():
     loss = 1 + 2 * np.exp(-steps / 100)
     rerun = pd.DataFrame({"step": steps, "median": loss, "low": loss - 0.1, "high": loss + 0.133})
     given = asked(metric="validation/loss")
-    goal, _, words = deciding._goal(given, effort(), rerun)
+    goal, _, words = goal_of(given, rerun)
     assert goal.value > loss[-1] + 0.1
     assert "the spread of seeds is 0.1" in words
 
@@ -279,7 +285,7 @@ def test_a_goal_of_more_is_better_lies_below_what_is_reached():
     value = 0.9 - 0.8 * np.exp(-steps / 300)
     rerun = pd.DataFrame({"step": steps, "median": value, "low": value, "high": value})
     given = asked(metric="validation/accuracy", mode="max")
-    goal, at, _ = deciding._goal(given, effort(), rerun)
+    goal, at, _ = goal_of(given, rerun)
     assert goal.mode == "max"
     assert goal.value <= value[steps == 600][0]
     assert 0 < at <= 620
@@ -291,11 +297,11 @@ def test_a_goal_that_is_given_is_taken():
     error = 0.02 + 0.5 * np.exp(-steps / 100)
     rerun = pd.DataFrame({"step": steps, "median": error, "low": error, "high": error})
     wanted = bs.Goal("validation/error", 0.1)
-    goal, at, _ = deciding._goal(asked(goal=wanted), effort(), rerun)
+    goal, at, _ = goal_of(asked(goal=wanted), rerun)
     assert goal == wanted
     assert at == steps[error < 0.1][0]
     hard = bs.Goal("validation/error", 0.01)
-    _, at, words = deciding._goal(asked(goal=hard), effort(), rerun)
+    _, at, words = goal_of(asked(goal=hard), rerun)
     assert at == 2000
     assert "a guess" in words
 
@@ -313,12 +319,12 @@ def test_a_goal_can_be_passed_where_the_best_is_none_wrong():
     steps = np.array([0, 1, 2, 4, 8, 16, 32])
     error = np.array([0.9, 0.4, 0.086, 0.0, 0.0, 0.0, 0.0])
     rerun = pd.DataFrame({"step": steps, "median": error, "low": error, "high": error})
-    goal, at, _ = deciding._goal(asked(), effort(), rerun)
+    goal, at, _ = goal_of(asked(), rerun)
     assert goal.value == 0.09  # 0 errors cannot be beaten
     assert at == 2
     for flat in (np.zeros(7), np.where(steps > 0, np.inf, 0.9), np.where(steps > 0, 0.0, 0.9)):
         with pytest.raises(ValueError, match="no goal lies between"):
-            deciding._goal(asked(), effort(), rerun.assign(median=flat))
+            goal_of(asked(), rerun.assign(median=flat))
 
 
 def test_what_is_trained_on_is_never_cut():
@@ -334,12 +340,12 @@ def test_what_is_trained_on_is_never_cut():
 
 def test_sizes_lie_about_the_rough_critical_one_and_cost_no_more_than_asked():
     rich, poor = asked(answer_minutes=1e9), asked(answer_minutes=1 / 60)
-    sizes = deciding._sizes(rich, effort(), 40.0, 300, 10_000)
+    sizes, _ = deciding._sizes(rich, effort(), 40.0, 300, 10_000)
     assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    cheap = deciding._sizes(poor, effort(), 40.0, 300, 10_000)
+    cheap, _ = deciding._sizes(poor, effort(), 40.0, 300, 10_000)
     assert len(cheap) == 5
     assert set(cheap) < set(sizes)
-    assert len(deciding._sizes(rich, effort(), 40.0, 300, 20)) >= 4
+    assert len(deciding._sizes(rich, effort(), 40.0, 300, 20)[0]) >= 4
 
 
 def test_the_price_has_the_evaluations_of_other_splits():
@@ -369,7 +375,7 @@ def test_a_pilot_measures_what_is_asked():
     table = effort().timed.assign(
         best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
     )
-    study, _, _ = deciding.decided(given, effort(workload=given.workload), table, rerun)
+    study = deciding.decided(given, effort(workload=given.workload), table, rerun).study
     assert study.definition().evaluate.splits == ("test", "validation")
     with pytest.raises(ValueError, match="no split 'valid'"):
         asked(evaluate={"valid": 3})
@@ -398,7 +404,8 @@ def test_the_study_of_a_pilot_can_be_edited():
     table = effort().timed.assign(
         best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
     )
-    study, expected, reasons = deciding.decided(asked(), effort(), table, rerun)
+    found = deciding.decided(asked(), effort(), table, rerun)
+    study, expected, reasons = found.study, found.expected, found.reasons
     assert set(expected["batch_size"]) == set(study.resolved_batch_sizes())
     budget = dict(zip(expected["batch_size"], expected["max_steps"], strict=True))
     assert study.definition().max_steps == budget

@@ -24,5 +24,5 @@ def test_the_answer_in_one_call_is_one(tmp_path, monkeypatch, capsys):
     less = "minutes=0.5, precision=0.4, batch_sizes=[16, 64, 256, 1024], progress=False,"
     with matplotlib.rc_context({"backend": "agg"}):
         exec(compile(ANSWER.replace("minutes=3,", less), "README.md", "exec"), names)
-    assert capsys.readouterr().out.startswith("Use batch size ")
+    assert capsys.readouterr().out.startswith("To reach ")
     assert "Steps to target" in (tmp_path / "runs/answer/report.html").read_text()

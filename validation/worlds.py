@@ -42,6 +42,7 @@ class World:
       matters: by how much the log curvature in momentum grows per log batch size.
       low, high: the range of learning rates.
       max_steps: the budget.
+      spacing: of evaluations, as a share of the steps.
     """
 
     batch_sizes: tuple[float, ...] = SIZES
@@ -68,6 +69,7 @@ class World:
     low: float = 1e-4
     high: float = 1e2
     max_steps: int = 400_000
+    spacing: float = 0.05
 
     def log_steps(self, batch_size: float) -> float:
         """The median log steps of the best setting."""
@@ -132,7 +134,7 @@ class World:
 
     def grid(self) -> np.ndarray:
         """The steps of evaluation."""
-        return np.array(evaluation_grid(self.max_steps, 0.05), np.float64)
+        return np.array(evaluation_grid(self.max_steps, self.spacing), np.float64)
 
 
 WORLDS = {
@@ -153,4 +155,6 @@ WORLDS = {
     "two basins that cross": World(basin=0.3, crosses=True),
     "odd batch size": World(odd=64.0),
     "jump of the rate": World(jump=5.0),
+    "seldom evaluated": World(scatter=(0.05, 0.03), spacing=0.2),
+    "seldom evaluated, scatter": World(scatter=(0.2, 0.1), spacing=0.2),
 }

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 
 from batchscale import given, numeric, records
-from batchscale.audit.checks import Audit, Check, Verdict, sizes
+from batchscale.audit import measurement
+from batchscale.audit.checks import Audit, Check, Evidence, Verdict, sizes
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
 from batchscale.records import Status
-from batchscale.scaling import Fit
+from batchscale.scaling import Fit, Pace
 from batchscale.tuner import Choice, Distribution, SearchSpace
 
 # Choices.
 _FEW_SEEDS = 5
 _TOLERATED = 1.1  # widths may be so many times what was asked for: they are random themselves
 _EASY = 10  # steps
+_EARLY = 0.25  # epochs, of the median batch size
+_SPACING = 0.2  # up to which simulated studies hold what they should
+_HARDLY = 1 / 3  # of its decay the rate has fallen by a quarter or less
 _NEAR = 0.02  # of a range: as near an edge as that is at it
 
 _TABLE = ["batch_size", "steps", "low", "high", "by"]
@@ -36,6 +41,9 @@ class _Measured:
     spaces: Mapping[int, SearchSpace]
     precision: float
     ended: str
+    evidence: Evidence
+    train_examples: int | None
+    evaluation_spacing: float | None
 
 
 def measured(
@@ -48,6 +56,13 @@ def measured(
     spaces: Mapping[int, SearchSpace],
     precision: float,
     ended: str,
+    measurements: pd.DataFrame | None = None,
+    paces: Mapping[int, Pace] | None = None,
+    batch_dependent: bool | None = None,
+    evaluation_examples: int | None = None,
+    counted: int | None = None,
+    train_examples: int | None = None,
+    evaluation_spacing: float | None = None,
 ) -> Audit:
     """Checks whether a measurement by one design can be believed.
 
@@ -60,6 +75,13 @@ def measured(
       spaces: what was searched, by batch size.
       precision: that was asked for.
       ended: why it ended.
+      measurements: one row an evaluation, if they are known.
+      paces: as for `audit.audit`.
+      batch_dependent: as for `audit.audit`.
+      evaluation_examples: as for `audit.audit`.
+      counted: as for `audit.audit`.
+      train_examples: of the training set, if it is known.
+      evaluation_spacing: between evaluations, as a share of the steps, if it is known.
 
     Returns:
       The checks, each with its verdict, the evidence and the remedy.
@@ -76,9 +98,31 @@ def measured(
     given.by_batch_size("spaces", spaces, SearchSpace, "a SearchSpace")
     numeric.above("precision", precision, 0, "a share above 0, such as 0.15")
     given.instance("ended", ended, str, "a word, as Measurement.ended")
-    all_of = _Measured(table, calibration, trials, fit, goal, spaces, precision, ended)
+    if measurements is None:
+        measurements = pd.DataFrame({goal.metric: []})
+    else:
+        records.check_index(measurements, records.MEASUREMENT_INDEX, "measurements")
+    given.by_batch_size("paces", {} if paces is None else paces, Pace, "a Pace")
+    for name, count in (
+        ("evaluation_examples", evaluation_examples),
+        ("counted", counted),
+        ("train_examples", train_examples),
+    ):
+        if count is not None:
+            numeric.integer(name, count, 1)
+    if evaluation_spacing is not None:
+        numeric.above("evaluation_spacing", evaluation_spacing, 0, "a share, such as 0.05")
+    evidence = Evidence(
+        measurements, trials, table, goal, spaces, {}, batch_dependent, None,
+        evaluation_examples, counted, None, paces,
+    )  # fmt: skip
+    all_of = _Measured(
+        table, calibration, trials, fit, goal, spaces, precision, ended, evidence, train_examples,
+        evaluation_spacing,
+    )  # fmt: skip
     checks: tuple[Callable[[_Measured], Check], ...] = (
-        _finished, _precise, _calibrated, _believed, _inside, _misses, _easy, _test_set, _within,
+        _finished, _precise, _calibrated, _believed, _inside, _misses, _easy, _far, _noise_floor,
+        _resolution, _schedule, _test_set, _batch_dependent, _within,
     )  # fmt: skip
     return Audit(
         tuple(
@@ -207,6 +251,70 @@ def _easy(of: _Measured) -> Check:
     return Check(name, Verdict.PASS, f"at least {of.table['steps'].min():.0f} steps")
 
 
+def _far(of: _Measured) -> Check:
+    name = "goal far into training"
+    if of.train_examples is None:
+        return Check(name, Verdict.UNKNOWN, "it is not known how large the training set is")
+    examples = of.table["batch_size"] * of.table["steps"] / of.train_examples
+    found = f"it takes {examples.min():.2g} to {examples.max():.2g} epochs"
+    if examples.median() < _EARLY:
+        return Check(
+            name,
+            Verdict.WARN,
+            found,
+            "The critical batch size grows as the loss falls (McCandlish et al. 2018), and the "
+            "best learning rate changes: this one is of the beginning of training. For more of it "
+            "a harder goal (goal=...), and more minutes, in another folder.",
+        )
+    return Check(name, Verdict.PASS, found)
+
+
+def _noise_floor(of: _Measured) -> Check:
+    return measurement.noise_floor(of.evidence)
+
+
+def _resolution(of: _Measured) -> Check:
+    name = "evaluations close together"
+    if of.evaluation_spacing is None:
+        return Check(name, Verdict.UNKNOWN, "it is not known how far they are apart")
+    found = f"{of.evaluation_spacing:.0%} of the steps apart"
+    if of.evaluation_spacing > _SPACING:
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{found}; trials of other settings even that out up to {_SPACING:.0%}, by simulation",
+            "Evaluate more often, evaluation_spacing=0.1, in another folder.",
+        )
+    return Check(name, Verdict.PASS, f"{found}, which trials of other settings even out")
+
+
+def _schedule(of: _Measured) -> Check:
+    found = measurement.schedule(of.evidence)
+    if found.verdict != Verdict.PASS:
+        return found
+    steps = of.table.set_index("batch_size")["steps"]
+    shares = {
+        size: steps[size] / float(space["learning_rate_decay_steps"])  # pyright: ignore
+        for size, space in of.spaces.items()
+        if isinstance(space.get("learning_rate_decay_steps"), int | float) and size in steps
+    }
+    if shares and np.median(list(shares.values())) < _HARDLY:
+        low, high = min(shares.values()), max(shares.values())
+        return dataclasses.replace(
+            found,
+            verdict=Verdict.WARN,
+            evidence=f"the goal is reached after {low:.0%} to {high:.0%} of the learning rate's "
+            "decay, which has hardly begun: this is nearly the answer of a constant rate",
+            remedy="A harder goal, or a shorter decay, learning_rate_decay_steps=... in the space, "
+            "in another folder.",
+        )
+    return found
+
+
+def _batch_dependent(of: _Measured) -> Check:
+    return measurement.batch_dependent(of.evidence)
+
+
 def _test_set(of: _Measured) -> Check:
     name = "not tuned on the test set"
     if of.goal.split == "test":
@@ -230,4 +338,22 @@ def _within(of: _Measured) -> Check:
             "plateau is.",
         )
     low, high = of.fit.b_crit_interval
-    return Check(name, Verdict.PASS, f"{of.fit.b_crit:.3g}, {low:.3g} to {high:.3g}")
+    found, half = f"{of.fit.b_crit:.3g}, {low:.3g} to {high:.3g}", 0.5 * math.log(high / low)
+    ends = of.fit.unseen(of.table["batch_size"].min(), of.table["batch_size"].max())
+    if ends:
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{found}; but {ends}",
+            "It rests on the form of the curve beyond what was measured: measure smaller or larger "
+            "batch sizes, in another folder.",
+        )
+    if half > _TOLERATED * of.precision:
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{found}: a half width of {half:.0%}, where {of.precision:.0%} was asked for",
+            "study.measure(folder) with more minutes goes on from here, if it was ended by price; "
+            "batch sizes between those that were measured, in another folder, tell more.",
+        )
+    return Check(name, Verdict.PASS, found)

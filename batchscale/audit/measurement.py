@@ -314,7 +314,16 @@ def extrapolated(evidence: Evidence) -> Check:
             "plateau is, and mend what other checks find where the steps are no such curve.",
         )
     low, high = found.b_crit_interval
-    return Check(name, Verdict.PASS, f"{found.b_crit:.3g}, {low:.3g} to {high:.3g} ({of})")
+    words = f"{found.b_crit:.3g}, {low:.3g} to {high:.3g} ({of})"
+    if ends := found.unseen(reached["batch_size"].min(), reached["batch_size"].max()):
+        return Check(
+            name,
+            Verdict.WARN,
+            f"{words}; but {ends}",
+            "It rests on the form of the curve beyond what was measured: "
+            "study.extend(folder, batch_sizes=[...]) there.",
+        )
+    return Check(name, Verdict.PASS, words)
 
 
 def interrupted(evidence: Evidence) -> Check:

@@ -38,6 +38,9 @@ class Levels:
       seen: the median of fresh seeds; inf where half of them missed, NaN where none was run.
       seen_sd: of it.
       seeds: how many.
+      expected_sd: of the median of fresh seeds about the prediction: the prediction's error, what
+        batch sizes and the model itself have been seen to be off by, and the seeds' own; inf where
+        no seed was run.
       rejected: where the model is not believed, and the median of fresh seeds stands alone.
     """
 
@@ -48,6 +51,7 @@ class Levels:
     seen: Float[np.ndarray, " batch_sizes"]
     seen_sd: Float[np.ndarray, " batch_sizes"]
     seeds: Int[np.ndarray, " batch_sizes"]
+    expected_sd: Float[np.ndarray, " batch_sizes"]
     rejected: Bool[np.ndarray, " batch_sizes"]
 
 
@@ -74,8 +78,13 @@ def levels(fitted: Fitted, trials: Trials) -> Levels:
     known = np.flatnonzero(np.isfinite(seen))
     between = fitted.model.log_batch[:, None] - fitted.model.log_batch
     shared = 0.4 + 0.6 * np.exp(-0.5 * (between / _REACH) ** 2)
+    expected_sd = None
     while True:
-        mean, combined, total = _combined(predicted, covariance, shared, known, seen, seen_sd)
+        mean, combined, total, differences = _combined(
+            predicted, covariance, shared, known, seen, seen_sd
+        )
+        if expected_sd is None:  # before anything is rejected
+            expected_sd = np.sqrt(predicted_sd**2 + differences + seen_sd**2)
         off = np.zeros(sizes)
         off[known] = (seen - predicted - total[1])[known]
         z = np.abs(off) / np.sqrt(np.diag(total[0]) + np.where(seeds > 0, seen_sd, 1.0) ** 2)
@@ -86,7 +95,9 @@ def levels(fitted: Fitted, trials: Trials) -> Levels:
         rejected[worst] = True
         covariance = covariance.copy()
         covariance[worst, worst] += _UNKNOWN
-    return Levels(mean, combined, predicted, predicted_sd, seen, seen_sd, seeds, rejected)
+    return Levels(
+        mean, combined, predicted, predicted_sd, seen, seen_sd, seeds, expected_sd, rejected
+    )
 
 
 def _combined(
@@ -96,15 +107,15 @@ def _combined(
     known: np.ndarray,
     seen: np.ndarray,
     seen_sd: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray], float]:
     """Levels given both, the sizes of their differences marginalised on a grid.
 
-    Returns the mean, its covariance, and of the differences that are expected where nothing is
-    seen, their covariance and what batch sizes share of them.
+    Returns the mean, its covariance; of the differences that are expected where nothing is seen,
+    their covariance and what batch sizes share of them; and the variance of differences.
     """
     count = len(predicted)
     if not len(known):
-        return predicted, covariance, (covariance, np.zeros(count))
+        return predicted, covariance, (covariance, np.zeros(count)), 0.0
     found = []
     for large, alone in itertools.product(_SHARED, _ALONE):
         prior = covariance + large**2 * shared + alone**2 * np.eye(count)
@@ -116,7 +127,14 @@ def _combined(
         gain = prior[:, known] @ inverse
         offset = (large**2 * shared[:, known] @ inverse) @ off
         found.append(
-            (log_weight, gain @ off, prior - gain @ prior[known], prior - large**2 * shared, offset)
+            (
+                log_weight,
+                gain @ off,
+                prior - gain @ prior[known],
+                prior - large**2 * shared,
+                offset,
+                large**2 + alone**2,
+            )
         )
     weight = np.exp([one[0] - max(f[0] for f in found) for one in found])
     weight /= weight.sum()
@@ -125,7 +143,9 @@ def _combined(
     spread = (moves - move).T @ ((moves - move) * weight[:, None])
     within = np.einsum("k,kij->ij", weight, np.array([one[2] for one in found]))
     expected = np.einsum("k,kij->ij", weight, np.array([one[3] for one in found]))
-    return predicted + move, within + spread, (expected, weight @ np.array([f[4] for f in found]))
+    offset = weight @ np.array([one[4] for one in found])
+    differences = float(weight @ np.array([one[5] for one in found]))
+    return predicted + move, within + spread, (expected, offset), differences
 
 
 def unshrunk(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:

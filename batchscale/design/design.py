@@ -77,6 +77,14 @@ class Design:
             self._answer = answer(self.fitted, self.trials, self._basins)
         return self._answer
 
+    @property
+    def widths(self) -> tuple[float, float] | None:
+        """Half widths of the steps' widest interval and of B_crit's, if they have been looked at.
+
+        In logs; that of B_crit is inf where it is not within the batch sizes.
+        """
+        return None if self._answer is None else (self._answer.width, self._answer.b_crit_width)
+
     def next(self, spent: Spent) -> Round:
         """The next round; nothing asked and the reason, where the measurement is done.
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from batchscale import arguments, arrays, keys, numeric, optimizers, schedules
+from batchscale.arguments import PerBatchSize
 from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import Mode, check_goal, check_mode
@@ -57,6 +58,15 @@ class Asked:
     devices: Sequence[Any] | None
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
     evaluate_given: bool = False
+    max_steps: PerBatchSize | None = None
+
+    def budget(self, sizes: Sequence[int]) -> dict[int, int]:
+        """The budgets that were given, at batch sizes."""
+        examples = arrays.examples(self.workload.splits()["train"])
+        return {
+            size: arguments.budget(self.max_steps, None, batch_size=size, train_examples=examples)
+            for size in sizes
+        }
 
     @property
     def never(self) -> Goal:
@@ -107,6 +117,7 @@ def checked(
     progress: bool | Callable[[Progress], None],
     devices: Sequence[Any] | None,
     evaluate: Evaluate | Mapping[str, int | None] | None = None,
+    max_steps: PerBatchSize | None = None,
 ) -> Asked:
     """The arguments of a pilot, checked; what is not said of a space is chosen."""
     if not isinstance(workload, Workload):
@@ -147,6 +158,11 @@ def checked(
     if batch_sizes is not None:
         examples = arrays.examples(workload.splits()["train"])
         arguments.batch_sizes(batch_sizes, examples, workload.name)
+    if isinstance(max_steps, Mapping) and batch_sizes is None:
+        raise ValueError(
+            "max_steps: got a mapping, and batch sizes that the pilot finds. Give batch_sizes, "
+            "too; or a number, or a function of the batch size."
+        )
     metric = _metric(workload) if metric is None else metric
     split, _, name = metric.partition("/")
     splits = workload.splits()
@@ -173,7 +189,12 @@ def checked(
         seed,
         progress,
         devices,
+        max_steps=max_steps,
     )
+    if max_steps is not None:
+        examples = arrays.examples(splits["train"])
+        sizes = [1] if batch_sizes is None else batch_sizes
+        asked.budget(arguments.batch_sizes(sizes, examples, workload.name))
     if evaluate is not None:
         asked = _evaluated(asked, evaluate)
     # What a study refuses is refused before anything is timed.

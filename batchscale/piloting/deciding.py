@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,7 +13,7 @@ import pandas as pd
 from batchscale import arguments, arrays, schedules
 from batchscale.metrics import Goal
 from batchscale.piloting.asked import Asked
-from batchscale.piloting.effort import EVALUATION, SEEDS, Effort, power
+from batchscale.piloting.effort import EVALUATION, SEEDS, Effort, evaluations, longest, power
 from batchscale.piloting.pricing import price, runs_of
 from batchscale.study import Study, powers_of_two
 from batchscale.tuner import Distribution, LogUniform
@@ -22,6 +24,10 @@ _EARLY = 0.6  # of the rerun's steps, at which the goal is set: it can be reache
 _PATIENCE = {False: 6.0, True: 2.0}  # budgets, in expected steps; with a schedule that ends
 _DECADES = 10.0  # the range of the learning rate goes so far beyond the best ones
 _AWAY = 8  # batch sizes go so far from the rough critical one, on either side
+_COUNTED = 10  # steps of an infinite batch: a goal of fewer tells nothing
+_PAID = 0.8  # of the minutes of the answer, what the goal may be likely to take
+_LONGER, _LONGER_TO_A_GIVEN = 1.5, 2.5  # times the pilot's minutes, with longer reruns
+_MOST_LONGER = 8.0  # times the steps of the last reruns
 _EXPECTED = ("batch_size", "steps", "max_steps", "minutes")
 
 
@@ -35,19 +41,56 @@ def _noise(asked: Asked, effort: Effort, value: float) -> float:
     return math.sqrt(share * (1 - share) / examples)
 
 
-def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int, str]:
-    """The goal, the steps after which the median of the reruns is there, and why."""
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """A goal, and why it is that one.
+
+    Attributes:
+      goal: the goal.
+      steps: after which the median of the reruns is there.
+      words: why it is that one.
+      reached: whether the reruns have got there; a guess is made of the steps where not.
+      hardest: whether longer reruns could find a harder one that still gets better.
+      limit: the steps at the middle batch size that the minutes pay for, of those that were looked
+        at; inf if they pay for all.
+    """
+
+    goal: Goal
+    steps: int
+    words: str
+    reached: bool = True
+    hardest: bool = False
+    limit: float = math.inf
+
+
+def chosen(
+    asked: Asked,
+    effort: Effort,
+    rerun: pd.DataFrame,
+    affordable: Callable[[int], bool],
+    fewest: float = 0.0,
+) -> Chosen:
+    """The goal: as hard as reruns reach well before their end and the minutes pay for.
+
+    Args:
+      asked: of the pilot.
+      effort: how fast the machine is.
+      rerun: of the best setting.
+      affordable: whether the minutes pay for a goal that takes so many steps at the middle size.
+      fewest: steps there that are worth to be counted at any batch size, whatever they cost.
+    """
     steps, median = rerun["step"].to_numpy(int), rerun["median"].to_numpy(float)
     least = asked.worse(median)
     if asked.goal is not None:
         there = np.flatnonzero(asked.goal.reached(median))
         if len(there):
-            return asked.goal, int(max(steps[there[0]], 1)), f"{asked.goal}, as it was given"
+            words = f"{asked.goal}, as it was given"
+            return Chosen(asked.goal, int(max(steps[there[0]], 1)), words)
         words = (
             f"{asked.goal}, as it was given; the best setting of the pilot has not reached it "
-            f"in {steps[-1]:,} steps, so that its steps are a guess"
+            f"in {steps[-1]:,} steps ({median[-1]:.4g}), so that its steps are a guess"
         )
-        return asked.goal, 2 * int(steps[-1]), words
+        return Chosen(asked.goal, 2 * int(steps[-1]), words, reached=False)
     # Of five seeds the range is 2.33 standard deviations, if they are normal.
     apart = abs(float(rerun["high"].iloc[-1]) - float(rerun["low"].iloc[-1])) / 2.33
     noise = _noise(asked, effort, float(median[-1]))
@@ -63,17 +106,26 @@ def _goal(asked: Asked, effort: Effort, rerun: pd.DataFrame) -> tuple[Goal, int,
         )
     # Well before the end, and where the curve still falls by more than the split's noise.
     early = between & (steps <= _EARLY * steps[-1]) & (least > least[-1] + noise)
-    place = int(np.flatnonzero(early if early.any() else between)[-1])
+    places = np.flatnonzero(early if early.any() else between)
+    dear = bisect.bisect_left(places, True, key=lambda at: not affordable(int(steps[at])))
+    # A goal of a few steps tells nothing, however little time there is.
+    worth = int(np.searchsorted(steps[places], fewest))
+    place = int(places[min(max(dear - 1, worth), len(places) - 1)])
     value = _rounded(least, place)
     goal = Goal(asked.metric, value if asked.mode == "min" else -value, asked.mode)
-    at = int(steps[np.flatnonzero(goal.reached(median))[0]])
+    at = max(int(steps[np.flatnonzero(goal.reached(median))[0]]), 1)
     words = (
         f"{goal}: the median of {SEEDS} reruns of batch size {effort.middle} is past it after "
         f"{at:,} of {steps[-1]:,} steps, and is at {median[-1]:.4g} in the end"
     )
     if noise:
         words += f"; {of_noise} is {noise:.2g}"
-    return goal, max(at, 1), words
+    if dear < len(places):
+        words += "; a harder one is likely to take more minutes than there are"
+    half = int(np.searchsorted(steps, steps[-1] / 2))
+    falls = bool(early.any()) and least[min(half, len(least) - 1)] > least[-1] + noise
+    limit = math.inf if dear == len(places) else float(steps[places[dear - 1]]) if dear else 0.0
+    return Chosen(goal, at, words, hardest=dear == len(places) and falls, limit=limit)
 
 
 def _rounded(least: np.ndarray, place: int) -> float:
@@ -102,32 +154,105 @@ def _rough(table: pd.DataFrame) -> float:
     return float(grid[np.argmin(away.var(axis=1))])
 
 
+@dataclasses.dataclass(frozen=True)
+class Decided:
+    """What follows from the short runs.
+
+    Attributes:
+      study: to be measured.
+      expected: what it is likely to cost, as `Pilot.expected`.
+      reasons: why it is what it is.
+      goal: of it.
+    """
+
+    study: Study
+    expected: pd.DataFrame
+    reasons: dict[str, str]
+    goal: Chosen
+
+    @property
+    def seconds(self) -> float:
+        """That the measurement is likely to take."""
+        return 60 * float(self.expected["minutes"].sum())
+
+
+def longer(asked: Asked, effort: Effort, steps: int, found: Decided, spent: float) -> int | None:
+    """How many steps the best setting is to be run again for; None if that is of no use.
+
+    Of use it is where a goal that was given has not been reached, and where the minutes pay for a
+    harder one than the reruns show, which still get better.
+
+    Args:
+      asked: of the pilot.
+      effort: how fast the machine is.
+      steps: of the last reruns.
+      found: what follows from them.
+      spent: seconds that the pilot has taken.
+    """
+    goal, step = found.goal, float(effort.seconds_per_step(effort.middle))
+    if goal.reached and not (goal.hardest and found.seconds < _PAID * asked.answer_seconds / 2):
+        return None
+    over = _LONGER if goal.reached else _LONGER_TO_A_GIVEN
+    left = over * asked.seconds - spent
+    many = evaluations(steps, effort.spacing) + 20
+    left -= SEEDS * many * effort.seconds_per_evaluation()
+    affordable = left / (SEEDS * step * 1.3)
+    wanted = _MOST_LONGER * steps
+    if goal.reached:
+        wanted = min(wanted, steps * _PAID * asked.answer_seconds / max(found.seconds, 1e-9))
+    examples = arrays.examples(asked.workload.splits()["train"])
+    most = min(affordable, wanted, longest(effort.middle, examples))
+    return int(most) if most >= 1.5 * steps else None
+
+
 def decided(
     asked: Asked,
     effort: Effort,
     table: pd.DataFrame,
     rerun: pd.DataFrame,
     sizes: Sequence[int] | None = None,
-) -> tuple[Study, pd.DataFrame, dict[str, str]]:
-    """The study, what it is likely to cost, and why it is what it is."""
-    goal, steps, of_goal = _goal(asked, effort, rerun)
+    limit: float | None = None,
+) -> Decided:
+    """The study that follows from the short runs.
+
+    Args:
+      asked: of the pilot.
+      effort: how fast the machine is.
+      table: of the scan.
+      rerun: of the best setting.
+      sizes: batch sizes, if they have been decided before.
+      limit: as in `Chosen`, likewise: with more minutes a study goes on with the same goal.
+    """
     critical = _rough(table)
     examples = arrays.examples(asked.workload.splits()["train"])
-    if asked.batch_sizes is None:
-        if sizes is None:
-            sizes = _sizes(asked, effort, critical, steps, examples)
-        of_sizes = (
-            f"{sizes[0]} to {sizes[-1]}, about the rough critical batch size of the short runs, "
-            f"{critical:.2g}"
-        )
-    else:
-        sizes = arguments.batch_sizes(asked.batch_sizes, examples, asked.workload.name)
+
+    def measured(steps: int) -> tuple[list[int], float]:
+        return _sizes(asked, effort, critical, steps, examples)
+
+    def affordable(steps: int) -> bool:
+        if limit is not None:
+            return steps <= limit
+        return measured(steps)[1] <= _PAID * asked.answer_seconds
+
+    fewest = _COUNTED * (1 + critical / effort.middle)
+    found = chosen(asked, effort, rerun, affordable, fewest)
+    goal, steps = found.goal, found.steps
+    if sizes is None:
+        sizes = measured(steps)[0]
+    of_sizes = (
+        f"{sizes[0]} to {sizes[-1]}, about the rough critical batch size of the short runs, "
+        f"{critical:.2g}"
+    )
+    if asked.batch_sizes is not None:
         of_sizes = "as they were given"
     rate, of_rate = _rates(asked, table, sizes)
     likely = _likely(effort, critical, steps, sizes)
     ends = schedules.get(asked.schedule)[1]
     patience = _PATIENCE["learning_rate_decay_steps" in ends]
     budget = {size: math.ceil(patience * likely[size]) for size in sizes}
+    of_budget = f"{patience:g} times the steps that are expected"
+    if asked.max_steps is not None:
+        budget, of_budget = asked.budget(sizes), "as they were given"
     study = asked.study(
         effort.workload,
         space=asked.space_with(rate),
@@ -160,16 +285,17 @@ def decided(
             f"each {effort.spacing:.0%} of the steps, on a fixed random part of {split}, {count:,} "
             f"examples: all of it would take more than {EVALUATION:.0%} of the training"
         )
-    return (
+    return Decided(
         study,
         expected[list(_EXPECTED)],
         {
-            "goal": of_goal,
+            "goal": found.words,
             "learning_rate": of_rate,
             "batch_sizes": of_sizes,
-            "max_steps": f"{patience:g} times the steps that are expected",
+            "max_steps": of_budget,
             "evaluation": of_evaluation,
         },
+        found,
     )
 
 
@@ -179,8 +305,21 @@ def _likely(effort: Effort, critical: float, steps: int, sizes: Sequence[int]) -
     return {size: max(through * (1 + critical / size), 1.0) for size in sizes}
 
 
-def _sizes(asked: Asked, effort: Effort, critical: float, steps: int, examples: int) -> list[int]:
-    """Powers of two about a rough critical batch size, no more than are likely to be affordable."""
+def _sizes(
+    asked: Asked, effort: Effort, critical: float, steps: int, examples: int
+) -> tuple[list[int], float]:
+    """Batch sizes that are likely to be affordable, and the seconds that they are likely to take.
+
+    Powers of two about the rough critical batch size, unless they were given.
+    """
+
+    def cost_of(sizes: Sequence[int]) -> dict[int, float]:
+        likely = _likely(effort, critical, steps, sizes)
+        return {size: price(asked, effort, size, likely[size]) for size in sizes}
+
+    if asked.batch_sizes is not None:
+        sizes = arguments.batch_sizes(asked.batch_sizes, examples, asked.workload.name)
+        return list(sizes), sum(cost_of(sizes).values())
     high = min(critical * _AWAY, examples)
     while len(powers_of_two(1, max(power(high), 1))) < 4 and high < examples:
         high *= 2
@@ -190,14 +329,13 @@ def _sizes(asked: Asked, effort: Effort, critical: float, steps: int, examples: 
         sizes = [size for size in sizes if size >= power(critical / away)]
         if len(sizes) < 4:
             sizes = powers_of_two(1, power(high))[-4:]
-        likely = _likely(effort, critical, steps, sizes)
-        cost = {size: price(asked, effort, size, likely[size]) for size in sizes}
+        cost = cost_of(sizes)
         if sum(cost.values()) <= asked.answer_seconds / 2:
             break
     while len(sizes) > 5 and sum(cost[size] for size in sizes) > asked.answer_seconds:
         dearest = max(sizes[0], sizes[-1], key=lambda size: cost[size])
         sizes.remove(dearest)
-    return sizes
+    return sizes, sum(cost[size] for size in sizes)
 
 
 def _rates(asked: Asked, table: pd.DataFrame, sizes: Sequence[int]) -> tuple[Distribution, str]:

@@ -127,6 +127,16 @@ def evaluations(steps: float, spacing: float) -> float:
     return len(evaluation_grid(max(int(steps), 1), spacing)) if steps < 1e7 else 500.0
 
 
+def longest(size: int, examples: int) -> float:
+    """Steps that the best setting is trained for at most.
+
+    Args:
+      size: the batch size.
+      examples: of the training set.
+    """
+    return min(_STEPS, max(_EPOCHS * examples / size, 100))
+
+
 def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     """How far trials can be trained in the time that there is.
 
@@ -142,8 +152,7 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     many = np.geomspace(sizes[0], sizes[-1], 7)
     # As if scaling were perfect below the middle, and there were none above it.
     price = RUNS * (rough.seconds_per_step(many) * np.maximum(1, middle / many)).sum()
-    examples = arrays.examples(splits["train"])
-    most = min(_STEPS, max(_EPOCHS * examples / middle, 100))
+    most = longest(middle, arrays.examples(splits["train"]))
     affordable = asked.answer_seconds / (price * OVERHEAD * (1 + EVALUATION))
     affordable = min(affordable, _SHARES["rerun"] * asked.seconds / (SEEDS * step * 1.3))
     steps = int(max(min(affordable, most), 50))

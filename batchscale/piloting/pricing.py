@@ -54,7 +54,13 @@ def price(asked: Asked, effort: Effort, size: int, steps: float, *, runs: float 
     evaluating = evaluations(steps, effort.spacing) * effort.seconds_per_evaluation()
     split = asked.metric.partition("/")[0]
     counts = asked.evaluate.counts(effort.workload.splits(), split)
-    an_example = effort.seconds_per_evaluation() / counts[split]
+    # Of a split of a few examples an evaluation takes what calling it does, and in large batches an
+    # example is not evaluated longer than it is trained on.
+    timed = effort.timed.iloc[-1]
+    an_example = min(
+        effort.seconds_per_evaluation() / counts[split],
+        float(timed["seconds_per_step"] / timed["batch_size"]),
+    )
     evaluating += an_example * other_examples(asked, effort, size, steps)
     training = float(effort.seconds_per_step(size)) * steps
     return runs * OVERHEAD * (training + evaluating)

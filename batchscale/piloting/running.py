@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from batchscale import optimizers
+from batchscale.arguments import PerBatchSize
 from batchscale.engine import hosts
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path, replacing
@@ -25,7 +27,7 @@ from batchscale.metrics import Goal
 from batchscale.metrics.goal import Mode
 from batchscale.optimizers import Factory
 from batchscale.piloting.asked import Asked, checked
-from batchscale.piloting.deciding import decided
+from batchscale.piloting.deciding import decided, longer
 from batchscale.piloting.effort import TIMED, Effort, effort_of, timed
 from batchscale.piloting.scanning import again, medians, scan, table_of
 from batchscale.result import load
@@ -59,6 +61,7 @@ class Pilot:
       reasons: why the goal, the learning rates, the batch sizes, the budget and the evaluation are
         what they are, in words.
       seconds: that the pilot took.
+      answer_minutes: that measuring may take, as it was asked for.
     """
 
     study: Study
@@ -67,10 +70,11 @@ class Pilot:
     expected: pd.DataFrame
     reasons: Mapping[str, str]
     seconds: float
+    answer_minutes: float = math.inf
 
     @property
     def minutes(self) -> float:
-        """That the measurement is likely to take."""
+        """That the measurement is likely to take, until intervals of 90% are 15% wide."""
         return float(self.expected["minutes"].sum())
 
     def __str__(self) -> str:
@@ -81,9 +85,15 @@ class Pilot:
                 f"{self.seconds / 60:.1f} minutes",
                 self.table.to_string(index=False, float_format="{:.3g}".format),
                 *(f"{name}: {words}" for name, words in self.reasons.items()),
-                f"A measurement is likely to take {max(self.minutes, 0.1):.2g} minutes here.",
+                self._price(),
             ]
         )
+
+    def _price(self) -> str:
+        words = f"A measurement to 15% is likely to take {max(self.minutes, 0.1):.2g} minutes here"
+        if self.minutes > self.answer_minutes:
+            return f"{words}; in {self.answer_minutes:.2g}, which it is given, it is less precise."
+        return f"{words}."
 
 
 def pilot(
@@ -96,6 +106,7 @@ def pilot(
     metric: str | None = None,
     mode: Mode = "min",
     goal: Goal | None = None,
+    max_steps: PerBatchSize | None = None,
     space: SearchSpace | None = None,
     batch_sizes: Sequence[int | Literal["full"]] | None = None,
     schedule: str | Schedule | OfSteps = "constant",
@@ -122,7 +133,10 @@ def pilot(
       metric: `split/name` of the goal; by default `validation/error` where that is measured and
         labels are single, else `validation/loss`.
       mode: `"max"` if more is better.
-      goal: to be taken as it is.
+      goal: to be taken as it is. Where the short runs do not reach it, they are made longer, up to
+        two and a half times the minutes.
+      max_steps: the budget of the study's trials, as `Study` takes it; by default a multiple of the
+        steps that are expected.
       space: of hyperparameters; a range of `learning_rate` in it is taken as it is.
       batch_sizes: of the study, to be taken as they are.
       schedule: as for `Study`. Its lengths are shares of the budget, where `space` says nothing
@@ -147,7 +161,7 @@ def pilot(
     )
     asked = checked(
         workload, optimizer, minutes, answer_minutes, metric, mode, goal, space, batch_sizes,
-        schedule, seed, progress, devices, evaluate,
+        schedule, seed, progress, devices, evaluate, max_steps,
     )  # fmt: skip
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="batchscale-pilot-") as temporary:
@@ -164,6 +178,11 @@ class _State:
         self.known: dict[str, Any] = {"version": _VERSION, "seconds": 0.0}
         if path.exists():
             self.known = _read(path)
+
+    @property
+    def seconds(self) -> float:
+        """That the pilot has taken."""
+        return self.known["seconds"] + time.monotonic() - self._began
 
     def write(self, **values: Any) -> None:
         """Adds values, and the time since the last writing."""
@@ -200,6 +219,12 @@ def _read(path: Path) -> dict[str, Any]:
         if "effort" in values:
             scan = {int(size): int(steps) for size, steps in values["effort"]["scan"].items()}
             values["effort"] = {**values["effort"], "scan": scan}
+        if "reruns" in values:
+            values["reruns"] = [int(steps) for steps in values["reruns"]]
+            if not values["reruns"]:
+                raise ValueError("it names no reruns")
+        if values.get("limit") is not None:
+            values["limit"] = float(values["limit"])
         if "sizes" in values:
             values["sizes"] = [int(size) for size in values["sizes"]]
         return {**values, "seconds": seconds}
@@ -226,11 +251,19 @@ def _pilot(asked: Asked, folder: Path, *, stays: bool = True) -> Pilot:
 
 def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
     known = state.known
+    say = tell if asked.progress is True else lambda _: None
     if "timed" not in known:
+        say(
+            f"pilot: {asked.workload.name}: steps are compiled and timed, then learning rates are "
+            f"tried, then a goal is looked for; about {asked.seconds / 60:.2g} minutes"
+        )
         began, times = time.monotonic(), timed(asked)
         # Nearly all of it is compilation.
         starting = (time.monotonic() - began) / len(times)
         state.write(timed=times.assign(starting_seconds=starting).to_dict("records"))
+        say(f"pilot: {_speeds(times)}")
+    elif "sizes" not in known:
+        say(f"pilot: goes on from {folder}, after {known['seconds'] / 60:.1f} minutes")
     times = pd.DataFrame(known["timed"])
     if "effort" not in known:  # of the minutes of the first call, whatever those of another are
         state.write(effort=effort_of(asked, times).to_json())
@@ -238,12 +271,51 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
     # Runs that are there are not run again, but compared with what is asked.
     _run(asked, scan(asked, effort), folder / "scan")
     table = table_of(asked, effort, load(folder / "scan"))
-    _run(asked, again(asked, effort, table), folder / "rerun")
-    rerun = medians(asked, load(folder / "rerun"))
-    study, expected, reasons = decided(asked, effort, table, rerun, known.get("sizes"))
-    if "sizes" not in known:
-        state.write(sizes=study.resolved_batch_sizes())
-    return Pilot(study, table, rerun, expected, reasons, known["seconds"])
+    reruns = known.get("reruns", [effort.rerun])
+    while True:
+        where = folder / ("rerun" if len(reruns) == 1 else f"rerun-{len(reruns)}")
+        _run(asked, again(asked, effort, table, reruns[-1]), where)
+        rerun = medians(asked, load(where))
+        # Earlier versions looked at no price of a goal.
+        limit = None
+        if "sizes" in known:
+            limit = math.inf if known.get("limit") is None else known["limit"]
+        found = decided(asked, effort, table, rerun, known.get("sizes"), limit)
+        if "sizes" in known:
+            break
+        more = longer(asked, effort, reruns[-1], found, state.seconds)
+        if more is None:
+            limit = found.goal.limit
+            state.write(
+                sizes=found.study.resolved_batch_sizes(),
+                reruns=reruns,
+                limit=limit if math.isfinite(limit) else None,
+            )
+            for name, words in found.reasons.items():
+                say(f"pilot: {name.replace('_', ' ')}: {words}")
+            break
+        missed = (
+            "the goal is not reached" if not found.goal.reached else "a harder goal is paid for"
+        )
+        say(f"pilot: {missed}: the best setting is run again for {more:,} steps")
+        reruns = [*reruns, more]
+        state.write(reruns=reruns)
+    return Pilot(
+        found.study, table, rerun, found.expected, found.reasons, known["seconds"],
+        asked.answer_seconds / 60,
+    )  # fmt: skip
+
+
+def _speeds(times: pd.DataFrame) -> str:
+    """How long a step takes at each batch size, in words.
+
+    >>> _speeds(pd.DataFrame({"batch_size": [8, 512], "seconds_per_step": [0.002, 0.11]}))
+    'a step takes 2 ms at batch size 8, 110 ms at 512'
+    """
+    each = times[["batch_size", "seconds_per_step"]].itertuples(index=False)
+    words = [f"{float(f'{1000 * seconds:.2g}'):g} ms at {int(size):,}" for size, seconds in each]
+    words[0] = words[0].replace(" at ", " at batch size ")
+    return f"a step takes {', '.join(words)}"
 
 
 def _run(asked: Asked, study: Study, folder: Path) -> None:

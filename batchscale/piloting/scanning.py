@@ -126,15 +126,15 @@ class _Size:
         return found
 
 
-def again(asked: Asked, effort: Effort, table: pd.DataFrame) -> Study:
-    """The best setting of the middle batch size under fresh seeds."""
+def again(asked: Asked, effort: Effort, table: pd.DataFrame, steps: int) -> Study:
+    """The best setting of the middle batch size under fresh seeds, for so many steps."""
     middle = table.loc[table["batch_size"] == effort.middle].iloc[0]
     return asked.study(
         effort.workload,
         space=asked.space_with(float(middle["best_learning_rate"])),
         batch_sizes=[effort.middle],
         trials=SEEDS,
-        max_steps=effort.rerun,
+        max_steps=steps,
         evaluation_spacing=effort.spacing,
         seed=asked.seed + 1,
     )

@@ -114,10 +114,11 @@ def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) 
     checked = {
         "batch_size": "Batch size",
         "predicted": "Predicted steps",
-        "predicted_low": "90% interval, from",
+        "predicted_low": "Their median is expected from",
         "predicted_high": "to",
         "seen": "Median of fresh seeds",
         "seeds": "Seeds",
+        "deviations": "Standard deviations off",
         "agrees": "Agrees",
     }
     cost = found.cost
@@ -151,8 +152,9 @@ def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) 
             table=page.table(
                 found.calibration,
                 checked,
-                "The seeds took no part in predicting. They agree where they are as near as the "
-                "prediction's error and their own together let expect.",
+                "The seeds took no part in predicting. Where their median is expected, at 90%, is "
+                "by the prediction's error, their own, and what the model is off by at all batch "
+                "sizes; it agrees within three standard deviations.",
             ),
         ),
         *before,

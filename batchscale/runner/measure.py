@@ -77,6 +77,8 @@ def measure(
     if not plan.seconds_per_step:
         plan.seconds_per_step = seconds
         side.write_plan(plan.to_json())
+    if plan.rounds:
+        session.say(f"goes on after {_spent(plan, minutes)}, {len(plan.rounds)} rounds")
     for place in range(len(plan.rounds)):
         _train(session, plan, place, elsewhere)
     known = side.tables()[1]
@@ -91,6 +93,8 @@ def measure(
         warm = np.array(plan.parameters) if plan.parameters else None
         design = Design(question, trials, warm)
         asked = design.next(spent)
+        if not (as_before and plan.ended) and len(trials):
+            session.say(f"{_spent(plan, minutes)}: {_known(design, precision)}")
         if as_before and plan.ended and plan.ended == asked.why:
             break  # the same call again changes nothing, to the bit
         if len(trials) and trials.crossed.any():
@@ -106,6 +110,36 @@ def measure(
     side.compact()
 
 
+def opening_words(sizes: Sequence[int], precision: float, minutes: float | None, where: str) -> str:
+    """What begins.
+
+    >>> opening_words([4, 8, 16], 0.15, 7.5, "1 x cpu")
+    'measures batch sizes 4 to 16 together, to 15% or for 7.5 minutes, on 1 x cpu'
+    """
+    until = f"to {precision:.0%}" + ("" if minutes is None else f" or for {minutes:.3g} minutes")
+    return f"measures batch sizes {sizes[0]:,} to {sizes[-1]:,} together, {until}, on {where}"
+
+
+def _spent(plan: MeasurePlan, minutes: float | None) -> str:
+    """How long all rounds have taken, of what they may."""
+    taken = measurement.seconds_of(plan) / 60
+    return f"{taken:.1f} minutes" if minutes is None else f"{taken:.1f} of {minutes:.1f} minutes"
+
+
+def _known(design: Design, precision: float) -> str:
+    """How precise the measurement is so far, in words; nothing is computed for them."""
+    trials = f"{len(design.trials)} trials"
+    widths = design.widths
+    if widths is None:
+        return trials
+    steps, b_crit = widths
+    of = f"B_crit {b_crit:.0%}" if math.isfinite(b_crit) else "B_crit is not within them yet"
+    return (
+        f"{trials}; half widths of 90%: steps {steps:.0%} at the widest batch size, {of} "
+        f"({precision:.0%} is asked for)"
+    )
+
+
 def width(plan: Plan, engine: Engine) -> int:
     """Trials of a full pack; the same at every batch size but where memory is short."""
     return engine.mesh.size * min(layout.lanes for layout in plan.layouts.values())
@@ -115,7 +149,7 @@ def _price(plan: MeasurePlan, spent: float, minutes: float | None) -> float:
     """What may be spent in all, in seconds of steps, whose rounds take somewhat longer."""
     if minutes is None:
         return math.inf
-    taken = sum(sum(part.seconds.values()) for part in plan.rounds)
+    taken = measurement.seconds_of(plan)
     ratio = max(taken / spent, 1.0) if spent else 1.0
     return max(spent + (60 * minutes - taken) / ratio, 1e-9)
 

@@ -29,6 +29,10 @@ from batchscale.runner.progress import Progress, ProgressBar, tell
 from batchscale.stored import opening
 
 
+def _nothing(line: str) -> None:
+    """Shows no line."""
+
+
 class Session(NamedTuple):
     """What trains and where it is written.
 
@@ -40,6 +44,7 @@ class Session(NamedTuple):
       conditions: what trials run under here; written into the plan of the batch sizes that do.
       workers: that have trained, for the provenance of the run; none where the engine does.
       held: entered for what is finished before a signal ends the run.
+      say: shows a line, where progress is shown as lines or a bar.
     """
 
     plan: Plan
@@ -49,6 +54,7 @@ class Session(NamedTuple):
     conditions: Mapping[str, Any]
     workers: list[dict[str, Any]]
     held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    say: Callable[[str], None] = _nothing
 
 
 @contextlib.contextmanager
@@ -64,6 +70,7 @@ def opened(
     share: bool = False,
     beside: str | None = None,
     workers: str | None = None,
+    opening_words: Callable[[str], str] | None = None,
 ) -> Iterator[Session]:
     """Holds the folder of a study, with its plan written, for as long as trials are trained.
 
@@ -78,6 +85,7 @@ def opened(
       share: whether batch sizes share programs where to compile them costs more.
       beside: the name of a folder in the study's, where its trials are written instead.
       workers: what trains in place of an engine here, in words; None where nothing does.
+      opening_words: says what begins, of where it does; by default the budgets of all trials.
 
     Raises:
       ValueError: the folder holds another study, or a smaller one that may not grow; or one that
@@ -127,12 +135,15 @@ def opened(
             title = f"{plan.definition.workload}, {plan.definition.optimizer}"
             bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
             report = stack.enter_context(bar)
-            bar.say(_opening(training, plan.definition, workers or devices.describe()))
+            where = workers or devices.describe()
+            words = opening_words or functools.partial(_opening, training, plan.definition)
+            bar.say(words(where))
             interruption.say = bar.say
         away: list[dict[str, Any]] = []
         try:
             conditions = planning.conditions(mesh)
-            yield Session(plan, engine, written, report, conditions, away, interruption.held)
+            say = _nothing if bar is None else bar.say
+            yield Session(plan, engine, written, report, conditions, away, interruption.held, say)
         except (KeyboardInterrupt, SystemExit):
             if bar is not None or interruption.asked:
                 interruption.say(

@@ -214,6 +214,11 @@ def _misses(table: pd.DataFrame) -> list[str]:
 
 def _perfect(table: pd.DataFrame, found: Regimes, confidence: float) -> str:
     share = f"{found.tolerance:.0%}"
+    if found.by == "fit" and math.isnan(found.perfect_until):
+        return (
+            f"No perfect scaling is seen: {table['batch_size'].iloc[0]:,}, the smallest batch "
+            f"size, needs over {share} more than the fewest examples of the fitted curve."
+        )
     if found.by == "fit":
         return (
             f"Up to {_about(found.perfect_until)}{_between(found.perfect_interval, confidence)}: "
@@ -284,6 +289,11 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit, unit: str) -> list[str]:
 
 def _gain(reached: pd.DataFrame, found: Regimes, confidence: float) -> str:
     share, largest = f"{found.tolerance:.0%}", int(reached["batch_size"].iloc[-1])
+    if found.by == "fit" and math.isnan(found.plateau_from):
+        return (
+            f"No plateau is seen: {largest:,}, the largest batch size, needs over {share} more "
+            "than the fewest steps of the fitted curve."
+        )
     if found.by == "fit":
         return (
             f"Above {_about(found.plateau_from)}{_between(found.plateau_interval, confidence)}: "

@@ -30,10 +30,11 @@ class Regimes:
     Attributes:
       tolerance: the share by which steps may be off and still count as the same.
       perfect_until: the largest batch size up to which all need at most (1 + tolerance) times the
-        examples of the smallest; NaN if the smallest misses the goal.
+        examples of the smallest; NaN if the smallest misses the goal, or the fitted curve has it
+        outside of the batch sizes that were measured.
       plateau_from: the smallest batch size from which no larger one takes off more than the
-        tolerance; NaN if that is the largest, for then no plateau has been seen, and where the
-        plateau is the schedule's doing.
+        tolerance; NaN if that is the largest, or lies beyond it, for then no plateau has been seen,
+        and where the plateau is the schedule's doing.
       useful_until: the smallest batch size whose steps are at most (1 + tolerance) times the fewest
         of all: a larger one is of no use; NaN where the plateau is the schedule's doing.
       fewest_steps: of all batch sizes.
@@ -131,10 +132,13 @@ def regimes(
     if paced(steps, {} if paces is None else paces).plateau:
         plateau = useful = math.nan
     if fit is not None and not fit.refused:
-        found = fit.batch_size_at_excess(tolerance)
+        perfect, found = (
+            size if sizes[0] <= size <= sizes[-1] else math.nan
+            for size in (fit.batch_size_at_overhead(tolerance), fit.batch_size_at_excess(tolerance))
+        )
         return Regimes(
             tolerance,
-            fit.batch_size_at_overhead(tolerance),
+            perfect,
             found,
             found,
             fewest,

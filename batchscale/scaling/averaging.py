@@ -80,8 +80,9 @@ def quoted(
     tail = (1 - confidence) / 2
     sizes = Interval(*np.exp(log_batch_size[[0, -1]]).tolist())
     interval = Interval(found.b_crit(tail), found.b_crit(1 - tail))
+    ends = Interval(found.batch_size_at_overhead(1.0, 0.5), found.batch_size_at_excess(1.0, 0.5))
     interval, refusal, refused = judged(
-        interval, found.misfit, sizes, _is_line(found, log_batch_size, levels, covariance)
+        interval, found.misfit, sizes, _is_line(found, log_batch_size, levels, covariance), ends
     )
     b_crit = found.b_crit(0.5)
     fitted = Fit(
@@ -103,6 +104,7 @@ def quoted(
     return fitted.cautioned(
         "the steps are minima over trials, whose luck is allowed for, not measured" if luck else "",
         "" if refused else _disagreement(found, interval),
+        fitted.unseen(*sizes),
     )
 
 

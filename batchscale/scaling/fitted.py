@@ -14,7 +14,8 @@ from batchscale import numeric
 from batchscale.scaling.curve import Form, Interval, log_steps
 from batchscale.scaling.posterior import Posterior
 
-# A choice.
+# Choices.
+_SEEN = 0.2  # over the fewest examples, or steps: an end that is so near is seen
 WORST = 0.4  # standard deviation of log steps about the curve, above which it is none
 
 
@@ -59,7 +60,7 @@ class Fit:
       refused: why B_crit is not quoted, in words; empty if it is.
       refusals: the kinds of these reasons.
       cautions: what else a reader must know: that steps are minima over trials, that forms
-        disagree.
+        disagree, that an end is not seen.
     """
 
     form: Form
@@ -84,9 +85,13 @@ class Fit:
         low, high = self.b_crit_interval
         words = (
             f"critical batch size {self.b_crit:.3g} ({self.confidence:.0%} interval {low:.3g} to "
-            f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, spread {self.spread:.2f}"
+            f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, "
+            f"{self._bend()}spread {self.spread:.2f}"
         )
         return "; ".join([words, *self.cautions])
+
+    def _bend(self) -> str:
+        return "" if self.form == "hyperbolic" else f"bend a = {self.sharpness:.2g}, "
 
     def refuse(self, refusal: Refusal, why: str) -> Fit:
         """The same curve without its B_crit, for a reason that steps alone do not tell.
@@ -195,7 +200,7 @@ class Fit:
             if sign > 0:
                 return self._posterior.batch_size_at_overhead(share, 0.5)
             return self._posterior.batch_size_at_excess(share, 0.5)
-        return self.b_crit * ((1 + share) ** self.sharpness - 1) ** (sign / self.sharpness)
+        return self.b_crit * moved(share, self.sharpness, sign)
 
     def _moved_interval(self, name: str, share: float, sign: float) -> Interval:
         numeric.above(name, share, 0, "a share above 0, such as 0.2")
@@ -209,22 +214,72 @@ class Fit:
         of = of if sign > 0 else self._posterior.batch_size_at_excess
         return Interval(of(share, tail), of(share, 1 - tail))
 
+    def unseen(self, smallest: float, largest: float) -> str:
+        """What is not seen of the two ends of the curve, though B_crit is quoted; else empty.
+
+        Perfect scaling is seen where the smallest batch size needs at most a fifth more than the
+        fewest examples, the plateau where the largest needs at most a fifth more than the fewest
+        steps: a B_crit without them rests on the form of the curve.
+
+        Args:
+          smallest: of the batch sizes that reach the goal.
+          largest: of them.
+
+        >>> import pandas as pd
+        >>> from batchscale.scaling import fit
+        >>> table = pd.DataFrame(
+        ...     {"batch_size": [16, 32, 64, 128, 256], "steps": [36, 23, 16, 13, 12]}
+        ... )
+        >>> fit(table).unseen(16, 256)
+        'perfect scaling is not seen, for it would end below the smallest batch size, 16'
+        """
+        if self.refused:
+            return ""
+        words = []
+        if self.batch_size_at_overhead(_SEEN) < smallest:
+            words.append(
+                "perfect scaling is not seen, for it would end below the smallest batch size, "
+                f"{smallest:,.0f}"
+            )
+        if self.batch_size_at_excess(_SEEN) > largest:
+            words.append(
+                "the plateau is not seen, for it would begin above the largest batch size, "
+                f"{largest:,.0f}"
+            )
+        return ", and ".join(words)
+
     def cautioned(self, *words: str) -> Fit:
         """The same fit, with more that a reader must know; nothing is added for empty words."""
         more = tuple(word for word in words if word)
         return dataclasses.replace(self, cautions=(*self.cautions, *more))
 
 
+def moved(share: float, sharpness: float, sign: float) -> float:
+    """The batch size at which examples (sign 1) or steps (-1) are 1 + share of the fewest.
+
+    In units of B_crit.
+
+    >>> moved(1.0, 1.0, 1.0), round(moved(1.0, 0.5, 1.0), 2), round(moved(1.0, 0.5, -1.0), 1)
+    (1.0, 0.17, 5.8)
+    """
+    return math.expm1(sharpness * math.log1p(share)) ** (sign / sharpness)
+
+
 def judged(
-    interval: Interval, spread: float, sizes: Interval, straight: bool
+    interval: Interval, spread: float, sizes: Interval, straight: bool, ends: Interval
 ) -> tuple[Interval, Refusal | None, str]:
     """The interval of B_crit as it may be told, and the reason to quote no B_crit, if there is one.
+
+    Of a soft bend B_crit can lie within the batch sizes while both of the asymptotes that meet
+    there lie outside, and it hangs on nothing but the form of the curve. So twice the fewest
+    examples and twice the fewest steps have to lie within, which of the hyperbola is B_crit itself.
 
     Args:
       interval: as it was found.
       spread: the standard deviation of log steps about the curve.
       sizes: the smallest and the largest batch size that reach the goal.
       straight: whether a power law describes the steps as well.
+      ends: the batch sizes of twice the fewest examples, and of twice the fewest steps.
     """
     if spread > WORST:
         words = (
@@ -242,4 +297,16 @@ def judged(
         return Interval(0.0, interval.high), Refusal.NO_PERFECT_SCALING, words
     if straight:
         return Interval(0.0, math.inf), Refusal.POWER_LAW, str(Refusal.POWER_LAW)
+    if ends.low < sizes.low:
+        words = (
+            f"{Refusal.NO_PERFECT_SCALING}: by the bend that describes the steps the smallest, "
+            f"{sizes.low:,.0f}, needs over twice the fewest examples already"
+        )
+        return Interval(0.0, interval.high), Refusal.NO_PERFECT_SCALING, words
+    if ends.high > sizes.high:
+        words = (
+            f"{Refusal.NO_PLATEAU}: by the bend that describes the steps the largest, "
+            f"{sizes.high:,.0f}, needs over twice the fewest steps still"
+        )
+        return Interval(interval.low, math.inf), Refusal.NO_PLATEAU, words
     return interval, None, ""

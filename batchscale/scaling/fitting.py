@@ -12,7 +12,7 @@ import scipy
 from batchscale import numeric
 from batchscale.scaling.averaging import averaged
 from batchscale.scaling.curve import Form, Interval, check_begun, points
-from batchscale.scaling.fitted import Fit, Refusal, judged
+from batchscale.scaling.fitted import Fit, Refusal, judged, moved
 from batchscale.scaling.likelihood import Likelihood
 from batchscale.scaling.pace import Pace, paced
 
@@ -100,12 +100,14 @@ def fit(
     b_crit = likelihood.interval(1, best, limits, allowed)
     spread = likelihood.spread(best)
     sizes = Interval(math.exp(logs.min()), math.exp(logs.max()))
-    b_crit, refusal, refused = judged(b_crit, spread, sizes, likelihood.is_line(best))
-    return Fit(
+    at, sharpness = math.exp(best[1]), likelihood.sharpness(best)
+    ends = Interval(*(at * moved(1.0, sharpness, sign) for sign in (1.0, -1.0)))
+    b_crit, refusal, refused = judged(b_crit, spread, sizes, likelihood.is_line(best), ends)
+    found = Fit(
         form=form,
         s_min=math.exp(best[0]),
-        b_crit=math.nan if refused else math.exp(best[1]),
-        sharpness=likelihood.sharpness(best),
+        b_crit=math.nan if refused else at,
+        sharpness=sharpness,
         b_crit_interval=b_crit,
         s_min_interval=s_min,
         confidence=confidence,
@@ -115,4 +117,6 @@ def fit(
         refused=refused,
         refusals=() if refusal is None else (refusal,),
         _log_b_crit=float(best[1]),
-    ).refuse(Refusal.SCHEDULE, paced(table, {} if paces is None else paces).refusal)
+    )
+    found = found.cautioned(found.unseen(*sizes))
+    return found.refuse(Refusal.SCHEDULE, paced(table, {} if paces is None else paces).refusal)
