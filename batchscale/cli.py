@@ -15,8 +15,7 @@ import pandas as pd
 import typer
 
 import batchscale as bs
-from batchscale.files import local_path, replacing
-from batchscale.recommending import measured_in
+from batchscale.files import local_path, numbered, replacing
 
 app = typer.Typer(
     name="batchscale",
@@ -30,6 +29,7 @@ _FIGURES = {
     "steps": lambda result: bs.plots.steps_to_target(result),
     "confirmation": lambda result: bs.plots.confirmation(result),
     "measurement": lambda result: bs.plots.measurement(result.measurement()),
+    "measured_trials": lambda result: bs.plots.measured_trials(result.measurement()),
     "hyperparameters": lambda result: bs.plots.hyperparameters(result),
     "learning_rates": lambda result: bs.plots.learning_rates(result),
     "frontier": lambda result: bs.plots.frontier(result),
@@ -181,7 +181,7 @@ def _result(folder: Path) -> bs.Result:
     where = local_path(folder)
     if not (where / "pilot" / "pilot.json").exists():
         return bs.load(where)
-    begun = [where / measured_in(place) for place in range(10)]
+    begun = [where / numbered("measured", place) for place in range(10)]
     return bs.load(next((path for path in reversed(begun) if path.exists()), begun[0]))
 
 

@@ -185,3 +185,12 @@ def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process left of the files it was writing in `folder`."""
     for path in folder.glob(".unfinished-*"):
         path.unlink()
+
+
+def numbered(name: str, place: int) -> str:
+    """The name of a folder of which there can be several, the first without a number.
+
+    >>> numbered("rerun", 0), numbered("rerun", 1)
+    ('rerun', 'rerun-2')
+    """
+    return name if place == 0 else f"{name}-{place + 1}"

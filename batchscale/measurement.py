@@ -67,7 +67,7 @@ class Measurement:
       cost: `trials`, `steps`, `examples`, `rounds`, and `seconds` of training.
       ended: why it ended: `precision`; `price`; `trials`, of which no more are worth it; `search`,
         after one took the model's place; `precision of the model`, whose intervals are as narrow as
-        asked, while fresh seeds do not quite agree; or empty if it was interrupted.
+        asked, while those that 40 fresh seeds leave are not; or empty if it was interrupted.
       precision: that was asked for.
       paces: between which steps the schedule decides when the goal is reached, by batch size.
       runs: with what and when it was made, as `Result.runs`.

@@ -11,7 +11,7 @@ from typing import Any
 
 from batchscale import arguments, display, numeric, report, scaling
 from batchscale.audit import Audit, Verdict
-from batchscale.files import local_path
+from batchscale.files import local_path, numbered
 from batchscale.measurement import Measurement, NotReachedError
 from batchscale.metrics import Goal
 from batchscale.optimizers import Factory
@@ -188,7 +188,7 @@ def recommend(
     for place in range(_LENGTHENED + 1):
         try:
             measured = found.study.measure(
-                where / measured_in(place), precision,
+                where / numbered("measured", place), precision,
                 minutes=left, progress=progress, devices=devices,
             )  # fmt: skip
             break
@@ -212,15 +212,6 @@ def recommend(
                 found, study=dataclasses.replace(found.study, max_steps=budget)
             )
     return answer(measured, found)  # pyright: ignore[reportPossiblyUnboundVariable]
-
-
-def measured_in(place: int) -> str:
-    """The folder of a measurement in that of an answer; with longer budgets there are several.
-
-    >>> measured_in(0), measured_in(1)
-    ('measured', 'measured-2')
-    """
-    return "measured" if place == 0 else f"measured-{place + 1}"
 
 
 def answer(measured: Measurement, found: Pilot) -> Answer:

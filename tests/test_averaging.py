@@ -177,3 +177,40 @@ def test_a_few_batch_sizes_make_no_exponent():
     found = scaling.rules(table.assign(searched_low=0.01, searched_high=1.0))
     assert math.isnan(found.exponent)
     assert math.isnan(found.knee)
+
+
+def soft(sizes, a, b_crit=8.0, s_min=50.0):
+    sizes = np.array(sizes, float)
+    steps = s_min * (1 + (b_crit / sizes) ** a) ** (1 / a)
+    return pd.DataFrame({"batch_size": sizes.astype(int), "steps": steps, "log_deviation": 0.01})
+
+
+@pytest.mark.parametrize("form", ["averaged", "generalised"])
+def test_a_bend_whose_ends_are_not_seen_is_not_quoted(form):
+    """B_crit lies within the batch sizes, and both of the asymptotes that meet there do not."""
+    found = scaling.fit(soft([1, 2, 4, 8, 16, 32, 64], 0.3), form=form)
+    assert found.refused
+    # Of a = 0.3 twice the fewest examples are needed at 1 / 151 of B_crit.
+    wanted = {scaling.Refusal.NO_PERFECT_SCALING, scaling.Refusal.POWER_LAW}
+    assert wanted.intersection(found.refusals)
+    assert math.isnan(found.b_crit)
+    wide = scaling.fit(soft(2 ** np.arange(14), 0.7, b_crit=90.0), form=form)
+    assert not wide.refused
+    assert wide.unseen(1, 2**13) == ""
+
+
+def test_an_end_that_is_not_seen_is_said_and_no_batch_size_below_the_smallest():
+    """Of a hyperbola perfect scaling ends at a fifth of B_crit, here at 1.6."""
+    found = scaling.fit(soft([2, 4, 8, 16, 32, 64, 128], 1.0), form="averaged")
+    assert not found.refused
+    assert found.unseen(2, 128).startswith("perfect scaling is not seen")
+    assert any("perfect scaling is not seen" in words for words in found.cautions)
+    regimes = scaling.regimes(soft([2, 4, 8, 16, 32, 64, 128], 1.0), fit=found)
+    assert math.isnan(regimes.perfect_until)
+    assert regimes.plateau_from == pytest.approx(40, rel=0.15)
+    told = scaling.recommend(soft([2, 4, 8, 16, 32, 64, 128], 1.0), found)
+    assert "No perfect scaling is seen: 2, the smallest batch size" in str(told)
+    low = scaling.fit(soft([1, 2, 4, 8, 16], 1.0, b_crit=4.0), form="averaged")
+    assert low.unseen(1, 16).count("not seen") == 2
+    told = scaling.recommend(soft([1, 2, 4, 8, 16], 1.0, b_crit=4.0), low)
+    assert "No plateau is seen: 16, the largest batch size" in str(told)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import types
 
 import numpy as np
@@ -272,6 +273,113 @@ def test_a_goal_lies_above_the_spread_of_seeds():
     goal, _, words = goal_of(given, rerun)
     assert goal.value > loss[-1] + 0.1
     assert "the spread of seeds is 0.1" in words
+
+
+def falling(scale=100.0, end=1000, noise=0.0):
+    steps = np.arange(0, end + 1, 10)
+    loss = 1 + 2 * np.exp(-steps / scale)
+    return pd.DataFrame({"step": steps, "median": loss, "low": loss - noise, "high": loss + noise})
+
+
+def test_a_goal_is_as_hard_as_the_minutes_pay_for():
+    given, rerun = asked(metric="validation/loss"), falling(scale=500)
+    paid, at, words = goal_of(given, rerun, most=250)
+    assert paid.value == pytest.approx(1 + 2 * math.exp(-250 / 500), rel=0.02)
+    assert at <= 260
+    assert "more minutes than there are" in words
+    hard, at, words = goal_of(given, rerun)
+    assert hard.value < paid.value
+    assert 500 < at <= 600
+    assert "minutes" not in words
+    # However few the minutes are, no goal of a few steps.
+    found = deciding.chosen(given, effort(), rerun, lambda steps: False, 120.0)
+    assert 120 <= found.steps <= 130
+    assert found.limit == 0.0
+
+
+def test_reruns_are_made_longer_for_a_goal_that_is_paid_for_and_one_that_is_given(monkeypatch):
+    monkeypatch.setattr(deciding, "longest", lambda size, examples: 20_000)
+    table = effort().timed.assign(
+        best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
+    )
+    rich = asked(metric="validation/loss", minutes=5.0, answer_minutes=60.0)
+
+    def more(given, rerun, spent=0.0):
+        found = deciding.decided(given, effort(), table, rerun)
+        return deciding.longer(given, effort(), 1000, found, spent)
+
+    still, flat = falling(scale=800), falling(scale=50)
+    assert 1500 <= more(rich, still) <= 8000
+    assert more(rich, flat) is None  # a harder goal would lie in the noise of the end
+    assert more(rich, still, spent=7.5 * 60) is None  # the pilot's minutes are over
+    poor = asked(metric="validation/loss", minutes=5.0, answer_minutes=0.1)
+    assert more(poor, still) is None
+    wanted = bs.Goal("validation/loss", 1.05)
+    missed = asked(metric="validation/loss", goal=wanted, minutes=5.0, answer_minutes=0.1)
+    assert more(missed, still) > 1000
+    assert more(asked(goal=wanted, minutes=5.0), flat) is None  # it has been reached
+
+
+def test_budgets_that_are_given_are_taken():
+    table = effort().timed.assign(
+        best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
+    )
+    given = asked(metric="validation/loss", max_steps=lambda size: 4096 // size)
+    found = deciding.decided(given, effort(), table, falling())
+    assert all(
+        found.study.definition().max_steps[n] == 4096 // n for n in found.expected.batch_size
+    )
+    assert found.reasons["max_steps"] == "as they were given"
+    with pytest.raises(ValueError, match=r"max_steps.*Give batch_sizes"):
+        asked(max_steps={8: 100})
+    with pytest.raises(ValueError, match="max_steps: has no entry for batch size 16"):
+        asked(max_steps={8: 100}, batch_sizes=[8, 16])
+
+
+def test_a_goal_is_the_same_whatever_minutes_are_given_later(tmp_path):
+    """It was decided by those of the first call."""
+    given = {"metric": "validation/risk", "folder": tmp_path, "progress": False, "minutes": 0.05}
+    found = bs.pilot(MODEL.workload(), "sgd", answer_minutes=0.02, **given)
+    again = bs.pilot(MODEL.workload(), "sgd", answer_minutes=50.0, **given)
+    assert again.study.goal == found.study.goal
+    assert again.reasons == found.reasons
+    pd.testing.assert_frame_equal(again.rerun, found.rerun)
+
+
+def test_budgets_that_were_guessed_are_made_longer_while_there_are_minutes(tmp_path, capsys):
+    """The pilot is stopped before it knows how far the goal is."""
+    pilot = tmp_path / "pilot"
+    goal = bs.Goal("validation/risk", 0.003)
+    given = {"goal": goal, "batch_sizes": [16, 64, 256, 1024], "progress": False}
+    bs.pilot(MODEL.workload(), "sgd", minutes=0.02, folder=pilot, **given)
+    kept = json.loads((pilot / "pilot.json").read_text())
+    del kept["digest"]
+    kept["effort"]["rerun"] = 12
+    kept["reruns"], kept["limit"] = [12], None
+    (pilot / "pilot.json").write_text(json.dumps(kept))
+    for folder in pilot.glob("rerun*"):
+        shutil.rmtree(folder)
+    call = {"folder": tmp_path, "minutes": 1.0, "precision": 0.5, **given, "progress": True}
+    found = bs.recommend(MODEL.workload(), "sgd", **call)
+    told = capsys.readouterr().err
+    assert "is not reached in budgets that were guessed" in told
+    assert (tmp_path / "measured-2").exists()
+    assert found.goal == goal
+    assert np.isfinite(found.measurement.table["steps"]).all()
+    shorter = bs.load(tmp_path / "measured").definition.max_steps
+    longer = found.pilot.study.definition().max_steps
+    assert longer[64] in (4 * shorter[64], 16 * shorter[64])
+    # The same call again says the same, and trains nothing.
+    again = bs.recommend(MODEL.workload(), "sgd", **(call | {"progress": False}))
+    pd.testing.assert_frame_equal(again.measurement.table, found.measurement.table)
+
+
+def test_a_goal_that_cannot_be_reached_is_told_in_words_of_the_call(tmp_path):
+    with pytest.raises(ValueError, match=r"Give an easier goal; or more minutes, or max_steps"):
+        bs.recommend(
+            MODEL.workload(), "sgd", folder=tmp_path, minutes=0.2, progress=False,
+            goal=bs.Goal("validation/risk", 1e-9), batch_sizes=[16, 64, 256, 1024], max_steps=50,
+        )  # fmt: skip
 
 
 def test_fewer_than_four_batch_sizes_are_refused_at_once(tmp_path):

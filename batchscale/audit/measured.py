@@ -346,7 +346,8 @@ def _within(of: _Measured) -> Check:
             Verdict.WARN,
             f"{found}; but {ends}",
             "It rests on the form of the curve beyond what was measured: measure smaller or larger "
-            "batch sizes, in another folder.",
+            "batch sizes, in another folder; below 1 there is none, but a harder goal has a larger "
+            "critical batch size.",
         )
     if half > _TOLERATED * of.precision:
         return Check(

@@ -20,6 +20,7 @@ from batchscale.scaling.posterior import posterior, smooth
 # Choices.
 _SEEDS = 5  # that check each quoted setting, and more where lanes would idle
 _MOST_SEEDS = 9
+_MOST_FRESH = 40  # of a quoted setting, where a finer precision is asked for
 _Z = 1.6449  # of 90%
 _SEARCH_RUNS = 75  # that a search in the place of the model costs a batch size
 _MOST_DOUBTED = 0.5  # of the batch sizes: where more are, another study is needed
@@ -207,7 +208,12 @@ class Design:
             return Round([], why="trials")
         left -= self._check_price()
         found = ask(self.fitted, self.question, self.round, left, self._basins)
-        return found if found.asked else Round([], why="precision of the model")
+        if found.asked:
+            return found
+        # The model has nothing more to ask: what is left is by the fresh seeds.
+        if (self.answer.levels.seeds < _MOST_FRESH).any():
+            return self._check(_SEEDS)
+        return Round([], why="precision of the model")
 
 
 def misfit_of(model: Model, trials: Trials, warm: np.ndarray) -> float:

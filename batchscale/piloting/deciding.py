@@ -24,6 +24,7 @@ _EARLY = 0.6  # of the rerun's steps, at which the goal is set: it can be reache
 _PATIENCE = {False: 6.0, True: 2.0}  # budgets, in expected steps; with a schedule that ends
 _DECADES = 10.0  # the range of the learning rate goes so far beyond the best ones
 _AWAY = 8  # batch sizes go so far from the rough critical one, on either side
+_FALLS = 0.01  # of all that was gained, in the second half of the reruns: it still gets better
 _COUNTED = 10  # steps of an infinite batch: a goal of fewer tells nothing
 _PAID = 0.8  # of the minutes of the answer, what the goal may be likely to take
 _LONGER, _LONGER_TO_A_GIVEN = 1.5, 2.5  # times the pilot's minutes, with longer reruns
@@ -123,7 +124,8 @@ def chosen(
     if dear < len(places):
         words += "; a harder one is likely to take more minutes than there are"
     half = int(np.searchsorted(steps, steps[-1] / 2))
-    falls = bool(early.any()) and least[min(half, len(least) - 1)] > least[-1] + noise
+    enough = max(noise, _FALLS * (least[0] - least[-1]))
+    falls = bool(early.any() and least[half] > least[-1] + enough)
     limit = math.inf if dear == len(places) else float(steps[places[dear - 1]]) if dear else 0.0
     return Chosen(goal, at, words, hardest=dear == len(places) and falls, limit=limit)
 

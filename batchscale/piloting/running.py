@@ -22,7 +22,7 @@ from batchscale import optimizers
 from batchscale.arguments import PerBatchSize
 from batchscale.engine import hosts
 from batchscale.evaluate import Evaluate
-from batchscale.files import local_path, replacing
+from batchscale.files import local_path, numbered, replacing
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import Mode
 from batchscale.optimizers import Factory
@@ -273,7 +273,7 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
     table = table_of(asked, effort, load(folder / "scan"))
     reruns = known.get("reruns", [effort.rerun])
     while True:
-        where = folder / ("rerun" if len(reruns) == 1 else f"rerun-{len(reruns)}")
+        where = folder / numbered("rerun", len(reruns) - 1)
         _run(asked, again(asked, effort, table, reruns[-1]), where)
         rerun = medians(asked, load(where))
         # Earlier versions looked at no price of a goal.

@@ -8,6 +8,7 @@ from batchscale.plots._comparison import comparison as comparison
 from batchscale.plots._confirmation import confirmation as confirmation
 from batchscale.plots._frontier import frontier as frontier
 from batchscale.plots._learning_rates import learning_rates as learning_rates
+from batchscale.plots._measured_trials import measured_trials as measured_trials
 from batchscale.plots._measurement import measurement as measurement
 from batchscale.plots._sensitivity import sensitivity as sensitivity
 from batchscale.plots._variants import variants as variants

@@ -24,6 +24,9 @@ _STYLES: dict[str, dict[str, Any]] = {
         "color": GREY, "marker": "s", "markersize": 5, "markerfacecolor": "white", "capsize": 3,
         "linestyle": "none",
     },
+    "best, by all trials together": {
+        "color": BLUE, "marker": "o", "markersize": 5.5, "capsize": 3, "linestyle": "none",
+    },
     "fewest steps": {
         "color": ORANGE, "marker": "*", "markersize": 8, "markeredgecolor": "black",
         "markeredgewidth": 0.6, "linestyle": "none",
@@ -35,7 +38,7 @@ class _Tuned(Result, Protocol):
     """A result that knows its learning rates."""
 
     def learning_rates(self) -> pd.DataFrame:
-        """The table of `scaling.learning_rates`."""
+        """The table of `scaling.learning_rates`, or that of `Measurement.learning_rates`."""
         ...
 
 
@@ -51,10 +54,11 @@ def learning_rates(
     After figure 8 of Shallue et al. (2019), with intervals: bars are the rates that are as good
     within 20%, and the uncertainty of the fit (`scaling.learning_rates`). Open squares come of too
     few trials for a curve. Stars are the single best trials. The rules begin from a reference batch
-    size; a batch size that misses the goal is left out.
+    size; a batch size that misses the goal is left out. Of a measurement by one design the bars are
+    90% intervals of the best rate, and there are no stars.
 
     Args:
-      result: of a study whose trials went on to three times the fewest steps.
+      result: of a study whose trials went on to three times the fewest steps; or a measurement.
       reference: a batch size; if not given, the smallest that reaches the goal.
       ax: where to draw; a new figure if not given.
       title: instead of the figure's own words; an empty one is none.
@@ -97,19 +101,23 @@ def learning_rates(
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
     log_axis(ax, "y")
-    fitted = table["interval"].to_numpy() == "fitted curve"
     handles = []
-    for kind, chosen in (
-        ("best, by the fitted curve", table[fitted]),
-        ("too few trials for a curve", table[~fitted]),
-    ):
+    kinds = [("best, by all trials together", table)]
+    if "interval" in table:
+        fitted = table["interval"].to_numpy() == "fitted curve"
+        kinds = [
+            ("best, by the fitted curve", table[fitted]),
+            ("too few trials for a curve", table[~fitted]),
+        ]
+    for kind, chosen in kinds:
         if len(chosen):
             columns = (chosen[name] for name in ("batch_size", "centre", "low", "high"))
             handles.append(bars(ax, *columns, label=kind, zorder=3, **_STYLES[kind]))
-    handles += ax.plot(
-        sizes, table["effective_learning_rate"], label="fewest steps", zorder=4,
-        **sized(_STYLES["fewest steps"]),
-    )  # fmt: skip
+    if "effective_learning_rate" in table:
+        handles += ax.plot(
+            sizes, table["effective_learning_rate"], label="fewest steps", zorder=4,
+            **sized(_STYLES["fewest steps"]),
+        )  # fmt: skip
     bottom, top = ax.get_ylim()
     begin = table.loc[table["batch_size"] == reference, "centre"].item()
     for kind, power in (("linear rule", 1.0), ("square-root rule", 0.5)):

@@ -32,6 +32,11 @@ _STEPS = {
     "best_of_n": "Best of N",
     "missed": "Share that missed",
 }
+_BY = (
+    "Medians over seeds. Found by: `model`, one of the trials of all batch sizes together, checked "
+    "under fresh seeds; `search`, 32 settings at this batch size alone, where the model was "
+    "doubted; `doubted`, the model, though something speaks against it."
+)
 _CITE = """\
 batchscale: what batch size does to neural-network training. Version {version}.
 C. J. Shallue, J. Lee, J. Antognini, J. Sohl-Dickstein, R. Frostig and G. E. Dahl. Measuring the
@@ -100,16 +105,22 @@ def pages(found: Any) -> Page:
             ["Short runs came first: a pilot, whose choices these are."],
             pairs=[(name.replace("_", " "), why) for name, why in reasons.items()],
         )
-        return _of_measurement(found.measurement, found.sentence(), [before])
+        also = [("minutes of the pilot", words(found.pilot.seconds / 60))]
+        return _of_measurement(found.measurement, found.sentence(), [before], also)
     return _of_result(found)
 
 
-def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) -> Page:
+def _of_measurement(
+    found: Measurement,
+    answer: str,
+    before: Sequence[Section],
+    also: Sequence[tuple[str, str]] = (),
+) -> Page:
     names = [name for name in found.space_names if name in found.table]
     heads = {
         **{name: _STEPS[name] for name in ("batch_size", "steps", "low", "high")},
         **{name: name.replace("_", " ").capitalize() for name in names},
-        "by": "By",
+        "by": "Found by",
     }
     checked = {
         "batch_size": "Batch size",
@@ -129,23 +140,11 @@ def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) 
                 plots.measurement(found),
                 f"Steps to {found.goal} of each batch size's best setting, with 90% intervals.",
             ),
-            table=page.table(found.table, heads, "Medians over seeds, by a model of all trials."),
+            table=page.table(found.table, heads, _BY),
         ),
         Section("What follows", found.recommend().sentences),
         _cost(found.steps_to_target()),
-        Section(
-            "Learning rates",
-            table=page.table(
-                found.learning_rates(),
-                {
-                    "batch_size": "Batch size",
-                    "centre": "Best effective learning rate",
-                    "low": "90% interval, from",
-                    "high": "to",
-                },
-                "Effective: the learning rate over one minus the momentum, if there is one.",
-            ),
-        ),
+        _measured_rates(found),
         Section("Can it be believed?", checks=_checks(found.audit())),
         Section(
             "Predictions beside what came",
@@ -157,6 +156,7 @@ def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) 
                 "sizes; it agrees within three standard deviations.",
             ),
         ),
+        *_measured_trials(found),
         *before,
         Section(
             "What it cost",
@@ -165,6 +165,7 @@ def _of_measurement(found: Measurement, answer: str, before: Sequence[Section]) 
                 ("steps", words(cost["steps"])),
                 ("examples", words(cost["examples"])),
                 ("minutes", words(cost["seconds"] / 60)),
+                *also,
                 ("ended by", found.ended or "an interruption: it goes on with the same call"),
             ],
         ),
@@ -231,6 +232,36 @@ def _rates(found: Any) -> list[Section]:
     return [Section("Learning rates", figure=page.figure(drawn, caption))]
 
 
+def _measured_rates(found: Measurement) -> Section:
+    effective = "momentum" in found.trials or "one_minus_momentum" in found.trials
+    what = "effective learning rate" if effective else "learning rate"
+    caption = (
+        f"The best {what} of each batch size, with 90% intervals, and two rules from the first."
+    )
+    of = "Effective: the learning rate over one minus the momentum." if effective else ""
+    heads = {
+        "batch_size": "Batch size",
+        "centre": f"Best {what}",
+        "low": "90% interval, from",
+        "high": "to",
+    }
+    return Section(
+        "Learning rates",
+        figure=page.figure(
+            plots.learning_rates(found, ax=new_axes()),  # pyright: ignore[reportArgumentType]
+            caption,
+        ),
+        table=page.table(found.learning_rates(), heads, of),
+    )
+
+
+def _measured_trials(found: Measurement) -> list[Section]:
+    if "learning_rate" not in found.table:
+        return []
+    caption = "Every trial that reached the goal, by its learning rate and its batch size."
+    return [Section("All trials", figure=page.figure(plots.measured_trials(found), caption))]
+
+
 def _checks(audit: Audit) -> list[dict[str, str]]:
     return [
         {
@@ -257,7 +288,17 @@ def _made_by(runs: Sequence[Mapping[str, Any]]) -> list[Section]:
         ("devices", ", ".join(f"{one.get('count')} {one.get('kind')}" for one in devices)),
         ("processor", str(last.get("processor", ""))),
         ("versions", ", ".join(f"{name} {of}" for name, of in versions.items())),
-        ("revision", " ".join(f"{name} {value}" for name, value in git.items())),
-        ("runs", str(len(runs))),
+        ("revision", _revision(git)),
+        ("calls that trained", str(len(runs))),
     ]
     return [Section("How it was made", pairs=[(k, v) for k, v in pairs if v]), cite]
+
+
+def _revision(git: Mapping[str, Any]) -> str:
+    """Of the code that was run, in words.
+
+    >>> _revision({"revision": "1b6", "dirty": True}), _revision({})
+    ('1b6, and changes that are in no commit', '')
+    """
+    commit = str(git.get("revision") or "")
+    return f"{commit}, and changes that are in no commit" if commit and git.get("dirty") else commit

@@ -320,7 +320,8 @@ def _like(labels: Any, outputs: Any) -> Array:
 
 
 def _perplexity(sums: PyTree) -> float:
-    return float(np.exp(np.divide(*sums)))
+    with np.errstate(over="ignore"):  # of a loss that has run away it is inf
+        return float(np.exp(np.divide(*sums)))
 
 
 def _r2(sums: PyTree) -> float:
