@@ -1,5 +1,6 @@
 """The paper's archive, of files written here by hand, and our own results in its layout."""
 
+import ast
 import csv
 import dataclasses
 import json
@@ -724,7 +725,9 @@ def test_an_archive_of_ours_that_was_changed_is_told(ours, tmp_path, edit):
     size, trial = name.split("/")[0], name.split("/")[1]
     assert f"{folder / size}" in str(told.value)
     assert trial in str(told.value)
-    assert "load_archive(folder, accept=[" in str(told.value)
+    half = edit == "a curve that is gone"  # a trial of which one file is left cannot be read
+    offered = f"remove the whole trial, {size}/" if half else "load_archive(folder, accept=["
+    assert offered in str(told.value)
     with pytest.raises(bs.DamagedError):
         bs.load_archive(folder, accept=["32/1/metadata.json"])  # another file
 
@@ -747,6 +750,30 @@ def test_a_change_that_is_meant_is_accepted_by_name(ours, tmp_path):
         bs.load_archive(folder, accept=[*accept, "plan.json"])
     with pytest.raises(TypeError, match="wanted a list of names of files"):
         bs.load_archive(folder, accept="4/study.json")
+
+
+def test_all_changes_are_told_at_once_and_half_a_trial_cannot_be_accepted(ours, tmp_path):
+    folder = ours.to_archive(tmp_path / "square/square/sgd")
+    for name in ("32/0/measurements.csv", "4/0/measurements.csv"):
+        path = folder / name
+        path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(bs.DamagedError) as told:
+        bs.load_archive(folder)
+    (accept,) = re.findall(r"accept=(\[.*?\])", str(told.value))
+    names = ast.literal_eval(accept)
+    assert sorted(names) == ["32/0/measurements.csv", "4/0/measurements.csv"]
+    assert sorted(steps(bs.load_archive(folder, accept=names))) == [4, 32]
+    with pytest.raises(bs.DamagedError) as told:  # the offer has what is accepted already
+        bs.load_archive(folder, accept=names[:1])
+    assert sorted(ast.literal_eval(re.findall(r"accept=(\[.*?\])", str(told.value))[0])) == sorted(
+        names
+    )
+    (folder / "4/1/metadata.json").unlink()
+    with pytest.raises(bs.DamagedError, match=r"remove the whole trial, 4/1"):
+        bs.load_archive(folder, accept=names)
+    shutil.rmtree(folder / "4/1")
+    gone = ["4/1/metadata.json", "4/1/measurements.csv"]
+    assert sorted(steps(bs.load_archive(folder, accept=[*names, *gone]))) == [4, 32]
 
 
 def test_the_papers_files_have_no_digests_to_accept(archived):

@@ -414,6 +414,77 @@ def test_a_call_that_is_compiled_by_itself_is_looked_at_too():
         workload(lambda key: Holding(nnx.Rngs(key), False))
 
 
+class Unset(nn.Module):
+    train: bool | None = None
+
+    @nn.compact
+    def __call__(self, x, train=None):
+        told = nn.merge_param("train", self.train, train) if self.train is not None else train
+        return nn.Dense(CLASSES)(x) * (2.0 if told else 1.0)
+
+
+class Unsaid(nn.Module):
+    how: str
+
+    @nn.compact
+    def __call__(self, x, train=None):
+        if self.how == "handed on":
+            return Unset()(x, train=train)
+        if self.how == "set":
+            return Unset(train=train)(x)
+        return Unset()(x, train=None) if self.how == "written" else Unset()(x)
+
+
+class HaikuUnset(hk.Module):
+    def __call__(self, x, is_training=None):
+        return hk.Linear(CLASSES)(x) * (2.0 if is_training else 1.0)
+
+
+def test_a_switch_that_stays_none_is_no_answer():
+    """Of Linen and Haiku, in which None is the same in training and in evaluation."""
+    for how in ("handed on", "set"):
+        found = workload(Unsaid(how))
+        params, state = found.init(jax.random.key(0))
+        batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+        (trained, _), _ = found.loss(params, state, batch, jax.random.key(1), {})
+        evaluated = float(found.metrics(params, state, batch)["loss"][0])
+        assert float(trained) != pytest.approx(evaluated, rel=1e-3)
+    for how in ("left out", "written"):
+        with pytest.raises(
+            ValueError, match=r"calls its Unset without 'train', which then is None"
+        ):
+            workload(Unsaid(how))
+    with pytest.raises(ValueError, match=r"calls its HaikuUnset without 'is_training'"):
+        workload(hk.transform(lambda x: HaikuUnset()(x)))
+    told = hk.transform(lambda x, is_training: HaikuUnset()(x, is_training=is_training))
+    workload(told, mode={"is_training": (True, False)})
+
+
+def test_none_is_what_a_layer_of_nnx_or_equinox_was_set_to():
+    class Dropped(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(2, CLASSES, rngs=rngs)
+            self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x, deterministic=None):
+            return self.drop(self.linear(x), deterministic=deterministic)
+
+    class Whole(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = Dropped(rngs)
+
+        def __call__(self, x):
+            return self.inner(x)
+
+    found = workload(lambda key: Whole(nnx.Rngs(key)))
+    params, state = found.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in found.splits()["train"].items()}
+    one, other = (
+        float(found.loss(params, state, batch, jax.random.key(seed), {})[0][0]) for seed in (1, 2)
+    )
+    assert one != other
+
+
 def test_what_haiku_transforms_may_take_no_key():
     found = workload(hk.without_apply_rng(hk.transform(lambda x: hk.Linear(CLASSES)(x))))
     params, model_state = found.init(jax.random.key(0))

@@ -109,39 +109,43 @@ def check(path: Path, seals: Sequence[Seal], accept: Collection[str]) -> None:
       DamagedError: a file was changed, added or removed since, and is not accepted; or one that is
         accepted is none of the archive's.
     """
+    changes: dict[str, str] = {}
     known: set[str] = set()
     for seal in seals:
-        known |= _check(seal, accept)
+        known |= _changes(seal, changes)
     root = seals[0].folder.parent
     for seal in seals:
-        name = f"{seal.folder.name}/{names.STUDY}"
-        if seal.written != seals[0].written and name not in accept:
-            raise _changed(root, name, f"it was not written with {seals[0].folder.name}.")
+        if seal.written != seals[0].written:
+            name = f"{seal.folder.name}/{names.STUDY}"
+            changes.setdefault(name, f"it was not written with {seals[0].folder.name}.")
     below = path.resolve() == seals[0].folder.resolve()  # a single batch size is asked for
     here = {seal.folder.name for seal in seals}
     for size in dict.fromkeys(size for seal in seals for size in seal.batch_sizes):
         name = f"{size}/{names.STUDY}"
         known.add(name)
-        if size not in here and not below and name not in accept:
-            raise _changed(root, name, "missing; it was written with the others.")
+        if size not in here and not below:
+            changes.setdefault(name, "missing; it was written with the others.")
     for seal in seals:
-        name = f"{seal.folder.name}/{names.STUDY}"
-        if seal.folder.name not in seal.batch_sizes and name not in accept:
-            raise _changed(root, name, "it was not written with the others.")
+        if seal.folder.name not in seal.batch_sizes:
+            name = f"{seal.folder.name}/{names.STUDY}"
+            changes.setdefault(name, "it was not written with the others.")
     unknown = sorted(set(accept) - known)
     if unknown:
         raise ValueError(
             f"accept: got {unknown[0]!r}, which is no file of {root}. Name files as they lie in "
             f"the folder of the optimizer, such as '{seals[0].folder.name}/{names.STUDY}'."
         )
+    left = {name: found for name, found in changes.items() if name not in accept}
+    if left:
+        raise _changed(root, left, [name for name in accept if name in changes])
 
 
-def _check(seal: Seal, accept: Collection[str]) -> set[str]:
-    """Compares the files of a batch size, and returns their names."""
+def _changes(seal: Seal, changes: dict[str, str]) -> set[str]:
+    """Adds what was changed of a batch size, and returns the names of all of its files."""
     root, size = seal.folder.parent, seal.folder.name
     study = f"{size}/{names.STUDY}"
-    if not seal.whole and study not in accept:
-        raise _changed(root, study, "changed since it was written.")
+    if not seal.whole:
+        changes[study] = "changed since it was written."
     here = {
         f"{folder.name}/{name}"
         for _, folder in files.trials(seal.folder)
@@ -150,23 +154,47 @@ def _check(seal: Seal, accept: Collection[str]) -> set[str]:
     }
     for name in sorted({*here, *seal.files}):
         full = f"{size}/{name}"
-        if full in accept:
-            continue
         if name not in seal.files:
-            raise _changed(root, full, "it was not written with the others.")
-        if name not in here:
-            raise _changed(root, full, "missing; it was written with the others.")
-        if digest(files.content(root / full)) != seal.files[name]:
-            raise _changed(root, full, "changed since it was written.")
+            changes[full] = "it was not written with the others."
+        elif name not in here:
+            changes[full] = "missing; it was written with the others."
+        elif digest(files.content(root / full)) != seal.files[name]:
+            changes[full] = "changed since it was written."
     return {study, *(f"{size}/{name}" for name in {*here, *seal.files})}
 
 
-def _changed(root: Path, name: str, found: str) -> DamagedError:
-    remedy = (
-        "Restore the archive from a copy, or write it again by Result.to_archive; or, if the "
-        f"change is meant, accept it by name: batchscale.load_archive(folder, accept=[{name!r}])."
-    )
+def _changed(root: Path, left: Mapping[str, str], accepted: Sequence[str]) -> DamagedError:
+    """Of the first of the files that are not accepted, with all of them in the remedy.
+
+    Args:
+      root: the folder of the optimizer.
+      left: what was found of each file, by its name.
+      accepted: files whose changes are.
+    """
+    name, found = next(iter(left.items()))
+    if len(left) > 1:
+        found = f"{found[:-1]}, as {len(left) - 1} more are that follow."
+    copy = "Restore the archive from a copy, or write it again by Result.to_archive"
+    # A trial of which one file is missing cannot be read, whatever is accepted.
+    alone = [n for n in left if left[n].startswith("missing") and _halves(root / n)]
+    if alone:
+        remedy = (
+            f"{copy}; or, if it is meant, remove the whole trial, {alone[0].rpartition('/')[0]}, "
+            "and accept that both of its files are missing."
+        )
+    else:
+        remedy = (
+            f"{copy}; or, if the change is meant, accept it by name: "
+            f"batchscale.load_archive(folder, accept={[*accepted, *left]!r})."
+        )
     return DamagedError(root / name, found, remedy=remedy)
+
+
+def _halves(path: Path) -> bool:
+    """Whether a file of a trial is missing whose other one is there."""
+    return path.name != names.STUDY and any(
+        (path.parent / name).exists() for name in (names.METADATA, names.MEASUREMENTS)
+    )
 
 
 def _digest(study: Mapping[str, Any]) -> str:

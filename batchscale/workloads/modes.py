@@ -205,6 +205,7 @@ def nested(module: nn.Module, constants: Constants) -> Any:
                 place = (type(inner), name, inner.path)
                 constants.setdefault(place, set()).add(getattr(inner, name))
             refuse_default(type(module).__name__, type(inner), method, inner, *args, **kwargs)
+            refuse_none(type(module).__name__, type(inner), method, inner, *args, **kwargs)
         return following(*args, **kwargs)
 
     return nn.intercept_methods(check)
@@ -233,6 +234,39 @@ def refuse_default(
                 f"module: {outer} calls its {kind.__name__} without {name!r}, which then is "
                 f"{parameter.default}, in training and in evaluation. Hand it on, such as "
                 f"{kind.__name__}(...)(x, {name}={name})."
+            )
+
+
+def refuse_none(
+    outer: str, kind: type, method: Callable[..., Any], inner: Any, *args: Any, **kwargs: Any
+) -> None:
+    """Refuses a call within a module of Linen or Haiku that leaves a switch at None.
+
+    There None is what a module reads in training and in evaluation alike, unless an attribute of
+    the same name stands for it (`nn.merge_param`). Of NNX and Equinox it is what a layer was set
+    to, which they change themselves.
+
+    Args:
+      outer: what the module is called.
+      kind: of what is called within it.
+      method: its method, as a function whose first argument is the module.
+      inner: the module within it.
+      *args: that it is called with.
+      **kwargs: likewise.
+
+    Raises:
+      ValueError: the method has a switch that is None, left out or written.
+    """
+    signature = inspect.signature(method)
+    told = signature.bind_partial(inner, *args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if not _is_named(method, name) or parameter.default is not None:
+            continue
+        if told.get(name) is None and not isinstance(getattr(inner, name, None), bool):
+            raise ValueError(
+                f"module: {outer} calls its {kind.__name__} without {name!r}, which then is None, "
+                f"in training and in evaluation. Hand it on, such as {kind.__name__}(...)(x, "
+                f"{name}={name})."
             )
 
 
@@ -285,9 +319,13 @@ def _has_default(method: Any) -> bool:
 
 def _is_defaulted(method: Any, parameter: inspect.Parameter) -> bool:
     """Whether an argument is a switch with a truth value by default."""
+    return _is_named(method, parameter.name) and isinstance(parameter.default, bool | int)
+
+
+def _is_named(method: Any, name: str) -> bool:
+    """Whether an argument of that name of a method is a switch."""
     called = getattr(method, "__name__", "__call__") == "__call__"
-    named = is_switch(parameter.name) and (called or parameter.name not in _OTHERWISE)
-    return named and isinstance(parameter.default, bool | int)
+    return is_switch(name) and (called or name not in _OTHERWISE)
 
 
 def _asking(outer: str, kind: type, method: Any) -> Callable[..., Any]:

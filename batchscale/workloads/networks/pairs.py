@@ -62,6 +62,7 @@ def of_haiku(
         if not kind.__module__.startswith("haiku"):  # whose own are told by what they need
             method = getattr(kind, context.method_name)
             modes.refuse_default(title, kind, method, context.module, *args, **kwargs)
+            modes.refuse_none(title, kind, method, context.module, *args, **kwargs)
         return following(*args, **kwargs)
 
     with hk.intercept_methods(check):
