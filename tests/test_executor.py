@@ -6,6 +6,8 @@ import functools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -299,3 +301,47 @@ def test_a_dask_cluster_of_which_a_worker_is_killed_makes_the_same_tables(tmp_pa
         there = some.run(tmp_path / "there", progress=False, executor=client.get_executor())
     assert marker.exists()  # so that this process lives when it measures
     assert_same_tables(there, some.run(tmp_path / "here", progress=False))
+
+
+_HEAP = """
+import ctypes, sys
+from batchscale.runner import worker
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost")]
+
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "mallinfo2"):
+    sys.exit(77)
+libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
+changed = worker.keep_memory() if sys.argv[1] == "keep" else False
+blocks = [libc.malloc(100_000) for _ in range(200)]  # below what is mapped by itself
+for block in blocks:
+    libc.free(ctypes.c_void_p(block))
+print(changed, libc.mallinfo2().keepcost)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of the C library of Linux")
+def test_a_worker_keeps_the_memory_that_dask_would_have_it_give_back():
+    """20 MB that were freed: kept for the next step, or given back to the system."""
+
+    def left(how, **environment):
+        run = subprocess.run(
+            [sys.executable, "-c", _HEAP, how], env=os.environ | environment,
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        if run.returncode == 77:
+            pytest.skip("another C library")
+        assert run.returncode == 0, run.stderr
+        changed, kept = run.stdout.split()
+        return changed == "True", int(kept)
+
+    trimmed = {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    assert left("leave", **trimmed)[1] < 2e6
+    changed, kept = left("keep", **trimmed)
+    assert changed
+    assert kept > 1e7
+    assert not left("keep", MALLOC_TRIM_THRESHOLD_="")[0]
