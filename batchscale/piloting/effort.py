@@ -110,10 +110,13 @@ class Effort:
         return self.sizes[len(self.sizes) // 2]
 
     def seconds_per_step(self, sizes: Any) -> np.ndarray:
-        """Of a trial, between the batch sizes that were timed by power, beyond them by the last."""
+        """Of a trial, between the batch sizes that were timed by power, beyond them by the ends."""
         logs = np.log(self.timed[["batch_size", "seconds_per_step"]].to_numpy(float)).T
         sizes = np.log(np.asarray(sizes, np.float64))
         found = np.interp(sizes, *logs)
+        # Of fewer examples than were timed a step gets shorter, but not as it did before.
+        rise = np.diff(logs[1])[0] / np.diff(logs[0])[0] if logs.shape[1] > 1 else 0.0
+        found += 0.5 * min(max(rise, 0.0), 1.0) * np.minimum(sizes - logs[0, 0], 0)
         # More examples than were timed take longer in proportion.
         return np.exp(found + np.maximum(sizes - logs[0, -1], 0))
 
