@@ -52,7 +52,8 @@ class Measurement:
       name: of the workload and the optimizer.
       goal: of the study.
       table: one row a batch size: `batch_size`; `steps` with the ends `low` and `high` of their
-        90% interval, and `log_deviation`; the hyperparameters of the best setting; its
+        90% interval, inf where half of the fresh seeds missed the goal; their `log_deviation`; the
+        hyperparameters of the best setting; its
         `effective_learning_rate`, with the ends `effective_low` and `effective_high` of the 90%
         interval of the best one; `crossings`, how many trials reached the goal; `checked_seeds`,
         under which the setting was checked; and `by`: `model`, `search` where a search has taken
@@ -156,6 +157,10 @@ class Measurement:
             "those of others, so that steps lie on no one curve"
             if answer.mixed
             else ""
+        )
+        unchecked = not self.calibration["seeds"].any()
+        found = found.cautioned(
+            "no quoted setting has been checked under fresh seeds yet" if unchecked else ""
         )
         refusal = scaling.paced(self.steps_to_target(), self.paces).refusal
         return found.refuse(scaling.Refusal.SCHEDULE, refusal)
@@ -352,13 +357,15 @@ def _table(answer: Answer, definition: Definition, trials: Trials) -> pd.DataFra
         away = _Z * float(answer.rate_sd[place])
         here = trials.size == place
         by = "search" if answer.searched[place] else "model"
+        # Half of the fresh seeds missed, so that the median has no end.
+        missed = by == "model" and bool(np.isinf(answer.levels.seen[place]))
         fresh = Purpose.FINAL if answer.searched[place] else Purpose.CHECK
         rows.append(
             {
                 "batch_size": size,
-                "steps": math.exp(answer.log_steps[place]),
+                "steps": math.inf if missed else math.exp(answer.log_steps[place]),
                 "low": float(low[place]),
-                "high": float(high[place]),
+                "high": math.inf if missed else float(high[place]),
                 "log_deviation": float(answer.log_steps_sd[place]),
                 **values,
                 "effective_learning_rate": math.exp(rate),

@@ -123,9 +123,11 @@ class Result:
         open_ = set(sizes[(self.trials["status"] == Status.INCOMPLETE).to_numpy()])
         waiting = sorted(open_ | set(self.definition.batch_sizes) - set(sizes))
         if waiting:
+            words = "not finished, and left out; study.run(folder) goes on"
+            if not len(self.trials) and (self.folder / records.MEASURED).is_dir():
+                words = "not searched; what was measured by one design is result.measurement()"
             warnings.warn(
-                f"{self.folder}: batch size {', '.join(map(str, waiting))} not finished, and left "
-                "out; study.run(folder) goes on.",
+                f"{self.folder}: batch size {', '.join(map(str, waiting))} {words}.",
                 stacklevel=4,
             )
         return self.trials.loc[~sizes.isin(open_)]

@@ -543,6 +543,7 @@ class Study:
         progress: bool | Callable[[Progress], None] = True,
         devices: Sequence[Any] | None = None,
         executor: Executor | None = None,
+        extend: bool = False,
     ) -> Measurement:
         """Measures all batch sizes by one design: each trial where it tells most for its price.
 
@@ -573,6 +574,8 @@ class Study:
           devices: as in `run`.
           executor: as in `run`; a round ends when all of its batch sizes have come back, and
             `minutes` are those of all workers together.
+          extend: whether batch sizes that a measurement in this folder does not have may be added
+            to it.
 
         Raises:
           ValueError: the space has other dimensions, or no trial reached the goal; the folder
@@ -610,6 +613,8 @@ class Study:
                 opening_words=functools.partial(
                     opening_words, definition.batch_sizes, precision, minutes
                 ),
+                extend=extend,
+                quiet=True,
             ) as opened,
         ):
             elsewhere = None

@@ -96,7 +96,9 @@ class Design:
             return scout(self.question)
         if not self.trials.crossed.any():
             return Round([], why="no trial of the scout reached the goal")
-        checked = self._checked()
+        # Batch sizes may be added after others have been checked.
+        tried = np.bincount(self.trials.size, minlength=self.question.sizes) > 0
+        checked = self._checked() and bool(tried.all())
         left = self._left(spent)
         if checked:
             return self._after_check(left)

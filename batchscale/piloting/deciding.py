@@ -24,6 +24,7 @@ _EARLY = 0.6  # of the rerun's steps, at which the goal is set: it can be reache
 _PATIENCE = {False: 6.0, True: 2.0}  # budgets, in expected steps; with a schedule that ends
 _DECADES = 10.0  # the range of the learning rate goes so far beyond the best ones
 _AWAY = 8  # batch sizes go so far from the rough critical one, on either side
+_BEGUN, _SHORT = 0.05, 0.04  # of the steps, and of the gain since
 _FALLS = 0.01  # of all that was gained, in the second half of the reruns: it still gets better
 _COUNTED = 10  # steps of an infinite batch: a goal of fewer tells nothing
 _PAID = 0.8  # of the minutes of the answer, what the goal may be likely to take
@@ -105,13 +106,17 @@ def chosen(
             "so that no goal lies between. Give one, goal=Goal(metric, value); or another metric, "
             "such as the loss; or other ranges of hyperparameters, if training diverges."
         )
-    # Well before the end, and where the curve still falls by more than the split's noise.
-    early = between & (steps <= _EARLY * steps[-1]) & (least > least[-1] + noise)
+    # Well before the end, and where the curve still falls: by more than the split's noise, and by
+    # a share of what was gained after the first steps, for other batch sizes may not get as far.
+    begun = float(least[np.searchsorted(steps, _BEGUN * steps[-1])])
+    above = max(noise, _SHORT * max(begun - least[-1], 0.0)) if math.isfinite(begun) else noise
+    early = between & (steps <= _EARLY * steps[-1]) & (least > least[-1] + above)
     places = np.flatnonzero(early if early.any() else between)
     dear = bisect.bisect_left(places, True, key=lambda at: not affordable(int(steps[at])))
     # A goal of a few steps tells nothing, however little time there is.
     worth = int(np.searchsorted(steps[places], fewest))
     place = int(places[min(max(dear - 1, worth), len(places) - 1)])
+    place = int(np.flatnonzero(least == least[place])[0])  # a value is reached once
     value = _rounded(least, place)
     goal = Goal(asked.metric, value if asked.mode == "min" else -value, asked.mode)
     at = max(int(steps[np.flatnonzero(goal.reached(median))[0]]), 1)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from batchscale import optimizers
+from batchscale import arguments, arrays, optimizers
 from batchscale.arguments import PerBatchSize
 from batchscale.engine import hosts
 from batchscale.evaluate import Evaluate
@@ -264,6 +264,7 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
         say(f"pilot: {_speeds(times)}")
     elif "sizes" not in known:
         say(f"pilot: goes on from {folder}, after {known['seconds'] / 60:.1f} minutes")
+    _same(asked, folder, known)
     times = pd.DataFrame(known["timed"])
     if "effort" not in known:  # of the minutes of the first call, whatever those of another are
         state.write(effort=effort_of(asked, times).to_json())
@@ -286,8 +287,11 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
         more = longer(asked, effort, reruns[-1], found, state.seconds)
         if more is None:
             limit = found.goal.limit
+            sizes = found.study.resolved_batch_sizes()
             state.write(
-                sizes=found.study.resolved_batch_sizes(),
+                sizes=sizes,
+                sizes_given=asked.batch_sizes is not None,
+                budgets=_budgets(asked, sizes),
                 reruns=reruns,
                 limit=limit if math.isfinite(limit) else None,
             )
@@ -304,6 +308,38 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
         found.study, table, rerun, found.expected, found.reasons, known["seconds"],
         asked.answer_seconds / 60,
     )  # fmt: skip
+
+
+def _budgets(asked: Asked, sizes: Sequence[int]) -> dict[str, int] | None:
+    """Those that were given, as JSON has them."""
+    if asked.max_steps is None:
+        return None
+    return {str(size): steps for size, steps in asked.budget(sizes).items()}
+
+
+def _same(asked: Asked, folder: Path, known: Mapping[str, Any]) -> None:
+    """Refuses other batch sizes and budgets than those that the folder was begun with.
+
+    Those are not in the runs of a pilot, which are compared with what is asked by themselves.
+    """
+    if "sizes" not in known:
+        return
+    sizes, differ = known["sizes"], []
+    examples = arrays.examples(asked.workload.splits()["train"])
+    now = None
+    if asked.batch_sizes is not None:
+        now = arguments.batch_sizes(asked.batch_sizes, examples, asked.workload.name)
+    there = known.get("sizes_given")
+    if (now is not None and now != sizes) or (now is None and there):
+        found = "those that it found" if now is None else now
+        differ.append(f"batch_sizes: {sizes} there, {found} here")
+    elif known.get("budgets", _budgets(asked, sizes)) != _budgets(asked, sizes):
+        differ.append("max_steps: others there than here")
+    if differ:
+        raise ValueError(
+            f"{folder}: holds another pilot ({'; '.join(differ)}). Give this one a folder of its "
+            "own, or the same values."
+        )
 
 
 def _speeds(times: pd.DataFrame) -> str:

@@ -16,8 +16,8 @@ def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None
     """Steps to target of the best settings, the fitted curve, and the medians of fresh seeds.
 
     The bars are 90% intervals, with an arrow where they have no end. Open squares are the medians
-    under fresh seeds, which took no part in the prediction; where half of them missed there is
-    none. Where no critical batch size is quoted there is no curve.
+    under fresh seeds, which took no part in the prediction; at the upper edge where half of them
+    missed the goal. Where no critical batch size is quoted there is no curve.
 
     Args:
       found: of `Study.measure`, or `Result.measurement`.
@@ -40,6 +40,9 @@ def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None
         seen["batch_size"], seen["seen"], "s", color=marks.VERMILION, markerfacecolor="none",
         label="median of fresh seeds", zorder=3, **marks.sized({"markersize": 8}),
     )  # fmt: skip
+    missed = found.calibration.loc[np.isinf(found.calibration["seen"]), "batch_size"]
+    if len(missed):
+        marks.mark_misses(ax, missed, color=marks.VERMILION, marker="s")
     if not fit.refused:
         at = np.geomspace(sizes[0], sizes[-1], 200)
         label = f"fitted curve, critical batch size {fit.b_crit:.3g}"

@@ -534,6 +534,11 @@ def _check_is_study(store: Store) -> None:
         return
     inside = sorted(path.name for path in folder.iterdir() if (path / INDEX).is_file())
     hint = f" There are studies in it: {', '.join(inside[:5])}." if inside else ""
+    if (folder / "pilot" / "pilot.json").is_file() and "measured" in inside:
+        hint = (
+            " It is of bs.recommend: bs.load(folder / 'measured').measurement() is what was "
+            "measured, and the same call of bs.recommend gives the answer again."
+        )
     raise FileNotFoundError(
         f"{folder}: not a study, it holds neither {INDEX} nor tables. "
         f"Give the folder that study.run was given.{hint}"

@@ -67,15 +67,14 @@ def measure(
     plan = MeasurePlan() if found is None else MeasurePlan.from_json(found, where)
     as_before = plan.precision == precision
     plan.precision = precision
+    new = bool(set(session.plan.definition.batch_sizes) - set(plan.seconds_per_step))
     if elsewhere is not None:
-        seconds, together = elsewhere.look(not plan.seconds_per_step)
+        seconds, together = elsewhere.look(new)
     else:
-        seconds = {}
-        if not plan.seconds_per_step:
-            seconds = seconds_per_step(session.plan, session.engine)
+        seconds = seconds_per_step(session.plan, session.engine) if new else {}
         together = width(session.plan, session.engine)
-    if not plan.seconds_per_step:
-        plan.seconds_per_step = seconds
+    if new:
+        plan.seconds_per_step = seconds | plan.seconds_per_step
         side.write_plan(plan.to_json())
     if plan.rounds:
         session.say(f"goes on after {_spent(plan, minutes)}, {len(plan.rounds)} rounds")

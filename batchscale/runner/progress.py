@@ -107,10 +107,11 @@ class ProgressBar:
       batch_sizes: how many there are.
       goal: what is looked for.
       title: what runs.
+      quiet: whether the end of a batch size is no news, for it comes again and again.
     """
 
-    def __init__(self, batch_sizes: int, goal: Goal, title: str) -> None:
-        self._goal, self._title = goal, title
+    def __init__(self, batch_sizes: int, goal: Goal, title: str, *, quiet: bool = False) -> None:
+        self._goal, self._title, self._quiet = goal, title, quiet
         self._shown = time.monotonic() if not _live() else 0.0
         self._bar = None
         if _live():
@@ -119,11 +120,15 @@ class ProgressBar:
                 desc=title,
                 leave=False,
                 # Batch sizes take very different times: no rate and no time left.
-                bar_format="{desc}: {n_fmt}/{total_fmt} batch sizes |{bar:10}| {elapsed}{postfix}",
+                bar_format="{desc}: {elapsed}{postfix}"
+                if quiet
+                else "{desc}: {n_fmt}/{total_fmt} batch sizes |{bar:10}| {elapsed}{postfix}",
             )
 
     def __call__(self, progress: Progress) -> None:
         """Shows one more evaluation."""
+        if progress.finished and self._quiet:
+            return
         if progress.finished:
             self.say(sentence(progress, self._goal))
             if self._bar is not None:

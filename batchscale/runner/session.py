@@ -71,6 +71,7 @@ def opened(
     beside: str | None = None,
     workers: str | None = None,
     opening_words: Callable[[str], str] | None = None,
+    quiet: bool = False,
 ) -> Iterator[Session]:
     """Holds the folder of a study, with its plan written, for as long as trials are trained.
 
@@ -86,6 +87,7 @@ def opened(
       beside: the name of a folder in the study's, where its trials are written instead.
       workers: what trains in place of an engine here, in words; None where nothing does.
       opening_words: says what begins, of where it does; by default the budgets of all trials.
+      quiet: whether the end of a batch size is no news, for it comes again and again.
 
     Raises:
       ValueError: the folder holds another study, or a smaller one that may not grow; or one that
@@ -133,7 +135,8 @@ def opened(
         bar = None
         if progress and not callable(progress):
             title = f"{plan.definition.workload}, {plan.definition.optimizer}"
-            bar = ProgressBar(len(plan.definition.batch_sizes), plan.definition.goal, title)
+            sizes = len(plan.definition.batch_sizes)
+            bar = ProgressBar(sizes, plan.definition.goal, title, quiet=quiet)
             report = stack.enter_context(bar)
             where = workers or devices.describe()
             words = opening_words or functools.partial(_opening, training, plan.definition)

@@ -299,14 +299,14 @@ def judged(
         return Interval(0.0, math.inf), Refusal.POWER_LAW, str(Refusal.POWER_LAW)
     if ends.low < sizes.low:
         words = (
-            f"{Refusal.NO_PERFECT_SCALING}: by the bend that describes the steps the smallest, "
-            f"{sizes.low:,.0f}, needs over twice the fewest examples already"
+            f"{Refusal.NO_PERFECT_SCALING}: the smallest, {sizes.low:,.0f}, already needs over "
+            "twice the fewest examples of the fitted curve"
         )
         return Interval(0.0, interval.high), Refusal.NO_PERFECT_SCALING, words
     if ends.high > sizes.high:
         words = (
-            f"{Refusal.NO_PLATEAU}: by the bend that describes the steps the largest, "
-            f"{sizes.high:,.0f}, needs over twice the fewest steps still"
+            f"{Refusal.NO_PLATEAU}: the largest, {sizes.high:,.0f}, still needs over twice the "
+            "fewest steps of the fitted curve"
         )
         return Interval(interval.low, math.inf), Refusal.NO_PLATEAU, words
     return interval, None, ""
