@@ -1,5 +1,6 @@
 """`Study.measure` on real training: what it writes, goes on with, and refuses."""
 
+import dataclasses
 import json
 import math
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 import batchscale as bs
-from batchscale import columns, records
+from batchscale import columns, measurement, records
 from batchscale.runner import candidates, measure
 from batchscale.stopping import evaluation_grid
 from batchscale.stored.measured import FIRST_MEASURED, MeasurePlan
@@ -220,3 +221,99 @@ def test_a_plan_that_was_changed_is_refused(tmp_path):
         bs.load(folder).measurement()
     told = bs.repair(folder)
     assert any("measure" in line for line in told)
+
+
+def audited(found, **changes):
+    given = {
+        "goal": found.goal, "spaces": found._spaces, "precision": 0.4, "ended": "precision",
+        **found._audited, **changes,
+    }  # fmt: skip
+    table = given.pop("table", found.table)
+    fit = given.pop("fit", found.scaling())
+    return bs.audit.measured(table, found.calibration, found.trials, fit, **given)
+
+
+def test_the_audit_looks_at_what_a_measurement_is_of(measured):
+    _, found = measured
+    table, sizes = found.table, found.table["batch_size"]
+    epochs = float((sizes * table["steps"]).median())
+    for examples, verdict in ((epochs * 3.9, "pass"), (epochs * 4.1, "warn")):
+        check = audited(found, train_examples=int(examples)).of("far")
+        assert check.verdict == verdict
+    assert audited(found, train_examples=None).of("far").verdict == "unknown"
+    for spacing, verdict in ((0.2, "pass"), (0.3, "warn"), (None, "unknown")):
+        assert audited(found, evaluation_spacing=spacing).of("resolution").verdict == verdict
+    assert audited(found, batch_dependent=True).of("batch_dependent").verdict == "warn"
+    assert audited(found, paces={}).of("schedule").verdict == "pass"
+    assert audited(found, paces=None).of("schedule").verdict == "unknown"
+    late = {size: bs.scaling.Pace(rises_until=10**6) for size in SIZES}
+    assert audited(found, paces=late).of("schedule").verdict == "fail"
+    steps = dict(zip(sizes, table["steps"], strict=True))
+    for share, verdict in ((0.2, "warn"), (0.6, "pass")):
+        spaces = {
+            size: bs.SearchSpace(
+                learning_rate=bs.LogUniform(1e-2, 8.0), learning_rate_decay_steps=count / share
+            )
+            for size, count in steps.items()
+        }
+        check = audited(found, paces={}, spaces=spaces, table=table).of("schedule")
+        assert check.verdict == verdict
+    fit = found.scaling()
+    if not fit.refused:
+        half = 0.5 * math.log(fit.b_crit_interval[1] / fit.b_crit_interval[0])
+        words = audited(found, precision=half / 1.2, fit=fit).of("within")
+        assert words.verdict == "warn"
+        assert f"a half width of {half:.0%}" in words.evidence
+
+
+def test_every_trial_is_drawn_and_every_batch_size_named(measured):
+    _, found = measured
+    ax = bs.plots.measured_trials(found)
+    drawn = {}
+    for line in ax.get_lines():
+        drawn.setdefault(line.get_marker(), []).extend(np.asarray(line.get_ydata(), float))
+    reached = found.trials["first_crossing"][np.isfinite(found.trials["first_crossing"])]
+    assert set(reached) <= set(drawn["o"])
+    np.testing.assert_allclose(sorted(drawn["*"])[-4:], sorted(found.table["steps"]))
+    texts = {text.get_text() for text in ax.texts}
+    assert {"batch size", "4", "16", "64", "256"} <= texts
+    rates = bs.plots.learning_rates(found)
+    assert rates.get_ylabel() == "Best effective learning rate"
+
+
+def test_where_half_of_the_seeds_missed_no_steps_are_quoted(measured):
+    _, found = measured
+    answer = dataclasses.replace(
+        found._answer,
+        levels=dataclasses.replace(
+            found._answer.levels, seen=np.where(np.arange(4) == 1, np.inf, 3.0)
+        ),
+        searched=np.zeros(4, bool),
+    )
+    definition = bs.load(measured[0]).definition
+    trials = measurement.trials_of(plan_of(measured[0]), definition, found.trials)
+    table = measurement._table(answer, definition, trials)
+    assert np.isinf(table["steps"]).tolist() == [False, True, False, False]
+    assert np.isinf(table["high"]).tolist() == [False, True, False, False]
+    words = str(bs.scaling.recommend(table[["batch_size", "steps", "log_deviation"]]))
+    assert "Not reached in the steps that were trained: the goal at 16" in words
+
+
+def test_batch_sizes_are_added_to_a_measurement_that_may_grow(tmp_path):
+    few, folder = study(batch_sizes=SIZES), tmp_path / "study"
+    few.measure(folder, 0.6, progress=False)
+    more = study(batch_sizes=[1, *SIZES, 1024])
+    with pytest.raises(ValueError, match=r"smaller|batch size"):
+        more.measure(folder, 0.6, progress=False)
+    found = more.measure(folder, 0.6, progress=False, extend=True)
+    assert found.table["batch_size"].tolist() == [1, *SIZES, 1024]
+    assert (found.calibration["seeds"] >= 5).all()
+    again = more.measure(folder, 0.6, progress=False)
+    pd.testing.assert_frame_equal(again.table, found.table)
+    for size in (1, 1024):
+        row = found.table.set_index("batch_size").loc[size]
+        grid = evaluation_grid(3000, 0.1)
+        risk = MODEL.simulate(grid, learning_rate=row["learning_rate"], batch_size=size, runs=200)
+        past = risk < 0.05
+        crossing = np.median(np.array([*grid, np.inf])[np.where(past.any(1), past.argmax(1), -1)])
+        assert abs(math.log(row["steps"] / crossing)) < 4 * row["log_deviation"] + 0.1

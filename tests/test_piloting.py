@@ -12,6 +12,7 @@ import pytest
 from helpers import perceptron
 
 import batchscale as bs
+from batchscale import recommending
 from batchscale.piloting import asked as asking
 from batchscale.piloting import deciding, pricing, running, scanning
 from batchscale.piloting.effort import Effort, effort_of
@@ -381,6 +382,74 @@ def test_a_goal_that_cannot_be_reached_is_told_in_words_of_the_call(tmp_path):
             MODEL.workload(), "sgd", folder=tmp_path, minutes=0.2, progress=False,
             goal=bs.Goal("validation/risk", 1e-9), batch_sizes=[16, 64, 256, 1024], max_steps=50,
         )  # fmt: skip
+
+
+def test_batch_sizes_are_added_where_the_plateau_is_not_seen(tmp_path, monkeypatch, capsys):
+    """The rough critical batch size of the short runs may be far too small."""
+    rough = deciding._rough
+    monkeypatch.setattr(deciding, "_rough", lambda table: rough(table) / 12)
+    call = {"folder": tmp_path / "nq", "minutes": 1.0, "precision": 0.4, "progress": True}
+    found = answer(**call)
+    told = capsys.readouterr().err
+    assert "an end of the curve is not seen yet" in told
+    sizes = found.measurement.table["batch_size"].tolist()
+    kept = json.loads((tmp_path / "nq/pilot/pilot.json").read_text())["sizes"]
+    assert set(kept) < set(sizes)
+    assert max(sizes) > max(kept)
+    assert set(found.pilot.study.definition().max_steps) == set(sizes)
+    again = answer(**(call | {"progress": False}))
+    assert again.sentence() == found.sentence()
+    pd.testing.assert_frame_equal(again.measurement.table, found.measurement.table)
+    (tmp_path / "nq/answer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"answer\.json: not the file of an answer"):
+        answer(**call)
+
+
+def test_batch_sizes_beyond_are_those_that_are_missing_and_paid_for():
+    table = pd.DataFrame({"batch_size": [4, 8, 16], "steps": [100.0, 60.0, 40.0]})
+    refusals = bs.scaling.Refusal
+
+    def more(kinds, minutes=1e6, unseen=""):
+        fit = types.SimpleNamespace(refusals=kinds, unseen=lambda *_: unseen)
+        found = types.SimpleNamespace(scaling=lambda: fit, table=table)
+        speeds = pd.DataFrame({"batch_size": [8, 16], "seconds_per_step": [0.1, 0.2]})
+        return recommending.beyond(found, speeds, perceptron(), minutes)
+
+    assert more((refusals.NO_PLATEAU,)) == [32, 64]  # of 100 examples
+    assert more((refusals.NO_PERFECT_SCALING,)) == [1, 2]
+    assert more((refusals.NEITHER_END,)) == [1, 2, 32, 64]
+    assert more((), unseen="the plateau is not seen") == [32, 64]
+    assert more((refusals.SCATTER,)) == more(()) == []
+    # 35 runs of 40 steps of 0.4 seconds are 9.3 minutes, of twice as many.
+    assert more((refusals.NO_PLATEAU,), minutes=19) == [32]
+    assert more((refusals.NO_PLATEAU,), minutes=18) == []
+
+
+def test_other_batch_sizes_and_budgets_are_refused_in_a_folder_of_others(answered, tmp_path):
+    folder, _ = answered
+    for other in ({"batch_sizes": [8, 16, 32, 64]}, {"max_steps": 77}):
+        with pytest.raises(ValueError, match=rf"holds another pilot \({next(iter(other))}: "):
+            answer(folder, **other)
+    given = {"metric": "validation/risk", "folder": tmp_path, "progress": False, "minutes": 0.02}
+    bs.pilot(MODEL.workload(), "sgd", batch_sizes=[8, 16, 32, 64], **given)
+    bs.pilot(MODEL.workload(), "sgd", batch_sizes=[64, 32, 16, 8], **given)  # the same
+    with pytest.raises(ValueError, match="those that it found here"):
+        bs.pilot(MODEL.workload(), "sgd", **given)
+
+
+def test_a_goal_keeps_away_from_where_training_ends():
+    """What one batch size has just reached another may not."""
+    steps = np.arange(0, 1001, 10)
+    loss = 0.09 + np.exp(-steps / 60)
+    rerun = pd.DataFrame({"step": steps, "median": loss, "low": loss, "high": loss})
+    goal, _, _ = goal_of(asked(metric="validation/loss"), rerun)
+    begun = loss[5]
+    assert goal.value >= 0.09 + 0.04 * (begun - 0.09)
+    # Of values that are reached again and again, a round one.
+    flat = np.where(loss < 0.2, 0.123456789, loss)
+    flat[-30:] = 0.09
+    goal, _, _ = goal_of(asked(metric="validation/loss"), rerun.assign(median=flat))
+    assert len(f"{goal.value:g}") <= 5
 
 
 def test_fewer_than_four_batch_sizes_are_refused_at_once(tmp_path):
