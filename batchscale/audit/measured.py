@@ -27,6 +27,10 @@ _SPACING = 0.2  # up to which simulated studies hold what they should
 _HARDLY = 1 / 3  # of its decay the rate has fallen by a quarter or less
 _NEAR = 0.02  # of a range: as near an edge as that is at it
 
+_ADD = (
+    "A study with more batch sizes adds them to what is measured: "
+    "dataclasses.replace(study, batch_sizes=[...]).measure(folder, extend=True)."
+)
 _TABLE = ["batch_size", "steps", "low", "high", "by"]
 _CALIBRATION = ["batch_size", "seeds", "deviations", "agrees", "seen"]
 
@@ -334,8 +338,8 @@ def _within(of: _Measured) -> Check:
             name,
             Verdict.WARN,
             f"no critical batch size can be quoted: {of.fit.refused}",
-            "Measure smaller batch sizes where perfect scaling is missing, larger ones where the "
-            "plateau is.",
+            f"Where perfect scaling is missing smaller batch sizes show it, larger ones where the "
+            f"plateau is. {_ADD}",
         )
     low, high = of.fit.b_crit_interval
     found, half = f"{of.fit.b_crit:.3g}, {low:.3g} to {high:.3g}", 0.5 * math.log(high / low)
@@ -345,9 +349,8 @@ def _within(of: _Measured) -> Check:
             name,
             Verdict.WARN,
             f"{found}; but {ends}",
-            "It rests on the form of the curve beyond what was measured: measure smaller or larger "
-            "batch sizes, in another folder; below 1 there is none, but a harder goal has a larger "
-            "critical batch size.",
+            f"It rests on the form of the curve beyond what was measured. {_ADD} Below 1 there is "
+            "none, but a harder goal has a larger critical batch size.",
         )
     if half > _TOLERATED * of.precision:
         return Check(
