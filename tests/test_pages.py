@@ -39,11 +39,14 @@ def test_every_page_of_a_model_is_tested():
 def test_a_model_takes_six_lines_at_most_and_learns(framework, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page, names = f"models/{framework}.md", {}
-    data, model, study = blocks(page)
+    data, model, study, *more = blocks(page)
     assert len([line for line in model.splitlines() if line]) <= 6
     assert "[32, 256]" in study  # one of them is as good, in half of the time
     for code in (data, model, study.replace("[32, 256]", "[256]")):
         run(names, code, page)
+    other = dict(names)
+    for code in more:  # another example, which uses some of the names
+        run(other, code, page)
     assert (names["workload"].train_examples, names["workload"].classes) == (2000, 2)
     result = bs.load(f"runs/{framework}")
     assert (result.trials["status"] == "complete").sum() == 4
