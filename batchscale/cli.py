@@ -182,7 +182,8 @@ def _result(folder: Path) -> bs.Result:
     if not (where / "pilot" / "pilot.json").exists():
         return bs.load(where)
     begun = [where / numbered("measured", place) for place in range(10)]
-    return bs.load(next((path for path in reversed(begun) if path.exists()), begun[0]))
+    held = [path for path in begun if (path / "plan.json").is_file()]
+    return bs.load(held[-1] if held else begun[0])
 
 
 def _found(folder: Path) -> bs.Result | bs.Measurement:

@@ -203,9 +203,12 @@ class NotReachedError(ValueError):
       seconds: of training, all rounds together.
     """
 
-    def __init__(self, words: str, seconds: float) -> None:
-        super().__init__(words)
+    def __init__(self, words: str, seconds: float = 0.0) -> None:
+        super().__init__(words, seconds)  # both, so that it can be sent between processes
         self.seconds = seconds
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def trials_of(plan: MeasurePlan, definition: Definition, table: pd.DataFrame) -> Trials:

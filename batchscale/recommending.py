@@ -245,10 +245,18 @@ def _begun(
             return study, place, call.measure(study, place, precision, minutes), left
         except NotReachedError as missed:
             left -= missed.seconds / 60
-            if not guessed or place == _LENGTHENED or left < first / 4:
+            there = (call.where / numbered("measured", place + 1) / "plan.json").is_file()
+            paid = left >= max(first / 4, _LONGER * missed.seconds / 60)
+            words = str(missed).partition(". Choose")[0]
+            if not guessed or place == _LENGTHENED:
                 raise ValueError(
-                    f"{str(missed).partition('. Choose')[0]}. Give an easier goal; or more "
-                    "minutes, or max_steps, in another folder."
+                    f"{words}. Give an easier goal, or max_steps, in another folder."
+                ) from None
+            if not (there or paid):
+                raise ValueError(
+                    f"{words}, which was guessed, and the minutes are too few for {_LONGER} times "
+                    "as many. The same call with more minutes goes on; or give an easier goal in "
+                    "another folder."
                 ) from None
             place += 1
             budgets = given.definition().max_steps.items()

@@ -199,6 +199,24 @@ def test_a_bend_whose_ends_are_not_seen_is_not_quoted(form):
     assert wide.unseen(1, 2**13) == ""
 
 
+def test_a_limit_beyond_the_other_side_is_no_end_that_is_not_seen():
+    """Of a sharp bend near the largest batch size all scale perfectly; near the smallest none."""
+    late = soft([1, 2, 4, 8, 16, 32, 36], 18.0, b_crit=31.0)
+    found = scaling.regimes(late, fit=scaling.fit(late, form="generalised"))
+    if found.by == "fit":
+        assert found.perfect_until >= 30
+        assert "No perfect scaling" not in str(scaling.recommend(late))
+    early = soft([10, 16, 32, 64, 128], 18.0, b_crit=11.5)
+    found = scaling.regimes(early, fit=scaling.fit(early, form="generalised"))
+    if found.by == "fit":
+        assert 10 <= found.plateau_from <= 16
+    wide = soft([1, 2, 4, 8, 16, 32, 64, 128], 1.0, b_crit=40.0)
+    fit = scaling.fit(wide, form="averaged")
+    assert not fit.refused
+    # Examples are 5 times the fewest at 160, beyond the largest.
+    assert scaling.regimes(wide, fit=fit, tolerance=4.0).perfect_until == 128
+
+
 def test_an_end_that_is_not_seen_is_said_and_no_batch_size_below_the_smallest():
     """Of a hyperbola perfect scaling ends at a fifth of B_crit, here at 1.6."""
     found = scaling.fit(soft([2, 4, 8, 16, 32, 64, 128], 1.0), form="averaged")

@@ -248,15 +248,9 @@ def test_the_audit_looks_at_what_a_measurement_is_of(measured):
     assert audited(found, paces=None).of("schedule").verdict == "unknown"
     late = {size: bs.scaling.Pace(rises_until=10**6) for size in SIZES}
     assert audited(found, paces=late).of("schedule").verdict == "fail"
-    steps = dict(zip(sizes, table["steps"], strict=True))
     for share, verdict in ((0.2, "warn"), (0.6, "pass")):
-        spaces = {
-            size: bs.SearchSpace(
-                learning_rate=bs.LogUniform(1e-2, 8.0), learning_rate_decay_steps=count / share
-            )
-            for size, count in steps.items()
-        }
-        check = audited(found, paces={}, spaces=spaces, table=table).of("schedule")
+        decay = table.assign(learning_rate_decay_steps=table["steps"] / share)
+        check = audited(found, paces={}, table=decay).of("schedule")
         assert check.verdict == verdict
     fit = found.scaling()
     if not fit.refused:

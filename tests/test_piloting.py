@@ -1,8 +1,10 @@
 """The pilot and the answer in one call: on a model whose truth is known, and on tables."""
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import shutil
 import types
 
@@ -12,7 +14,7 @@ import pytest
 from helpers import perceptron
 
 import batchscale as bs
-from batchscale import recommending
+from batchscale import measurement, recommending
 from batchscale.piloting import asked as asking
 from batchscale.piloting import deciding, pricing, running, scanning
 from batchscale.piloting.effort import Effort, effort_of
@@ -377,7 +379,7 @@ def test_budgets_that_were_guessed_are_made_longer_while_there_are_minutes(tmp_p
 
 
 def test_a_goal_that_cannot_be_reached_is_told_in_words_of_the_call(tmp_path):
-    with pytest.raises(ValueError, match=r"Give an easier goal; or more minutes, or max_steps"):
+    with pytest.raises(ValueError, match=r"Give an easier goal, or max_steps, in another"):
         bs.recommend(
             MODEL.workload(), "sgd", folder=tmp_path, minutes=0.2, progress=False,
             goal=bs.Goal("validation/risk", 1e-9), batch_sizes=[16, 64, 256, 1024], max_steps=50,
@@ -423,6 +425,54 @@ def test_batch_sizes_beyond_are_those_that_are_missing_and_paid_for():
     # 35 runs of 40 steps of 0.4 seconds are 9.3 minutes, of twice as many.
     assert more((refusals.NO_PLATEAU,), minutes=19) == [32]
     assert more((refusals.NO_PLATEAU,), minutes=18) == []
+
+
+def test_a_goal_lies_within_budgets_that_are_given(tmp_path):
+    table = effort().timed.assign(
+        best_learning_rate=[0.1, 0.2, 0.4], diverges_from=math.inf, steps=[400, 150, 90]
+    )
+    free = deciding.decided(asked(metric="validation/loss"), effort(), table, falling(500))
+    budget = int(free.expected["steps"].max())
+    within = asked(metric="validation/loss", max_steps=budget)
+    found = deciding.decided(within, effort(), table, falling(500))
+    assert found.study.goal.value > free.study.goal.value
+    assert (found.expected["steps"] <= budget).all()
+    with pytest.raises(ValueError, match=r"which max_steps does not allow\. Give larger budgets"):
+        deciding.decided(
+            asked(metric="validation/loss", max_steps=3), effort(), table, falling(500)
+        )
+
+
+def test_what_reaches_no_goal_can_be_sent_between_processes():
+    told = measurement.NotReachedError("none of 3 trials", 7.5)
+    again = pickle.loads(pickle.dumps(told))
+    assert (str(again), again.seconds) == ("none of 3 trials", 7.5)
+    assert str(copy.copy(told)) == "none of 3 trials"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"limit": -5}, {"limit": True}, {"limit": float("nan")}, {"reruns": "12"}, {"reruns": [0]},
+        {"reruns": [2.7]}, {"reruns": [1e30]}, {"sizes": []}, {"sizes": [-3]}, {"reruns": []},
+    ],
+)  # fmt: skip
+def test_a_pilots_file_without_a_digest_is_looked_at(answered, tmp_path, bad):
+    folder, _ = answered
+    kept = json.loads((folder / "pilot/pilot.json").read_text())
+    del kept["digest"]
+    (tmp_path / "pilot.json").write_text(json.dumps(kept | bad))
+    with pytest.raises(ValueError, match=r"pilot\.json: not the file of a pilot"):
+        bs.pilot(MODEL.workload(), "sgd", metric="validation/risk", folder=tmp_path)
+
+
+def test_another_goal_is_refused_in_the_folder_of_a_pilot(answered):
+    folder, _ = answered
+    with pytest.raises(ValueError, match=r"goal: one that it finds there, validation/risk < 0\.5"):
+        bs.pilot(
+            MODEL.workload(), "sgd", folder=folder / "pilot", progress=False,
+            goal=bs.Goal("validation/risk", 0.5),
+        )  # fmt: skip
 
 
 def test_other_batch_sizes_and_budgets_are_refused_in_a_folder_of_others(answered, tmp_path):

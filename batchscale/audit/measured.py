@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from batchscale import given, numeric, records
+from batchscale import given, metrics, numeric, records
 from batchscale.audit import measurement
 from batchscale.audit.checks import Audit, Check, Evidence, Verdict, sizes
 from batchscale.metrics import Goal
@@ -106,6 +106,8 @@ def measured(
         measurements = pd.DataFrame({goal.metric: []})
     else:
         records.check_index(measurements, records.MEASUREMENT_INDEX, "measurements")
+        measurements = metrics.with_goal(measurements, goal)
+        given.frame("measurements", measurements, "a table with the goal's metric", [goal.metric])
     given.by_batch_size("paces", {} if paces is None else paces, Pace, "a Pace")
     for name, count in (
         ("evaluation_examples", evaluation_examples),
@@ -297,13 +299,12 @@ def _schedule(of: _Measured) -> Check:
     if found.verdict != Verdict.PASS:
         return found
     steps = of.table.set_index("batch_size")["steps"]
-    shares = {
-        size: steps[size] / float(space["learning_rate_decay_steps"])  # pyright: ignore
-        for size, space in of.spaces.items()
-        if isinstance(space.get("learning_rate_decay_steps"), int | float) and size in steps
-    }
-    if shares and np.median(list(shares.values())) < _HARDLY:
-        low, high = min(shares.values()), max(shares.values())
+    shares = pd.Series(dtype=float)
+    if "learning_rate_decay_steps" in of.table:  # of the quoted settings
+        shares = steps / of.table.set_index("batch_size")["learning_rate_decay_steps"]
+        shares = shares[np.isfinite(shares)]
+    if len(shares) and shares.median() < _HARDLY:
+        low, high = shares.min(), shares.max()
         return dataclasses.replace(
             found,
             verdict=Verdict.WARN,

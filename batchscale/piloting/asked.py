@@ -31,6 +31,7 @@ _OF_SCHEDULES = {
     "learning_rate_decay_steps": ShareOfBudget(1.0),
     "end_learning_rate_factor": 0.1,
 }
+_WITHIN = 1.5  # times the steps that are likely, a budget is enough
 RATES = 8  # learning rates that are tried at each of them
 
 
@@ -59,6 +60,13 @@ class Asked:
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
     evaluate_given: bool = False
     max_steps: PerBatchSize | None = None
+
+    def allows(self, likely: Mapping[int, float]) -> bool:
+        """Whether steps that are likely lie well within the budgets that were given."""
+        if self.max_steps is None:
+            return True
+        budget = self.budget(list(likely))
+        return all(_WITHIN * steps <= budget[size] for size, steps in likely.items())
 
     def budget(self, sizes: Sequence[int]) -> dict[int, int]:
         """The budgets that were given, at batch sizes."""

@@ -13,7 +13,7 @@ import pandas as pd
 from batchscale import arguments, arrays, schedules
 from batchscale.metrics import Goal
 from batchscale.piloting.asked import Asked
-from batchscale.piloting.effort import EVALUATION, SEEDS, Effort, evaluations, longest, power
+from batchscale.piloting.effort import EVALUATION, RUNS, SEEDS, Effort, evaluations, longest, power
 from batchscale.piloting.pricing import price, runs_of
 from batchscale.study import Study, powers_of_two
 from batchscale.tuner import Distribution, LogUniform
@@ -27,6 +27,7 @@ _AWAY = 8  # batch sizes go so far from the rough critical one, on either side
 _BEGUN, _SHORT = 0.05, 0.04  # of the steps, and of the gain since
 _FALLS = 0.01  # of all that was gained, in the second half of the reruns: it still gets better
 _COUNTED = 10  # steps of an infinite batch: a goal of fewer tells nothing
+_MOST_RUNS = 2.0  # times the usual number: where seeds differ more, an answer is less precise
 _PAID = 0.8  # of the minutes of the answer, what the goal may be likely to take
 _LONGER, _LONGER_TO_A_GIVEN = 1.5, 2.5  # times the pilot's minutes, with longer reruns
 _MOST_LONGER = 8.0  # times the steps of the last reruns
@@ -233,13 +234,18 @@ def decided(
     critical = _rough(table)
     examples = arrays.examples(asked.workload.splits()["train"])
 
-    def measured(steps: int) -> tuple[list[int], float]:
-        return _sizes(asked, effort, critical, steps, examples)
+    def measured(steps: int, runs: float = RUNS) -> tuple[list[int], float]:
+        return _sizes(asked, effort, critical, steps, examples, runs)
 
     def affordable(steps: int) -> bool:
         if limit is not None:
             return steps <= limit
-        return measured(steps)[1] <= _PAID * asked.answer_seconds
+        place = int(np.searchsorted(rerun["step"], steps))
+        rough = Goal(asked.metric, float(rerun["median"].iloc[place]), asked.mode)
+        runs = min(max(runs_of(rerun, rough), RUNS), _MOST_RUNS * RUNS)
+        found, seconds = measured(steps, runs)
+        within = asked.allows(_likely(effort, critical, steps, found))
+        return within and seconds <= _PAID * asked.answer_seconds
 
     fewest = _COUNTED * (1 + critical / effort.middle)
     found = chosen(asked, effort, rerun, affordable, fewest)
@@ -254,6 +260,13 @@ def decided(
         of_sizes = "as they were given"
     rate, of_rate = _rates(asked, table, sizes)
     likely = _likely(effort, critical, steps, sizes)
+    if asked.goal is None and not asked.allows(likely):
+        raise ValueError(
+            f"pilot: {found.goal} is likely to take {min(likely.values()):,.0f} to "
+            f"{max(likely.values()):,.0f} steps at batch sizes {sizes[-1]} to {sizes[0]}, which "
+            "max_steps does not allow. Give larger budgets, or none, which the pilot finds; or a "
+            "goal that is reached within them."
+        )
     ends = schedules.get(asked.schedule)[1]
     patience = _PATIENCE["learning_rate_decay_steps" in ends]
     budget = {size: math.ceil(patience * likely[size]) for size in sizes}
@@ -313,7 +326,12 @@ def _likely(effort: Effort, critical: float, steps: int, sizes: Sequence[int]) -
 
 
 def _sizes(
-    asked: Asked, effort: Effort, critical: float, steps: int, examples: int
+    asked: Asked,
+    effort: Effort,
+    critical: float,
+    steps: int,
+    examples: int,
+    runs: float = RUNS,
 ) -> tuple[list[int], float]:
     """Batch sizes that are likely to be affordable, and the seconds that they are likely to take.
 
@@ -322,7 +340,7 @@ def _sizes(
 
     def cost_of(sizes: Sequence[int]) -> dict[int, float]:
         likely = _likely(effort, critical, steps, sizes)
-        return {size: price(asked, effort, size, likely[size]) for size in sizes}
+        return {size: price(asked, effort, size, likely[size], runs=runs) for size in sizes}
 
     if asked.batch_sizes is not None:
         sizes = arguments.batch_sizes(asked.batch_sizes, examples, asked.workload.name)

@@ -219,20 +219,30 @@ def _read(path: Path) -> dict[str, Any]:
         if "effort" in values:
             scan = {int(size): int(steps) for size, steps in values["effort"]["scan"].items()}
             values["effort"] = {**values["effort"], "scan": scan}
-        if "reruns" in values:
-            values["reruns"] = [int(steps) for steps in values["reruns"]]
-            if not values["reruns"]:
-                raise ValueError("it names no reruns")
-        if values.get("limit") is not None:
-            values["limit"] = float(values["limit"])
-        if "sizes" in values:
-            values["sizes"] = [int(size) for size in values["sizes"]]
+        for name in ("reruns", "sizes"):
+            if name in values:
+                values[name] = _whole(name, values[name])
+        if (limit := values.get("limit")) is not None and not (
+            isinstance(limit, int | float) and not isinstance(limit, bool) and 0 <= limit < 1e12
+        ):
+            raise ValueError(f"its limit is {limit!r}")
         return {**values, "seconds": seconds}
     except (ValueError, LookupError, TypeError, AttributeError, *_UNREADABLE) as error:
         raise ValueError(
             f"{path}: not the file of a pilot ({error}). Give another folder, or remove this file: "
             "what it holds is timed again."
         ) from None
+
+
+def _whole(name: str, values: Any) -> list[int]:
+    """Numbers of steps, or batch sizes."""
+    fine = isinstance(values, list) and all(
+        isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+        for value in values
+    )
+    if not fine or not values:
+        raise ValueError(f"its {name} are {values!r}")
+    return values
 
 
 def _pilot(asked: Asked, folder: Path, *, stays: bool = True) -> Pilot:
@@ -291,6 +301,7 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
             state.write(
                 sizes=sizes,
                 sizes_given=asked.batch_sizes is not None,
+                goal_given=None if asked.goal is None else str(asked.goal),
                 budgets=_budgets(asked, sizes),
                 reruns=reruns,
                 limit=limit if math.isfinite(limit) else None,
@@ -335,6 +346,10 @@ def _same(asked: Asked, folder: Path, known: Mapping[str, Any]) -> None:
         differ.append(f"batch_sizes: {sizes} there, {found} here")
     elif known.get("budgets", _budgets(asked, sizes)) != _budgets(asked, sizes):
         differ.append("max_steps: others there than here")
+    goal = None if asked.goal is None else str(asked.goal)
+    if (there := known.get("goal_given", goal)) != goal:
+        its = "one that it finds"
+        differ.append(f"goal: {there or its} there, {goal or its} here")
     if differ:
         raise ValueError(
             f"{folder}: holds another pilot ({'; '.join(differ)}). Give this one a folder of its "

@@ -31,7 +31,7 @@ class Regimes:
       tolerance: the share by which steps may be off and still count as the same.
       perfect_until: the largest batch size up to which all need at most (1 + tolerance) times the
         examples of the smallest; NaN if the smallest misses the goal, or the fitted curve has it
-        outside of the batch sizes that were measured.
+        below the batch sizes that were measured; the largest of them at most.
       plateau_from: the smallest batch size from which no larger one takes off more than the
         tolerance; NaN if that is the largest, or lies beyond it, for then no plateau has been seen,
         and where the plateau is the schedule's doing.
@@ -132,10 +132,9 @@ def regimes(
     if paced(steps, {} if paces is None else paces).plateau:
         plateau = useful = math.nan
     if fit is not None and not fit.refused:
-        perfect, found = (
-            size if sizes[0] <= size <= sizes[-1] else math.nan
-            for size in (fit.batch_size_at_overhead(tolerance), fit.batch_size_at_excess(tolerance))
-        )
+        perfect, found = fit.batch_size_at_overhead(tolerance), fit.batch_size_at_excess(tolerance)
+        perfect = min(perfect, sizes[-1]) if perfect >= sizes[0] else math.nan
+        found = max(found, sizes[0]) if found <= sizes[-1] else math.nan
         return Regimes(
             tolerance,
             perfect,
