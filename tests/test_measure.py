@@ -252,12 +252,16 @@ def test_the_audit_looks_at_what_a_measurement_is_of(measured):
         decay = table.assign(learning_rate_decay_steps=table["steps"] / share)
         check = audited(found, paces={}, table=decay).of("schedule")
         assert check.verdict == verdict
-    fit = found.scaling()
-    if not fit.refused:
-        half = 0.5 * math.log(fit.b_crit_interval[1] / fit.b_crit_interval[0])
-        words = audited(found, precision=half / 1.2, fit=fit).of("within")
-        assert words.verdict == "warn"
-        assert f"a half width of {half:.0%}" in words.evidence
+    between = 2 ** np.arange(2, 9)  # its ends, at a fifth and at five times B_crit, are seen
+    curve = pd.DataFrame(
+        {"batch_size": between, "steps": 50 * (1 + 32 / between), "log_deviation": 0.05}
+    )
+    fit = bs.scaling.fit(curve, form="averaged")
+    half = 0.5 * math.log(fit.b_crit_interval[1] / fit.b_crit_interval[0])
+    for precision, verdict in ((half / 1.2, "warn"), (half / 1.05, "pass")):
+        check = audited(found, precision=precision, fit=fit).of("within")
+        assert check.verdict == verdict
+        assert (f"a half width of {half:.0%}" in check.evidence) == (verdict == "warn")
 
 
 def test_every_trial_is_drawn_and_every_batch_size_named(measured):
@@ -289,6 +293,11 @@ def test_where_half_of_the_seeds_missed_no_steps_are_quoted(measured):
     table = measurement._table(answer, definition, trials)
     assert np.isinf(table["steps"]).tolist() == [False, True, False, False]
     assert np.isinf(table["high"]).tolist() == [False, True, False, False]
+    calibration = found.calibration.assign(seen=answer.levels.seen)
+    missed = dataclasses.replace(found, table=table, calibration=calibration)
+    ax = bs.plots.measurement(missed)  # a warning is an error here
+    drawn = {line.get_marker(): np.asarray(line.get_ydata(), float) for line in ax.get_lines()}
+    np.testing.assert_allclose(drawn["o"], table["steps"][np.isfinite(table["steps"])])
     words = str(bs.scaling.recommend(table[["batch_size", "steps", "log_deviation"]]))
     assert "Not reached in the steps that were trained: the goal at 16" in words
 

@@ -28,10 +28,12 @@ def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None
     check_place(ax, title)
     ax = common.new_axes() if ax is None else ax
     table, fit = found.table, found.scaling()
-    sizes, steps, low, high = table[["batch_size", "steps", "low", "high"]].to_numpy(float).T
+    sizes = table["batch_size"].to_numpy(float)
+    reached = table.loc[np.isfinite(table["steps"])]
     handles: list[Any] = [
         marks.bars(
-            ax, sizes, steps, low, high, color=marks.BLUE, marker="o",
+            ax, *(reached[name] for name in ("batch_size", "steps", "low", "high")),
+            color=marks.BLUE, marker="o",
             label="best setting, median with 90% interval",
         )
     ]  # fmt: skip

@@ -133,8 +133,8 @@ def regimes(
         plateau = useful = math.nan
     if fit is not None and not fit.refused:
         perfect, found = fit.batch_size_at_overhead(tolerance), fit.batch_size_at_excess(tolerance)
-        perfect = min(perfect, sizes[-1]) if perfect >= sizes[0] else math.nan
-        found = max(found, sizes[0]) if found <= sizes[-1] else math.nan
+        perfect = min(perfect, float(sizes[-1])) if perfect >= sizes[0] else math.nan
+        found = max(found, float(sizes[0])) if found <= sizes[-1] else math.nan
         return Regimes(
             tolerance,
             perfect,
