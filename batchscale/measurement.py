@@ -18,7 +18,7 @@ from batchscale.design.answering import Answer
 from batchscale.design.axes import Axes
 from batchscale.design.design import Design
 from batchscale.design.question import Question, Spent
-from batchscale.design.trials import Outcome, Purpose, Trials, middle
+from batchscale.design.trials import Outcome, Trials, middle
 from batchscale.metrics import Goal
 from batchscale.plan import Definition
 from batchscale.records import Status
@@ -31,7 +31,7 @@ _TABLE = columns.declare(
     "measurement",
     *("batch_size", "steps", "low", "high", "log_deviation"),
     *("effective_learning_rate", "effective_low", "effective_high"),
-    *("crossings", "checked_seeds", "by"),
+    *("crossings", "checked_seeds", "missed_seeds", "by"),
 )
 _CALIBRATION = columns.declare(
     "calibration",
@@ -56,8 +56,10 @@ class Measurement:
         hyperparameters of the best setting; its
         `effective_learning_rate`, with the ends `effective_low` and `effective_high` of the 90%
         interval of the best one; `crossings`, how many trials reached the goal; `checked_seeds`,
-        under which the setting was checked; and `by`: `model`, `search` where a search has taken
-        its place, `doubted` where something speaks against the model and there was no price left.
+        fresh ones under which the setting was run, and `missed_seeds`, how many of them did not
+        reach the goal within four times the steps, or the budget; and `by`: `model`, `search`
+        where a search has taken its place, `doubted` where something speaks against the model and
+        there was no price left.
       calibration: predictions beside what came: one row a batch size: `predicted` steps of the
         quoted setting; `predicted_low` to `predicted_high`, where the median of so many seeds is
         expected then, at 90%: by the error of the prediction, their own scatter, and what the
@@ -65,7 +67,7 @@ class Measurement:
         if half of them missed; how many standard `deviations` it is off; and whether it `agrees`:
         what all batch sizes share aside, they are less than 3.
       trials: all trials, with origin `measure`, as in `Result.trials`.
-      cost: `trials`, `steps`, `examples`, `rounds`, and `seconds` of training.
+      cost: `trials`, `steps`, `examples`, `rounds`, and `seconds` of all calls.
       ended: why it ended: `precision`; `price`; `trials`, of which no more are worth it; `search`,
         after one took the model's place; `precision of the model`, whose intervals are as narrow as
         asked, while those that 40 fresh seeds leave are not; or empty if it was interrupted.
@@ -109,6 +111,11 @@ class Measurement:
         return display.page(f"{self.name}, {self.goal}: {self.scaling()}", self.table)
 
     @property
+    def train_examples(self) -> int:
+        """The size of a full batch."""
+        return self._audited["train_examples"]
+
+    @property
     def space_names(self) -> list[str]:
         """The hyperparameters, by name."""
         return list(next(iter(self._spaces.values())).names)
@@ -120,7 +127,7 @@ class Measurement:
 
     def steps_to_target(self) -> pd.DataFrame:
         """The medians, as a table for `scaling.frontier` and the figures."""
-        return self.table[["batch_size", "steps", "log_deviation"]].copy()
+        return self.table[["batch_size", "steps", "low", "high", "log_deviation"]].copy()
 
     def learning_rates(self) -> pd.DataFrame:
         """The best effective learning rate of each batch size, with its 90% interval.
@@ -200,7 +207,7 @@ class NotReachedError(ValueError):
     """No trial of a measurement has reached the goal.
 
     Attributes:
-      seconds: of training, all rounds together.
+      seconds: that the measurement has taken.
     """
 
     def __init__(self, words: str, seconds: float = 0.0) -> None:
@@ -246,11 +253,6 @@ def trials_of(plan: MeasurePlan, definition: Definition, table: pd.DataFrame) ->
                 outcome, log_steps = Outcome.CUT, math.log(max(trained, 1))
             rows.append((place, rate, second, log_steps, outcome, trial.purpose, trial.round))
     return Trials.of(sorted(rows, key=lambda row: row[-1]))
-
-
-def seconds_of(plan: MeasurePlan) -> float:
-    """Of training, all rounds together."""
-    return sum(sum(part.seconds.values()) for part in plan.rounds)
 
 
 def _budget(definition: Definition) -> str:
@@ -321,7 +323,7 @@ def measurement(
             f"measure: none of {len(trials)} trials reached {definition.goal} in its budget "
             f"({_budget(definition)}). Choose an easier goal, a longer budget (max_steps), or "
             "other ranges, in another folder.",
-            seconds_of(plan),
+            plan.seconds,
         )
     warm = np.array(plan.parameters) if plan.parameters else None
     answer = Design(question_of(definition, plan, 1), trials, warm).answer
@@ -336,7 +338,7 @@ def measurement(
             "steps": float(table["steps_trained"].sum()),
             "examples": spent(plan, table).examples,
             "rounds": len(plan.rounds),
-            "seconds": seconds_of(plan),
+            "seconds": plan.seconds,
         },
         plan.ended,
         plan.precision,
@@ -362,7 +364,6 @@ def _table(answer: Answer, definition: Definition, trials: Trials) -> pd.DataFra
         by = "search" if answer.searched[place] else "model"
         # Half of the fresh seeds missed, so that the median has no end.
         missed = by == "model" and bool(np.isinf(answer.levels.seen[place]))
-        fresh = Purpose.FINAL if answer.searched[place] else Purpose.CHECK
         rows.append(
             {
                 "batch_size": size,
@@ -375,7 +376,8 @@ def _table(answer: Answer, definition: Definition, trials: Trials) -> pd.DataFra
                 "effective_low": math.exp(rate - away),
                 "effective_high": math.exp(rate + away),
                 "crossings": int((here & trials.crossed).sum()),
-                "checked_seeds": int((here & (trials.purpose == fresh)).sum()),
+                "checked_seeds": int(answer.seeds[place]),
+                "missed_seeds": int(answer.missed[place]),
                 "by": "doubted" if answer.doubted[place] and by == "model" else by,
             }
         )

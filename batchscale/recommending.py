@@ -77,10 +77,13 @@ class Answer:
             f"{name.replace('_', ' ')} {_value(name, value)}"
             for name, value in self.hyperparameters.items()
         )
-        return (
-            f"To reach {self.goal} use batch size {self.batch_size:,}, {others}. {self.sure()} "
-            f"{audited(self.audit())}"
-        )
+        words = f"To reach {self.goal} use batch size {self.batch_size:,}, {others}."
+        table = self.measurement.table
+        here = table.loc[table["batch_size"] == self.batch_size]
+        seeds, missed = here[["checked_seeds", "missed_seeds"]].to_numpy(int)[0].tolist()
+        if missed:
+            words += f" {missed} of {seeds} fresh seeds missed it there."
+        return f"{words} {self.sure()} {audited(self.audit())}"
 
     def sure(self) -> str:
         """What the critical batch size is, and how sure that is."""
@@ -160,7 +163,7 @@ def recommend(
       folder: where everything is written: `pilot`, `measured`, and what was decided. Where no trial
         reaches a goal that was given, in budgets that the pilot has guessed, they are made longer
         while there are minutes, in `measured-2` and `measured-3`.
-      minutes: that it takes, about, of all calls together; compilation comes on top.
+      minutes: that it takes, about, of all calls together, everything included.
       precision: the half width of the 90% intervals of B_crit and of the steps at every batch
         size, as a share.
       progress: as in `Study.run`.

@@ -24,6 +24,7 @@ from batchscale.engine.layout import Layout
 from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path
+from batchscale.given import switch
 from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
@@ -38,7 +39,7 @@ from batchscale.runner.demands import Call
 from batchscale.runner.estimating import Steps
 from batchscale.runner.measure import Elsewhere, measure, opening_words
 from batchscale.runner.pool import Executor
-from batchscale.runner.progress import Progress
+from batchscale.runner.progress import Progress, tell
 from batchscale.runner.refine import refine, refined_values
 from batchscale.runner.trial_run import PlannedTrial, TrialRun
 from batchscale.schedules import OfSteps, Schedule
@@ -341,20 +342,25 @@ class Study:
             session.check(training, session.mesh_of(devices))
             return estimating.seconds(training, self._titled(), self._layout, asked, devices)
 
-    def speeds(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
+    def speeds(
+        self, *, progress: bool = True, devices: Sequence[Any] | None = None
+    ) -> pd.DataFrame:
         """How long a step and an evaluation of a trial take here, in a full pack of them.
 
         Args:
+          progress: a line for each batch size before it is timed, or none.
           devices: as in `run`.
 
         Returns:
           One row a batch size: `batch_size`; `seconds_per_step` of a trial; and
           `seconds_per_evaluation`, of one on the whole of the goal's split.
         """
+        switch("progress", progress)
+        say = tell if progress and hosts.is_first() else lambda _: None
         training, mesh = self.training(), session.mesh_of(devices)
         session.check(training, mesh)
         with compilation_cache.cached():
-            return leading.timed(costs.speeds(training, self.definition(), self._layout, mesh))
+            return leading.timed(costs.speeds(training, self.definition(), self._layout, mesh, say))
 
     def seconds_per_step(self, *, devices: Sequence[Any] | None = None) -> pd.DataFrame:
         """How long a step of one trial takes here, alone on one device, at every batch size.
@@ -567,8 +573,9 @@ class Study:
           folder: the study's; `run` need not have been called.
           precision: the half width of the 90% intervals of B_crit and of the steps at every batch
             size, as a share: 0.15 is about 15%.
-          minutes: of training, of all calls together; by default until it is precise. The scout
-            and the check of what is quoted are made in any case, and may exceed a small price.
+          minutes: that it takes here, of all calls together, compilation and all else included; by
+            default until it is precise. The scout and the check of what is quoted are made in any
+            case, and may exceed a small price.
           examples: that may be trained on, likewise.
           progress: as in `run`.
           devices: as in `run`.

@@ -240,7 +240,10 @@ def test_where_half_of_the_seeds_miss_the_model_is_rejected():
     found = fit(question(world).model(), design_trials(trials))
     gone = np.flatnonzero((trials.size == 4) & (trials.purpose == Purpose.CHECK))[:4]
     trials.outcome[gone] = Outcome.CUT
-    assert levels(found, trials).rejected[4]
+    after = levels(found, trials)
+    assert after.rejected[4]
+    assert after.missed.tolist() == [4 if size == 4 else 0 for size in range(len(SIZES))]
+    assert (after.seeds >= after.missed).all()
 
 
 def two_basins(world, of_lower, seed=0):

@@ -110,7 +110,7 @@ def test_what_workers_do_after_a_search_is_what_one_machine_does(call, alone, tm
 def test_a_measurement_by_workers_is_that_of_one_machine(tmp_path, monkeypatch):
     """Where both are told the same of how long steps take, which they time otherwise."""
     told = dict.fromkeys([4, 16, 64, 256], 1e-5)
-    monkeypatch.setattr(measure, "seconds_per_step", lambda plan, engine: told)
+    monkeypatch.setattr(measure, "seconds_per_step", lambda plan, engine, say: told)
     some = study(
         NoisyQuadratic.power_law(10).workload(),
         space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-1, 8.0)),

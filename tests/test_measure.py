@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,53 @@ def test_the_figure_shows_intervals_and_what_checked_them(measured):
     np.testing.assert_allclose(drawn["o"], found.table["steps"])
     np.testing.assert_allclose(drawn["s"], found.calibration["seen"])
     assert ax.get_xlabel() == "Batch size (examples)"
+    perfect = found.table["steps"].iloc[0] * 4 / np.array(SIZES)
+    of_steps = bs.plots.steps_to_target(found)
+    for axes in (ax, of_steps):
+        dashed = [line for line in axes.get_lines() if line.get_label() == "perfect scaling"]
+        np.testing.assert_allclose(dashed[0].get_ydata(), perfect)
+    np.testing.assert_allclose(of_steps.get_lines()[-1].get_ydata(), found.table["steps"])
+    bars = [bar for drawn in of_steps.collections for bar in drawn.get_segments()]
+    ends = [(low, high) for (_, low), (_, high) in bars]
+    np.testing.assert_allclose(ends, found.table[["low", "high"]])
+
+
+def test_fresh_seeds_that_missed_are_counted(measured):
+    folder, found = measured
+    plan, table = plan_of(folder), found.table.set_index("batch_size")
+    for size in SIZES:
+        searched = table.loc[size, "by"] == "search"
+        of = [
+            number
+            for number, trial in enumerate(plan.trials(size), FIRST_MEASURED)
+            if trial.purpose == (5 if searched else 2)
+        ]
+        runs = found.trials.loc[size].loc[of, "first_crossing"]
+        assert 0 < table.loc[size, "checked_seeds"] <= len(runs)
+        assert table.loc[size, "missed_seeds"] <= np.isinf(runs).sum()
+        if table.loc[size, "checked_seeds"] == len(runs):
+            assert table.loc[size, "missed_seeds"] == np.isinf(runs).sum()
+
+
+def test_minutes_are_of_everything_that_a_call_does(tmp_path, capsys):
+    began = time.monotonic()
+    found = study().measure(tmp_path / "study", 0.5, minutes=60)
+    wall = time.monotonic() - began
+    plan = plan_of(tmp_path / "study")
+    assert plan.opening > 0
+    assert plan.asking > 0
+    assert found.cost["seconds"] == plan.opening + plan.training + plan.asking <= wall
+    told = capsys.readouterr().err
+    assert all(f"batch size {size} is compiled and timed" in told for size in (4, 64, 256))
+    # What has nothing to do takes nothing; what goes on adds to it.
+    again = study().measure(tmp_path / "study", 0.5, minutes=60, progress=False)
+    assert again.cost == found.cost
+    more = study().measure(tmp_path / "study", 0.25, minutes=60, progress=False)
+    assert plan_of(tmp_path / "study").opening > plan.opening
+    assert more.cost["seconds"] > found.cost["seconds"]
+    # Little of it is left to rounds where the rest has taken it.
+    few = study().measure(tmp_path / "few", 0.02, minutes=1e-3, progress=False)
+    assert few.ended == "price"
 
 
 def test_analyses_are_of_the_medians(measured):
@@ -131,7 +179,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_trials(tmp_path, monkeypatc
     monkeypatch.setattr(measure.candidates, "run", run)
     # Timings decide what is asked where; those of the first run are taken.
     of_first = plan_of(measured[0]).seconds_per_step
-    monkeypatch.setattr(measure, "seconds_per_step", lambda plan, engine: of_first)
+    monkeypatch.setattr(measure, "seconds_per_step", lambda plan, engine, say: of_first)
     folder = tmp_path / "study"
     for _ in range(60):
         try:

@@ -71,6 +71,19 @@ def test_the_sentence_has_the_numbers_of_the_tables(answered):
     assert "Audit: " in words
 
 
+@pytest.mark.parametrize(("missed", "said"), [(0, False), (2, True)])
+def test_the_sentence_has_the_seeds_that_missed(answered, missed, said):
+    found = answered[1]
+    here = found.measurement.table["batch_size"] == found.batch_size
+    table = found.measurement.table.assign(
+        checked_seeds=np.where(here, 9, 8), missed_seeds=np.where(here, missed, 3)
+    )
+    measured = dataclasses.replace(found.measurement, table=table)
+    words = dataclasses.replace(found, measurement=measured).sentence()
+    assert (". 2 of 9 fresh seeds missed it there. " in words) == said
+    assert "3 of 8" not in words
+
+
 def test_the_same_call_trains_nothing_and_says_the_same(answered, monkeypatch):
     folder, found = answered
     before = {path: path.read_bytes() for path in folder.rglob("*.parquet")}

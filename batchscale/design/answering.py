@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from batchscale.design.basins import Basins
 from batchscale.design.checking import Levels, levels
@@ -36,6 +36,8 @@ class Answer:
       rate: the log of the best effective learning rate.
       rate_sd: of it.
       second: the best second hyperparameter.
+      seeds: fresh ones, under which that setting was run.
+      missed: how many of them did not reach the goal.
       doubted: where something speaks against the model.
       searched: where a search has taken its place.
       mixed: whether some batch sizes have their best setting in another basin than others.
@@ -51,6 +53,8 @@ class Answer:
     rate: Float[np.ndarray, " batch_sizes"]
     rate_sd: Float[np.ndarray, " batch_sizes"]
     second: Float[np.ndarray, " batch_sizes"]
+    seeds: Int[np.ndarray, " batch_sizes"]
+    missed: Int[np.ndarray, " batch_sizes"]
     doubted: Bool[np.ndarray, " batch_sizes"]
     searched: Bool[np.ndarray, " batch_sizes"]
     mixed: bool
@@ -94,6 +98,7 @@ def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answ
     model = fitted.model
     mean, covariance = found.mean.copy(), found.covariance.copy()
     rate, second = fitted.rate.copy(), fitted.second.copy()
+    seeds, missed = found.seeds.copy(), found.missed.copy()
     moved = fitted.deviation(model.at.rate)
     checked = bool((trials.purpose == Purpose.CHECK).any())
     doubted = doubtful(fitted, found, basins) & checked
@@ -106,6 +111,7 @@ def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answ
             covariance[size], covariance[:, size] = 0.0, 0.0
             covariance[size, size] = other.deviation**2 + _CHOICE**2
             rate[size], second[size] = other.rate, other.second
+            seeds[size], missed[size] = other.seeds, other.missed
             moved[size] = math.sqrt(_CHOICE / fitted.curvature[size])
         elif doubted[size]:
             covariance[size, size] += _DOUBT**2
@@ -115,5 +121,5 @@ def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answ
     mixed = basins is not None and len(set(basins.chosen.tolist())) > 1
     return Answer(
         fitted, found, mean, covariance, curve, curve.levels, deviation, rate, moved, second,
-        doubted, replaced, mixed,
+        seeds, missed, doubted, replaced, mixed,
     )  # fmt: skip

@@ -38,6 +38,7 @@ class Levels:
       seen: the median of fresh seeds; inf where half of them missed, NaN where none was run.
       seen_sd: of it.
       seeds: how many.
+      missed: how many of them did not reach the goal.
       expected_sd: of the median of fresh seeds about the prediction: the prediction's error, what
         batch sizes and the model itself have been seen to be off by, and the seeds' own; inf where
         no seed was run.
@@ -51,6 +52,7 @@ class Levels:
     seen: Float[np.ndarray, " batch_sizes"]
     seen_sd: Float[np.ndarray, " batch_sizes"]
     seeds: Int[np.ndarray, " batch_sizes"]
+    missed: Int[np.ndarray, " batch_sizes"]
     expected_sd: Float[np.ndarray, " batch_sizes"]
     rejected: Bool[np.ndarray, " batch_sizes"]
 
@@ -72,7 +74,7 @@ def levels(fitted: Fitted, trials: Trials) -> Levels:
     """
     predicted, covariance = unshrunk(fitted)
     predicted_sd = np.sqrt(np.diag(covariance))
-    seen, seen_sd, seeds = medians(fitted, trials)
+    seen, seen_sd, seeds, missed = medians(fitted, trials)
     sizes = fitted.model.sizes
     rejected = np.isinf(seen)
     known = np.flatnonzero(np.isfinite(seen))
@@ -96,7 +98,7 @@ def levels(fitted: Fitted, trials: Trials) -> Levels:
         covariance = covariance.copy()
         covariance[worst, worst] += _UNKNOWN
     return Levels(
-        mean, combined, predicted, predicted_sd, seen, seen_sd, seeds, expected_sd, rejected
+        mean, combined, predicted, predicted_sd, seen, seen_sd, seeds, missed, expected_sd, rejected
     )
 
 
@@ -173,13 +175,18 @@ def unshrunk(fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
 
 def medians(
     fitted: Fitted, trials: Trials, purpose: Purpose = Purpose.CHECK
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The median log steps of fresh seeds, less what their setting loses; sd and seeds of each."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The median log steps of fresh seeds, less what their setting loses.
+
+    Returns:
+      Of each batch size: the median, its standard deviation, the seeds, and those that missed.
+    """
     n = fitted.model.sizes
     seen, deviation, seeds = np.full(n, math.nan), np.full(n, math.inf), np.zeros(n, np.int64)
+    missed = np.zeros(n, np.int64)
     runs = trials.where(trials.purpose == purpose)
     if not len(runs):
-        return seen, deviation, seeds
+        return seen, deviation, seeds, missed
     height = fitted.describe(runs.size, runs.rate, runs.second).height
     moved = np.minimum(fitted.deviation(fitted.model.at.rate), 1.0)
     loss = fitted.curvature * moved**2
@@ -192,13 +199,13 @@ def medians(
         steps = np.sort(steps)
         low, high = steps[(count - 1) // 2], steps[count // 2]
         seen[size] = (low + high) / 2 - min(loss[size], _NEAR)
-        seeds[size] = count
+        seeds[size], missed[size] = count, count - int(np.isfinite(steps).sum())
         own = math.sqrt(fitted.scatter[size] ** 2 + GRID_SD**2)
         finite = steps[np.isfinite(steps)]
         if len(finite) >= 5:  # seeds of the setting itself may scatter more than the model says
             own = math.sqrt((own**2 * 6 + len(finite) * _scale(finite) ** 2) / (6 + len(finite)))
         deviation[size] = own * math.sqrt(_MEDIAN / count) + loss[size] / 2
-    return seen, deviation, seeds
+    return seen, deviation, seeds, missed
 
 
 def _scale(values: np.ndarray) -> float:

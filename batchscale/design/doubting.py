@@ -63,6 +63,7 @@ class Searched(NamedTuple):
       log_steps: the median of seeds that took no part in the choice; inf if half of them missed.
       deviation: of that median.
       seeds: how many.
+      missed: how many of them did not reach the goal.
     """
 
     rate: float
@@ -70,6 +71,7 @@ class Searched(NamedTuple):
     log_steps: float
     deviation: float
     seeds: int
+    missed: int
 
 
 def search(question: Question, fitted: Fitted, sizes: np.ndarray, round_: int) -> Round:
@@ -151,9 +153,8 @@ def searched(trials: Trials, size: int, scatter: float) -> Searched | None:
     low, high = np.quantile(finite, [0.25, 0.75]) if len(finite) else (0.0, 0.0)
     own = max(float(high - low) / 1.349, 0.7 * scatter)
     deviation = 1.25 * math.hypot(own, 0.015) / math.sqrt(count)
-    return Searched(
-        float(here.rate[0]), float(here.second[0]), float(middle), float(deviation), count
-    )
+    setting = float(here.rate[0]), float(here.second[0])
+    return Searched(*setting, float(middle), float(deviation), count, count - len(finite))
 
 
 def _chosen(trials: Trials, size: int) -> tuple[float, float, float]:

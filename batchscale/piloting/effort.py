@@ -52,7 +52,7 @@ def timed(asked: Asked) -> pd.DataFrame:
 
 def _speeds(asked: Asked, sizes: list[int]) -> pd.DataFrame:
     study = asked.study(asked.workload, batch_sizes=sizes, max_steps=_STEPS)
-    return study.speeds(devices=asked.devices)
+    return study.speeds(progress=asked.progress is True, devices=asked.devices)
 
 
 def power(size: float) -> int:

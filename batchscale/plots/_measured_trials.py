@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from batchscale.measurement import Measurement
 from batchscale.plots import common, marks, scales
-from batchscale.plots.asked import check_place, check_reads
+from batchscale.plots.asked import MEASUREMENT, check_place, check_reads
 from batchscale.plots.room import axes_room, small_text
 from batchscale.records import Status
 
@@ -32,7 +32,7 @@ def measured_trials(
     Raises:
       ValueError: the learning rate is not searched.
     """
-    check_reads("found", found, "a measurement: result.measurement()", "table", "trials")
+    check_reads("found", found, MEASUREMENT, "table", "trials")
     check_place(ax, title)
     if "learning_rate" not in found.table:
         raise ValueError(

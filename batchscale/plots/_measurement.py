@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 
 from batchscale.measurement import Measurement
 from batchscale.plots import common, marks, scales
-from batchscale.plots.asked import check_place, check_reads
+from batchscale.plots.asked import MEASUREMENT, check_place, check_reads
 
 
 def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None = None) -> Axes:
     """Steps to target of the best settings, the fitted curve, and the medians of fresh seeds.
 
-    The bars are 90% intervals, with an arrow where they have no end. Open squares are the medians
+    The bars are 90% intervals, with an arrow where they have no end; the dashed line is perfect
+    scaling, from the smallest batch size that reached the goal. Open squares are the medians
     under fresh seeds, which took no part in the prediction; at the upper edge where half of them
     missed the goal. Where no critical batch size is quoted there is no curve.
 
@@ -24,7 +25,7 @@ def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None
       ax: to draw into; a new figure if None.
       title: instead of the figure's own words; an empty one is none.
     """
-    check_reads("found", found, "a measurement: result.measurement()", "table", "scaling")
+    check_reads("found", found, MEASUREMENT, "table", "scaling")
     check_place(ax, title)
     ax = common.new_axes() if ax is None else ax
     table, fit = found.table, found.scaling()
@@ -37,6 +38,10 @@ def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None
             label="best setting, median with 90% interval",
         )
     ]  # fmt: skip
+    if len(reached):
+        first = reached.iloc[0]
+        start, steps = float(first["batch_size"]), float(first["steps"])
+        handles.append(marks.perfect_scaling_line(ax, sizes, start=start, steps=steps))
     seen = found.calibration.loc[np.isfinite(found.calibration["seen"])]
     handles += ax.plot(
         seen["batch_size"], seen["seen"], "s", color=marks.VERMILION, markerfacecolor="none",

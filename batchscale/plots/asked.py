@@ -52,3 +52,4 @@ def check_place(ax: Any, title: Any) -> None:
 
 
 RESULT = "the result of a study: batchscale.load(folder)"
+MEASUREMENT = "a measurement: result.measurement(), or answer.measurement"

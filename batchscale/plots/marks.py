@@ -32,6 +32,12 @@ MISS: dict[str, Any] = {
     "markerfacecolor": "white",
     "markersize": 6.5,
 }
+PERFECT: dict[str, Any] = {
+    "label": "perfect scaling",
+    "linestyle": (0, (4, 3)),
+    "linewidth": 1,
+    "color": "0.3",
+}
 # What a style's points are in proportion to.
 _USUAL: dict[str, tuple[Any, float]] = {
     "linewidth": ("lines.linewidth", 1.5),
@@ -197,6 +203,13 @@ def open_intervals(
                     "shrinkB": 0,
                 },
             )
+
+
+def perfect_scaling_line(ax: Axes, batch_sizes: ArrayLike, *, start: float, steps: float) -> Line2D:
+    """Draws steps * start / B, over the batch sizes from `start` on."""
+    x = np.asarray(batch_sizes, float)
+    x = x[x >= start]
+    return ax.plot(x, steps * start / x, zorder=2, **sized(PERFECT))[0]
 
 
 def mark_misses(ax: Axes, x: ArrayLike, **style: Any) -> None:

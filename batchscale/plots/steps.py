@@ -26,23 +26,17 @@ from batchscale.plots.common import (
 from batchscale.plots.marks import (
     COLORS,
     MISS,
+    PERFECT,
     label_ends,
     looks,
     mark_misses,
     open_intervals,
+    perfect_scaling_line,
     sized,
 )
 from batchscale.plots.scales import log2_axis, mark_full_batches
 
-_PERFECT: dict[str, Any] = {
-    "label": "perfect scaling",
-    "linestyle": (0, (4, 3)),
-    "linewidth": 1,
-    "color": "0.3",
-}
-
-
-_READ = "name", "goal", "steps_to_target"
+_READ = "name", "goal", "train_examples", "steps_to_target"
 
 
 def steps_to_target(
@@ -113,7 +107,7 @@ def steps_to_target(
     log2_axis(ax, "y")
     if normalize_at is not None and perfect_scaling:
         batch_sizes = np.unique(np.concatenate([table["batch_size"] for table in tables]))
-        _perfect_scaling(ax, batch_sizes, start=normalize_at, steps=1)
+        perfect_scaling_line(ax, batch_sizes, start=normalize_at, steps=1)
     curves: list[Line2D] = []
     styles = looks(len(tables))
     _intervals(ax, tables, [look["color"] for look in styles])
@@ -121,7 +115,7 @@ def steps_to_target(
         finite = np.isfinite(table["steps"])
         if normalize_at is None and perfect_scaling and finite.any():
             first = table[finite].iloc[0]
-            _perfect_scaling(
+            perfect_scaling_line(
                 ax,
                 table["batch_size"].to_numpy(),
                 start=first["batch_size"],
@@ -157,7 +151,7 @@ def steps_to_target(
     if len(curves) > len(COLORS):
         handles = [_copy(line, f"{n}: {line.get_label()}") for n, line in enumerate(curves, 1)]
     if perfect_scaling and any(np.isfinite(table["steps"]).any() for table in tables):
-        handles.append(Line2D([], [], **sized(_PERFECT)))
+        handles.append(Line2D([], [], **sized(PERFECT)))
     if any(np.isinf(table["steps"]).any() for table in tables):
         handles.append(Line2D([], [], color="black", marker="o", **sized(MISS)))
     height = head_curve(ax, "", handles, title=title)
@@ -242,9 +236,3 @@ def _intervals(ax: Axes, tables: Sequence[pd.DataFrame], colors: Sequence[Any]) 
         )
         # What has no end must not move the edge.
         open_intervals(ax, size, steps, low, high, color=color)
-
-
-def _perfect_scaling(ax: Axes, batch_sizes: np.ndarray, *, start: float, steps: float) -> None:
-    """The line steps * start / B, over the batch sizes from `start` on."""
-    x = batch_sizes[batch_sizes >= start].astype(float)
-    ax.plot(x, steps * start / x, zorder=2, **sized(_PERFECT))

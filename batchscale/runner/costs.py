@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -62,13 +62,18 @@ def cost(training: Training, definition: Definition) -> pd.DataFrame:
 
 
 def speeds(
-    training: Training, definition: Definition, layout_of: LayoutOf, mesh: Mesh
+    training: Training,
+    definition: Definition,
+    layout_of: LayoutOf,
+    mesh: Mesh,
+    say: Callable[[str], None],
 ) -> pd.DataFrame:
     """The table of `Study.speeds`."""
     split, rows = definition.goal.split, []
     measured = definition.evaluate.counts(training.workload.splits(), split)
     with Engine(training, mesh=mesh, examples={split: measured[split]}) as engine:
         for batch_size in definition.batch_sizes:
+            say(f"batch size {batch_size:,} is compiled and timed")
             some, layout = rehearsal(engine, definition, batch_size), layout_of(batch_size, mesh)
             step = autotune.seconds_per_step(some, layout)
             evaluation = autotune.seconds_per_evaluation(some, layout, split)

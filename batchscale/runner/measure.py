@@ -57,7 +57,7 @@ def measure(
     Args:
       session: of the folder of the measurement.
       precision: the half width of 90% intervals that is asked for, in logs.
-      minutes: of training, all rounds together; None for any.
+      minutes: of all calls together, everything included; None for any.
       examples: that may be trained on, all rounds together; None for any.
       elsewhere: who times and runs trials, where the engine does not.
     """
@@ -71,16 +71,20 @@ def measure(
     if elsewhere is not None:
         seconds, together = elsewhere.look(new)
     else:
-        seconds = seconds_per_step(session.plan, session.engine) if new else {}
+        seconds = seconds_per_step(session.plan, session.engine, session.say) if new else {}
         together = width(session.plan, session.engine)
     if new:
         plan.seconds_per_step = seconds | plan.seconds_per_step
         side.write_plan(plan.to_json())
+    clock = _Clock(plan, session.began)
     if plan.rounds:
         session.say(f"goes on after {_spent(plan, minutes)}, {len(plan.rounds)} rounds")
     for place in range(len(plan.rounds)):
         _train(session, plan, place, elsewhere)
     known = side.tables()[1]
+    done = as_before and bool(plan.ended)
+    if not done:  # a call that has nothing to do takes nothing
+        plan.opening += clock.since()
     while True:
         trials = measurement.trials_of(plan, session.plan.definition, known)
         spent = measurement.spent(plan, known)
@@ -94,8 +98,12 @@ def measure(
         asked = design.next(spent)
         if not (as_before and plan.ended) and len(trials):
             session.say(f"{_spent(plan, minutes)}: {_known(design, precision)}")
-        if as_before and plan.ended and plan.ended == asked.why:
+        if done and plan.ended == asked.why:
             break  # the same call again changes nothing, to the bit
+        if done:
+            plan.opening, done = plan.opening + clock.since(), False
+        else:
+            plan.asking += clock.since()
         if len(trials) and trials.crossed.any():
             plan.parameters = design.fitted.parameters.tolist()
         if not asked.asked:
@@ -106,7 +114,27 @@ def measure(
         plan.rounds.append(_written(session, asked))
         side.write_plan(plan.to_json())
         known = _train(session, plan, len(plan.rounds) - 1, elsewhere, known)
+        plan.asking += clock.since()
     side.compact()
+
+
+class _Clock:
+    """The seconds of a call that its rounds have not noted.
+
+    Args:
+      plan: of the measurement.
+      began: when the call began, by `time.monotonic`.
+    """
+
+    def __init__(self, plan: MeasurePlan, began: float) -> None:
+        self._plan, self._last, self._training = plan, began, plan.training
+
+    def since(self) -> float:
+        """Since it was asked before; none where workers have noted more together."""
+        now, training = time.monotonic(), self._plan.training
+        passed = now - self._last - (training - self._training)
+        self._last, self._training = now, training
+        return max(passed, 0.0)
 
 
 def opening_words(sizes: Sequence[int], precision: float, minutes: float | None, where: str) -> str:
@@ -121,7 +149,7 @@ def opening_words(sizes: Sequence[int], precision: float, minutes: float | None,
 
 def _spent(plan: MeasurePlan, minutes: float | None) -> str:
     """How long all rounds have taken, of what they may."""
-    taken = measurement.seconds_of(plan) / 60
+    taken = plan.seconds / 60
     return f"{taken:.1f} minutes" if minutes is None else f"{taken:.1f} of {minutes:.1f} minutes"
 
 
@@ -148,9 +176,8 @@ def _price(plan: MeasurePlan, spent: float, minutes: float | None) -> float:
     """What may be spent in all, in seconds of steps, whose rounds take somewhat longer."""
     if minutes is None:
         return math.inf
-    taken = measurement.seconds_of(plan)
-    ratio = max(taken / spent, 1.0) if spent else 1.0
-    return max(spent + (60 * minutes - taken) / ratio, 1e-9)
+    ratio = max((plan.training + plan.asking) / spent, 1.0) if spent else 1.0
+    return max(spent + (60 * minutes - plan.seconds) / ratio, 1e-9)
 
 
 def _written(session: Session, asked: Round) -> MeasuredRound:
@@ -226,7 +253,7 @@ def _candidate(planned: Sequence[Mapping[str, float]], trial: TrialId) -> Candid
     return Candidate(planned[trial.number - FIRST_MEASURED], Origin.MEASURE)
 
 
-def seconds_per_step(plan: Plan, engine: Engine) -> dict[int, float]:
+def seconds_per_step(plan: Plan, engine: Engine, say: Callable[[str], None]) -> dict[int, float]:
     """Of a trial in a full pack: timed at the ends and in the middle, and between them by power."""
     definition = plan.definition
     sizes = np.array(definition.batch_sizes)
@@ -234,6 +261,7 @@ def seconds_per_step(plan: Plan, engine: Engine) -> dict[int, float]:
     seconds = []
     for place in timed:
         size = int(sizes[place])
+        say(f"batch size {size:,} is compiled and timed")
         rehearsal = costs.rehearsal(engine, definition, size)
         layout = plan.layouts[size]
         seconds.append(autotune.seconds_per_step(rehearsal, layout, at_least=_TIMED_FOR))

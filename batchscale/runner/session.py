@@ -45,6 +45,7 @@ class Session(NamedTuple):
       workers: that have trained, for the provenance of the run; none where the engine does.
       held: entered for what is finished before a signal ends the run.
       say: shows a line, where progress is shown as lines or a bar.
+      began: when the call began, by `time.monotonic`.
     """
 
     plan: Plan
@@ -55,6 +56,7 @@ class Session(NamedTuple):
     workers: list[dict[str, Any]]
     held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     say: Callable[[str], None] = _nothing
+    began: float = 0.0
 
 
 @contextlib.contextmanager
@@ -146,7 +148,9 @@ def opened(
         try:
             conditions = planning.conditions(mesh)
             say = _nothing if bar is None else bar.say
-            yield Session(plan, engine, written, report, conditions, away, interruption.held, say)
+            yield Session(
+                plan, engine, written, report, conditions, away, interruption.held, say, began
+            )
         except (KeyboardInterrupt, SystemExit):
             if bar is not None or interruption.asked:
                 interruption.say(

@@ -88,7 +88,9 @@ def look(study: bytes, task: str) -> dict[str, Any]:
         with _ONE_AT_A_TIME, compilation_cache.cached():
             plan = Plan.from_json(about["plan"])
             engine = _ready(study, about, plan).engine
-            seconds = measure.seconds_per_step(plan, engine) if about["timed"] else {}
+            seconds = (
+                measure.seconds_per_step(plan, engine, lambda _: None) if about["timed"] else {}
+            )
             return {"seconds": list(seconds.items()), "width": measure.width(plan, engine)}
     except Exception as error:
         return {"error": sending.fault(error, "timing")}

@@ -58,6 +58,8 @@ class MeasurePlan:
       ended: why the measurement ended; empty while it goes on.
       precision: that was asked for last.
       conditions: what each batch size was run under, as in `Plan`.
+      opening: seconds of all calls until their first round, of timing steps among others.
+      asking: seconds between rounds.
     """
 
     seconds_per_step: dict[int, float] = dataclasses.field(default_factory=dict)
@@ -66,6 +68,18 @@ class MeasurePlan:
     ended: str = ""
     precision: float = 0.15
     conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    opening: float = 0.0
+    asking: float = 0.0
+
+    @property
+    def training(self) -> float:
+        """Seconds of all rounds; of those of workers together."""
+        return sum(sum(part.seconds.values()) for part in self.rounds)
+
+    @property
+    def seconds(self) -> float:
+        """That all calls have taken."""
+        return self.opening + self.training + self.asking
 
     def trials(self, batch_size: int) -> list[MeasuredTrial]:
         """The trials of a batch size, in the order of their numbers from `FIRST_MEASURED` on."""
@@ -98,6 +112,8 @@ class MeasurePlan:
             "ended": self.ended,
             "precision": self.precision,
             "conditions": by_name(self.conditions),
+            "opening": self.opening,
+            "asking": self.asking,
         }
 
     @classmethod
@@ -152,4 +168,5 @@ class MeasurePlan:
             str(plan["ended"]),
             number("precision", plan["precision"]),
             conditions_from_json(plan["conditions"]),
+            *(number(name, plan.get(name, 0.0)) for name in ("opening", "asking")),  # new ones
         )
