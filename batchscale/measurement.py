@@ -293,6 +293,7 @@ def question_of(definition: Definition, plan: MeasurePlan, lanes: int) -> Questi
         np.full(len(sizes), lanes),
         np.array([definition.max_steps[size] for size in sizes], np.float64),
         plan.precision,
+        spacing=definition.evaluation_spacing,
         seed=definition.seed,
     )
 

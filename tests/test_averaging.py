@@ -147,6 +147,41 @@ def test_levels_are_drawn_to_the_curve_as_far_as_they_are_uncertain():
     np.testing.assert_allclose(found.levels[7:], off[7:], atol=0.05)
 
 
+def test_levels_that_are_drawn_from_the_prior_are_held_as_often_as_is_said():
+    """By simulation, of what the posterior is computed for: no more often, and no less."""
+    random = np.random.default_rng(0)
+    logs = np.log(2.0 ** np.arange(1, 10))
+    misfits = smooth(logs)
+    weights = np.exp(misfits.log_weights)
+    deviation = np.array([0.09, 0.1, 0.09, 0.11, 0.05, 0.03, 0.03, 0.06, 0.05])
+    off, held = [], []
+    for _ in range(250):
+        log_b = random.uniform(logs[0] - 2.5, logs[-1] + 2.5)
+        a = math.exp(np.clip(0.5 * random.standard_normal(), -1.3, 1.3))
+        about = random.choice(misfits.deviations, p=weights / weights.sum()) ** 2 + 1e-6
+        curve = np.logaddexp(0, a * (log_b - logs)) / a + random.uniform(2, 8)
+        true = random.multivariate_normal(curve, about * misfits.correlation)
+        found = posterior(
+            logs, true + deviation * random.standard_normal(9), np.diag(deviation**2), misfits
+        )
+        off.append((true - found.levels) / np.sqrt(np.diag(found.covariance)))
+        held.append(found.b_crit(0.05) <= math.exp(log_b) <= found.b_crit(0.95))
+    assert 0.87 < (np.abs(off) < 1.645).mean() < 0.93
+    assert 0.93 < np.sqrt(np.square(off).mean()) < 1.07
+    assert 0.85 < np.mean(held) < 0.95
+
+
+def test_intervals_of_levels_do_not_depend_on_how_many_steps_there_are():
+    logs = np.log(2.0 ** np.arange(1, 10))
+    levels = np.array([9.75, 9.25, 8.25, 7.69, 7.16, 6.49, 5.84, 5.3, 4.95])
+    covariance = np.diag(np.array([0.09, 0.1, 0.09, 0.11, 0.045, 0.029, 0.031, 0.056, 0.048]) ** 2)
+    one, other = (posterior(logs, levels + more, covariance, smooth(logs)) for more in (0, 20))
+    np.testing.assert_allclose(one.covariance, other.covariance, atol=1e-9)
+    np.testing.assert_allclose(one.levels + 20, other.levels)
+    # What is known of a curve makes no level less certain than its own measurement.
+    assert (np.diag(one.covariance) <= np.diag(covariance) * (1 + 1e-9)).all()
+
+
 @pytest.mark.parametrize("end", [32.0, 128.0])
 def test_a_linear_rule_with_a_soft_knee_is_linear(end):
     random = np.random.default_rng(6)

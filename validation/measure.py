@@ -103,6 +103,7 @@ def measured(
         max_steps=np.full(n, float(world.max_steps)),
         precision=precision,
         examples=examples,
+        spacing=world.spacing,
         seed=seed,
     )
     random = np.random.default_rng(seed)

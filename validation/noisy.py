@@ -30,6 +30,7 @@ class NoisyQuadraticWorld:
       low, high: the range of learning rates; beyond 2 training diverges.
       max_steps: the budget.
       second: there is none.
+      spacing: of evaluations, as a share of the steps.
     """
 
     batch_sizes: tuple[float, ...] = SIZES
@@ -37,6 +38,7 @@ class NoisyQuadraticWorld:
     high: float = 8.0
     max_steps: int = 100_000
     second: bool = False
+    spacing: float = 0.05
 
     def run(
         self,
@@ -72,7 +74,7 @@ class NoisyQuadraticWorld:
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def grid(self) -> np.ndarray:
         """The steps of evaluation."""
-        return np.array(evaluation_grid(self.max_steps, 0.05), np.float64)
+        return np.array(evaluation_grid(self.max_steps, self.spacing), np.float64)
 
     def log_steps(self, batch_size: float) -> float:
         """The least median log first crossing of any rate, in the middle of its interval."""

@@ -19,6 +19,9 @@ _Z = 1.6449  # of 90%
 # Choices, in log steps.
 _DOUBT = 0.15  # a level may be off by so much where the model is doubted and nothing else known
 _CHOICE = 0.03  # the chosen of a few settings is not quite the best
+# By simulation of all worlds of `validation.measure`.
+_WIDER = 1.5  # of the variances of levels
+_NO_CURVE = 0.025  # steps of another form than the curve lie so far off what is drawn to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +89,23 @@ class Answer:
         return self.levels.rejected
 
 
-def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answer:
+def answer(
+    fitted: Fitted, trials: Trials, basins: Basins | None = None, *, spacing: float = 0.05
+) -> Answer:
     """The levels, checked, and the curve through them.
 
     Args:
       fitted: to `design_trials(trials)`; where there are two basins, to those of the faster.
       trials: all.
       basins: where there are two.
+      spacing: of evaluations, as a share of the steps: all crossings of a batch size lie on the
+        same ones, so that its level is known no better than them, under however many seeds.
     """
     found = levels(fitted, trials)
     model = fitted.model
-    mean, covariance = found.mean.copy(), found.covariance.copy()
+    between = spacing**2 / 12
+    mean = found.mean.copy()
+    covariance = _WIDER * found.covariance + between * np.eye(len(mean))
     rate, second = fitted.rate.copy(), fitted.second.copy()
     seeds, missed = found.seeds.copy(), found.missed.copy()
     moved = fitted.deviation(model.at.rate)
@@ -109,7 +118,7 @@ def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answ
             replaced[size] = True
             mean[size] = other.log_steps
             covariance[size], covariance[:, size] = 0.0, 0.0
-            covariance[size, size] = other.deviation**2 + _CHOICE**2
+            covariance[size, size] = other.deviation**2 + _CHOICE**2 + between
             rate[size], second[size] = other.rate, other.second
             seeds[size], missed[size] = other.seeds, other.missed
             moved[size] = math.sqrt(_CHOICE / fitted.curvature[size])
@@ -117,7 +126,7 @@ def answer(fitted: Fitted, trials: Trials, basins: Basins | None = None) -> Answ
             covariance[size, size] += _DOUBT**2
     log_batch = model.log_batch
     curve = posterior(log_batch, mean, covariance, smooth(log_batch))
-    deviation = np.sqrt(np.diag(curve.covariance))
+    deviation = np.sqrt(np.diag(curve.covariance) + _NO_CURVE**2)
     mixed = basins is not None and len(set(basins.chosen.tolist())) > 1
     return Answer(
         fitted, found, mean, covariance, curve, curve.levels, deviation, rate, moved, second,

@@ -75,7 +75,9 @@ class Design:
     def answer(self) -> Answer:
         """What the trials say so far."""
         if self._answer is None:
-            self._answer = answer(self.fitted, self.trials, self._basins)
+            self._answer = answer(
+                self.fitted, self.trials, self._basins, spacing=self.question.spacing
+            )
         return self._answer
 
     @property

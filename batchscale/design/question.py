@@ -28,6 +28,7 @@ class Question:
       precision: the half width of 90% intervals that is asked for, in log B_crit and log steps.
       price: of all trials that may be spent, in the unit of `seconds`; inf for any.
       examples: that may be spent; inf for any.
+      spacing: of evaluations, as a share of the steps.
       seed: of places that are drawn.
     """
 
@@ -41,6 +42,7 @@ class Question:
     precision: float = 0.15
     price: float = math.inf
     examples: float = math.inf
+    spacing: float = 0.05
     seed: int = 0
 
     def model(self) -> Model:

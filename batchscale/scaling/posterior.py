@@ -211,19 +211,16 @@ def _levels(
     count = len(levels)
     mean, second = np.zeros(count), np.zeros((count, count))
     for k, (about, inverse) in enumerate(inverses):
-        weight = weights[k].ravel()
-        keep = weight > 1e-7
-        if not keep.any():
-            continue
-        weight, centres = weight[keep], (curve + s_min[k][..., None]).reshape(-1, count)[keep]
-        gain = about @ inverse
-        # Of each curve: its own height at the level, drawn to what was measured.
-        means = centres + (levels - centres) @ gain.T
+        weight, gain = weights[k].ravel(), about @ inverse
+        # Of each curve: how far its own height, drawn to what was measured, lies from that. Levels
+        # themselves, of some 10, would lose the digits of their squares.
+        away = (curve + s_min[k][..., None]).reshape(-1, count) - levels
+        moves = away @ (np.eye(count) - gain).T
         stay = np.ones(count) - gain.sum(1)
         within = about - gain @ about + s_variance[k] * np.outer(stay, stay)
-        mean += weight @ means
-        second += (means * weight[:, None]).T @ means + weight.sum() * within
-    return mean, second - np.outer(mean, mean)
+        mean += weight @ moves
+        second += (moves * weight[:, None]).T @ moves + weight.sum() * within
+    return levels + mean, second - np.outer(mean, mean)
 
 
 def _curve(log_b_crit: np.ndarray, a: np.ndarray, log_batch: np.ndarray) -> np.ndarray:
