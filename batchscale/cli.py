@@ -7,6 +7,7 @@ import enum
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -65,14 +66,29 @@ def show(
 ) -> None:
     """Steps to target and the critical batch size, as far as the study has come."""
     while True:
+        _TOLD.clear()
         found = _found(folder)
         typer.echo(str(found))
         if isinstance(found, bs.Result):
-            typer.echo(str(found.scaling()))
+            done = found.steps_to_target()["batch_size"].tolist()
+            for line in _under_way(found, done):
+                typer.echo(line)
+            if done:
+                typer.echo(str(found.scaling()))
         if watch is None:
             return
         typer.echo(f"-- {time.strftime('%H:%M:%S')}; again in {watch:g} seconds, Ctrl-C ends")
         time.sleep(watch)
+
+
+def _under_way(result: bs.Result, done: Sequence[int]) -> list[str]:
+    """How far batch sizes are that are begun and not done, a line each."""
+    steps = result.measurements.reset_index("step")["step"].groupby("batch_size").max()
+    begun = [size for size in steps.index if size not in done]
+    most = result.definition.max_steps
+    return [
+        f"batch size {size:,}: step {steps[size]:,} of at most {most[size]:,}" for size in begun
+    ]
 
 
 @app.command()
@@ -197,10 +213,20 @@ def _found(folder: Path) -> bs.Result | bs.Measurement:
         return result
 
 
+_TOLD: set[str] = set()
+
+
+def _told_once(message: Warning | str, *_: object) -> None:
+    """A warning as a line: several numbers of one folder have the same to say."""
+    if str(message) not in _TOLD:
+        _TOLD.add(str(message))
+        typer.echo(f"batchscale: {message}", err=True)
+
+
 def main() -> None:
     """Runs the command line; what is wrong is told in a line, without a traceback."""
     mpl.use("agg")
-    warnings.showwarning = lambda message, *_: typer.echo(f"batchscale: {message}", err=True)
+    warnings.showwarning = _told_once
     try:
         app()
     except KeyboardInterrupt:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,7 @@ def recommend(
         that there was, or no trial reached the goal; the folder holds another study.
     """
     where = local_path(folder)
+    _of_pilot(of_pilot)
     precision = arguments.precision(precision)
     given = of_pilot.get("batch_sizes")
     if given is not None:
@@ -209,6 +212,23 @@ def recommend(
         _settle(where / _FILE, study, place)
     measured = call.measure(study, place, precision, left)
     return answer(measured, dataclasses.replace(found, study=study))
+
+
+def _of_pilot(given: Mapping[str, Any]) -> None:
+    """Refuses what is no argument of a pilot, in the name of the call that was made."""
+    if "executor" in given:
+        raise TypeError(
+            "recommend: takes no executor, for what it decides follows from how fast this machine "
+            "is. Call bs.pilot here, and found.study.measure(folder, executor=...)."
+        )
+    known = set(inspect.signature(pilot).parameters) - {"answer_minutes"}
+    if unknown := sorted(set(given) - known):
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        raise TypeError(
+            f"recommend: got {unknown[0]!r}, wanted of a pilot any of {', '.join(sorted(known))}."
+            f"{meant}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,9 @@ class Result:
 
     def __str__(self) -> str:
         head = f"{self.name}, {self.goal}, {self.definition.trials} trials a batch size"
-        return f"{head}\n{self.steps_to_target().to_string(index=False)}"
+        if len(table := self.steps_to_target()):
+            return f"{head}\n{table.to_string(index=False)}"
+        return f"{head}\nno batch size is finished yet"
 
     def __repr__(self) -> str:
         sizes = len(self.definition.batch_sizes)

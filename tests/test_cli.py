@@ -1,6 +1,7 @@
 """The command line: what it prints is what the library says, and it changes nothing."""
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,35 @@ def test_show_and_audit_print_what_the_library_says(folder):
     assert str(result.scaling()) in shown
     failed = any(check.verdict == "fail" for check in result.audit())
     assert str(result.audit()) in run("audit", folder, code=int(failed))
+
+
+def test_what_is_under_way_is_shown_and_said_once(folder, tmp_path):
+    copy = tmp_path / "copy"
+    begun = bs.Study(
+        workload=perceptron(), optimizer="sgd", batch_sizes=[4, 16], trials=4, max_steps=600,
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-2, 3)),
+        goal=bs.Goal("validation/error", 1e-9), stop=3.0,
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        begun.run(copy, progress=stopping_after(20))
+    done = subprocess.run(
+        [sys.executable, "-m", "batchscale", "show", str(copy)], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "no batch size is finished yet" in done.stdout
+    assert "Empty DataFrame" not in done.stdout
+    assert re.search(r"batch size 4: step \d+ of at most 600", done.stdout)
+    assert done.stderr.count("not finished, and left out") == 1
+
+
+def stopping_after(step):
+    """A progress callback that interrupts the run, past a step."""
+
+    def told(progress):
+        if progress.step > step:
+            raise KeyboardInterrupt
+
+    return told
 
 
 def test_tables_are_exported_in_every_format(folder, tmp_path):

@@ -13,12 +13,13 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import assert_same_tables, diverging, perceptron, study
 
 import batchscale as bs
-from batchscale.runner import desk, measure, pool, worker
+from batchscale.runner import desk, measure, pool, sending, worker
 from batchscale.runner.pool import Task
 from batchscale.theory import NoisyQuadratic
 
@@ -249,6 +250,71 @@ def test_a_pool_that_breaks_is_made_again_where_it_is_known_how():
 
     assert doubled(make, [1, 2]) == [2, 4]
     assert len(made) == 2
+
+
+@pytest.mark.parametrize(
+    ("executor", "words"),
+    [
+        (lambda: None, "its function returned None, wanted a concurrent.futures.Executor"),
+        ("shut down", "ThreadPoolExecutor, which has been shut down. Give one that is open"),
+        ("closed later", "takes no task .RuntimeError: closed.. Give one that is open"),
+    ],
+)
+def test_an_executor_that_takes_nothing_is_told(executor, words, tmp_path):
+    if executor == "shut down":
+        executor = ThreadPoolExecutor(1)
+        executor.shutdown()
+    elif executor == "closed later":
+        executor = AtOnce()
+        executor.submit = lambda *_: (_ for _ in ()).throw(RuntimeError("closed."))
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+        study(perceptron()).run(tmp_path / "study", progress=False, executor=executor)
+
+
+def test_a_script_that_its_workers_import_is_told_what_to_write(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from batchscale.runner import pool\n"
+        "def made():\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    return ProcessPoolExecutor(1, mp_context=spawn)\n"
+        "pool.check(made)\n"
+        "tasks = [pool.Task('task', len, ('ab',))]\n"
+        "pool.carry_out(made, tasks, lambda returned: ())\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("this one starts a pool again. Put what it calls below") == 3
+    assert 'put the call below `if __name__ == "__main__":`. What came back' in done.stderr
+    assert ".." not in done.stderr.splitlines()[-1]
+
+
+def test_where_no_worker_answers_that_is_said(monkeypatch):
+    monkeypatch.setattr(pool, "_SILENT", 0.05)
+    lines = []
+
+    class Late(AtOnce):
+        def submit(self, function, /, *arguments):
+            future = Future()
+            threading.Timer(0.4, lambda: future.set_result(function(*arguments))).start()
+            return future
+
+    tasks = [Task("batch size 8", lambda: {"n": 1}, ())]
+    pool.carry_out(Late(), tasks, lambda returned: (), lines.append)
+    assert 1 < len(lines) < 5  # twice as long between each two
+    assert "nothing has come back from workers for 0 s (batch size 8)" in lines[0]
+
+
+def test_what_is_large_is_said_with_its_name(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(sending, "_LARGE", 1e4)
+    large = np.ones(100_000, np.float32)
+    other = study(perceptron())
+    made = other.workload.init
+    workload = dataclasses.replace(other.workload, init=lambda key: (large, made(key))[1])
+    with pytest.warns(UserWarning, match=r"0 MB go out with every task.*of workload\.init"):
+        dataclasses.replace(other, workload=workload)._away(AtOnce(), None)
 
 
 def test_workers_that_were_forked_are_refused_before_they_hang(alone, tmp_path, monkeypatch):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import sys
 import warnings
 
+import cloudpickle
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -16,6 +18,7 @@ from flax import nnx
 from helpers import points
 
 import batchscale as bs
+from batchscale.runner import sending
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -140,6 +143,25 @@ def test_the_same_parameters_give_the_same_curve_in_every_framework(framework):
     after = curve(found, parameters(framework, own, params), own_state, steps=0)[1]
     assert abs(end - after) > 0.01
     assert np.isfinite(end)
+
+
+@pytest.mark.parametrize("framework", ["linen", *MODELS])
+def test_a_model_that_was_sent_to_a_worker_is_the_same(framework):
+    """With batch statistics, a switch and a seed, in every framework."""
+    model, mode = {"linen": (Linen(), None), **MODELS}[framework]
+    found = workload(model, mode=mode)
+    # Its classes go by value, as those of a script do, and nothing has been traced there before.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        sent = sending.pack({"workload": found}, {"workload": found})
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    there = sending.unpack(sent)["workload"]
+    expected, end = curve(found, *found.init(jax.random.key(3)), steps=5)
+    losses, its_end = curve(there, *there.init(jax.random.key(3)), steps=5)
+    assert losses.tolist() == expected.tolist()
+    assert its_end == end
+    assert there.name == found.name
 
 
 @pytest.mark.parametrize("framework", ["nnx", "equinox"])

@@ -515,6 +515,20 @@ def test_a_goal_keeps_away_from_where_training_ends():
     assert len(f"{goal.value:g}") <= 5
 
 
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"executor": 4}, r"recommend: takes no executor.*found\.study\.measure"),
+        ({"batchsizes": [4]}, r"recommend: got 'batchsizes'.*Did you mean 'batch_sizes'"),
+        ({"answer_minutes": 4}, "recommend: got 'answer_minutes'"),
+    ],
+)
+def test_what_no_pilot_takes_is_refused_in_the_name_of_the_call(named, words, tmp_path):
+    with pytest.raises(TypeError, match=words):
+        bs.recommend(perceptron(), "sgd", folder=tmp_path / "answer", **named)
+    assert not any(tmp_path.iterdir())
+
+
 def test_fewer_than_four_batch_sizes_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match="batch_sizes: got 3, wanted at least 4"):
         bs.recommend(perceptron(), folder=tmp_path / "new", batch_sizes=[8, 32, 64])

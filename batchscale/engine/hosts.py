@@ -311,7 +311,7 @@ def _exchanged(own: Shaped[np.ndarray, "..."], *, of_all: bool) -> Shaped[np.nda
     except (RuntimeError, ValueError) as error:  # as the libraries that exchange raise it
         raise LostError(
             "another process of this run has ended, or cannot be reached any more: its own log "
-            f"says why ({error})."
+            f"says why ({error}). This one ends too, which may take JAX another minute or two."
         ) from error
 
 

@@ -95,7 +95,7 @@ class Desk:
         # Of those that cost as many operations, more steps take longer.
         order = table.sort_values(["cost", "max_steps"], ascending=False)["batch_size"]
         tasks = [self._task(size) for size in order.tolist() if size in self.known]
-        pool.carry_out(self._away.executor, tasks, self._receive)
+        pool.carry_out(self._away.executor, tasks, self._receive, self._session.say)
 
     def finish(self, size: int, ledger: Ledger) -> None:
         """Tells of a batch size that was done before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import multiprocessing
 import time
 import warnings
 from collections import deque
@@ -19,6 +20,7 @@ _POLL = 0.5  # seconds between two looks at futures that are none of the standar
 # Between two receptions pass so many times the seconds of the last, but no more than the second
 # number: what comes back meanwhile is received together, which costs hardly more than one does.
 _REST, _LONGEST_REST = 4.0, 10.0
+_SILENT = 60.0  # seconds without a word from workers, after which that is said, and so on doubled
 
 
 @runtime_checkable
@@ -29,6 +31,11 @@ class Submits(Protocol):
         """Calls a function elsewhere; what it returns has `done()` and `result()`."""
         ...
 
+
+_WANTED = (
+    "a concurrent.futures.Executor, such as dask.distributed.Client().get_executor(), or a "
+    "function that makes one"
+)
 
 Executor = Submits | Callable[[], Submits]
 """An executor; or a function that makes one, and is called again where that breaks."""
@@ -68,13 +75,27 @@ def check(executor: Any) -> None:
     dask.distributed.Client().get_executor(), or a function that makes one.
     """
     if not _submits(executor) and not callable(executor):
-        raise TypeError(
-            f"executor: got {executor!r}, wanted a concurrent.futures.Executor, such as "
-            "dask.distributed.Client().get_executor(), or a function that makes one."
+        raise TypeError(f"executor: got {executor!r}, wanted {_WANTED}.")
+    # What says of itself that it takes nothing any more: a pool of processes, of threads, Dask.
+    ended = [getattr(executor, name, False) for name in ("_shutdown_thread", "_shutdown")]
+    if True in ended or getattr(executor, "status", "") == "closed":
+        raise ValueError(
+            f"executor: got {type(executor).__name__}, which has been shut down. Give one that is "
+            "open, or a function that makes one."
+        )
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "executor: the workers of a pool import the script that started them, and this one "
+            'starts a pool again. Put what it calls below `if __name__ == "__main__":`.'
         )
 
 
-def carry_out(executor: Executor, tasks: Iterable[Task], receive: Receive) -> None:
+def carry_out(
+    executor: Executor,
+    tasks: Iterable[Task],
+    receive: Receive,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Carries tasks out, in this order as far as there are workers, and those that follow them.
 
     A task whose worker is lost is tried again, `ATTEMPTS` times in all. After an error nothing new
@@ -85,6 +106,7 @@ def carry_out(executor: Executor, tasks: Iterable[Task], receive: Receive) -> No
       executor: as the user gave it.
       tasks: the calls.
       receive: is given what came back. A task that returned an `error` comes to it as well.
+      say: shows a line, where nothing has come back for long.
 
     Raises:
       RuntimeError: a task lost its worker each time, or the executor is broken.
@@ -101,7 +123,7 @@ def carry_out(executor: Executor, tasks: Iterable[Task], receive: Receive) -> No
     >>> sorted(found)
     [1, 2, 3]
     """
-    run = _Run(_Workers(executor), receive, deque(tasks))
+    run = _Run(_Workers(executor), receive, deque(tasks), say)
     try:
         run.run()
     finally:
@@ -117,7 +139,10 @@ class _Workers:
 
     def submit(self, task: Task) -> Any:
         if self._executor is None:
-            self._executor = self._make()
+            made = self._make()
+            if not _submits(made):
+                raise TypeError(f"executor: its function returned {made!r}, wanted {_WANTED}.")
+            self._executor = made
         return self._executor.submit(task.function, *task.arguments)
 
     @property
@@ -144,8 +169,15 @@ class _Workers:
 class _Run:
     """Tasks that are waiting, under way, and lost so often."""
 
-    def __init__(self, workers: _Workers, receive: Receive, waiting: deque[Task]) -> None:
+    def __init__(
+        self,
+        workers: _Workers,
+        receive: Receive,
+        waiting: deque[Task],
+        say: Callable[[str], None],
+    ) -> None:
         self.workers = workers
+        self._say = say
         self._receive = receive
         self._waiting = waiting
         self._running: dict[Any, tuple[Task, Submits | None]] = {}
@@ -180,20 +212,36 @@ class _Run:
                 if not self._lose(task, error, self.workers.current):
                     return
                 continue
+            except TypeError:
+                raise
+            except Exception as error:
+                raise RuntimeError(
+                    f"executor: {type(self.workers.current).__name__} takes no task "
+                    f"({_words(error)}). Give one that is open, or a function that makes one."
+                ) from error
             self._waiting.popleft()
             self._running[future] = task, self.workers.current
 
     def _ended(self) -> list[Any]:
         """Futures that have ended, at least one if any is under way."""
-        if all(isinstance(future, Future) for future in self._running):
-            done, _ = concurrent.futures.wait(
-                self._running, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            return [future for future in self._running if future in done]
+        began, told = time.monotonic(), _SILENT
         while True:
-            if done := [future for future in self._running if future.done()]:
-                return done
-            time.sleep(_POLL)
+            if all(isinstance(future, Future) for future in self._running):
+                found, _ = concurrent.futures.wait(
+                    self._running, _SILENT, concurrent.futures.FIRST_COMPLETED
+                )
+            else:
+                found = {future for future in self._running if future.done()}
+                time.sleep(0 if found else _POLL)
+            if found:
+                return [future for future in self._running if future in found]
+            if (silent := time.monotonic() - began) >= told:
+                told *= 2
+                names = ", ".join(task.name for task, _ in self._running.values())
+                self._say(
+                    f"nothing has come back from workers for {silent:.0f} s ({names}); they hand "
+                    "over what they have every ten minutes, once they are there"
+                )
 
     def _take(self, ended: Sequence[Any]) -> None:
         """Receives what came back; of what did not, decides what becomes of it."""
@@ -246,7 +294,8 @@ class _Run:
             return True
         why = (
             f"{task.name} was lost with its worker {ATTEMPTS} times, at last by {_words(error)}. "
-            "Give its workers more memory or time"
+            "Give its workers more memory or time; and in a script that starts processes, put the "
+            'call below `if __name__ == "__main__":`'
             if replaced
             else f"the pool broke under {task.name} ({_words(error)}). A function that makes one, "
             "such as executor=lambda: ProcessPoolExecutor(2), is called again where that happens"
@@ -275,4 +324,5 @@ def _submits(executor: Any) -> bool:
 
 
 def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    words = str(error).rstrip(".")
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -13,10 +13,13 @@ import pickle
 import platform
 import socket
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from batchscale import faults
+
+_LARGE = 100e6  # bytes
 
 
 def pack(parts: Mapping[str, Any], names: Mapping[str, Any]) -> bytes:
@@ -39,7 +42,7 @@ def pack(parts: Mapping[str, Any], names: Mapping[str, Any]) -> bytes:
     """
     dumps = _dumps()
     try:
-        return dumps(dict(parts))
+        packed = dumps(dict(parts))
     except Exception as error:
         what, why = next(_refused(names, dumps), ("the study", error))
         remedy = (
@@ -51,6 +54,18 @@ def pack(parts: Mapping[str, Any], names: Mapping[str, Any]) -> bytes:
         raise TypeError(
             f"executor: {what} cannot be sent to workers ({type(why).__name__}: {why}). {remedy}"
         ) from why
+    if len(packed) > _LARGE:
+        sizes = {name: len(dumps(value)) for name, value in names.items()}
+        # The first that holds most of it: a study holds its workload, and that its parts.
+        most = 0.9 * max(sizes.values(), default=0)
+        largest = next((name for name in sizes if sizes[name] >= most), "the study")
+        warnings.warn(
+            f"executor: {len(packed) / 1e6:,.0f} MB go out with every task, most of them of "
+            f"{largest}. Load large arrays in a function that workers call: "
+            "Workload.from_functions(..., data=load).",
+            stacklevel=4,
+        )
+    return packed
 
 
 def unpack(sent: bytes) -> dict[str, Any]:

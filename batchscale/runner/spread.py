@@ -159,7 +159,7 @@ def look(session: Session, away: Away, timed: bool) -> tuple[dict[int, float], i
         return ()
 
     task = Task("timing", worker.look, (away.study, json.dumps(about)))
-    pool.carry_out(away.executor, [task], receive)
+    pool.carry_out(away.executor, [task], receive, session.say)
     seconds = {int(size): float(value) for size, value in found[0]["seconds"]}
     return seconds, int(found[0]["width"])
 

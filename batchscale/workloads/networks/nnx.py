@@ -38,11 +38,11 @@ def of(
       ValueError: a switch is neither known nor in `mode`, or a module within is not told it.
     """
     graphs: list[Any] = []
-    seen: list[nnx.Module] = []
+    seen: list[Any] = []  # types alone: a module that was traced could not be sent to workers
 
     def split(key: Any) -> tuple[PyTree, PyTree, PyTree]:
         module = make(key)
-        seen[:] = [module]
+        seen[:] = [type(module), {type(part) for _, part in nnx.iter_modules(module)}]
         called, attributes = _switches(module, mode)
         nnx.Module.eval(module)  # one of the user's own may be hidden by an attribute
         _set(module, {name: values[1] for name, values in attributes.items()})
@@ -76,8 +76,7 @@ def of(
         changed = nnx.to_pure_dict(after)  # pyright: ignore[reportArgumentType]
         return outputs, _as_before(model_state, changed)
 
-    title = type(seen[0]).__name__
-    kinds = {type(part) for _, part in nnx.iter_modules(seen[0])}
+    title, kinds = seen[0].__name__, seen[1]
 
     def forward(key: Any) -> Any:
         with modes.handed_on(title, kinds, but="flax"):
