@@ -87,7 +87,12 @@ def trained(
 
 
 def measured(
-    world: World | NoisyQuadraticWorld, seed: int, *, examples: float, precision: float
+    world: World | NoisyQuadraticWorld,
+    seed: int,
+    *,
+    examples: float,
+    precision: float,
+    lanes: int = 1,
 ) -> tuple[Answer, Cost, int, str]:
     """A study by the design: its answer, its cost, the number of rounds and why it ended."""
     sizes = np.array(world.batch_sizes)
@@ -99,7 +104,7 @@ def measured(
         world.second,
         # A step takes as long as a quarter of the largest batch, and the batch besides.
         seconds=sizes + sizes.max() / 4,
-        lanes=np.ones(n, np.int64),
+        lanes=np.full(n, lanes),
         max_steps=np.full(n, float(world.max_steps)),
         precision=precision,
         examples=examples,

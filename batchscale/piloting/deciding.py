@@ -287,7 +287,7 @@ def decided(
         evaluate=asked.evaluate,
     )
     starting = float(effort.timed["starting_seconds"].iloc[0]) + _DESIGNING
-    runs = runs_of(rerun, goal)
+    runs = runs_of(rerun, goal, math.log2(sizes[-1] / sizes[0]))
     seconds = [price(asked, effort, size, likely[size], runs=runs) + starting for size in sizes]
     expected = pd.DataFrame(
         {

@@ -13,32 +13,40 @@ from batchscale.piloting.effort import OVERHEAD, RUNS, Effort, evaluations
 from batchscale.runner import costs
 from batchscale.stopping import evaluation_grid
 
-# By recorded measurements to 0.15: of texts, whose seeds hardly differ, 24 and 29 runs of the steps
-# a batch size; of a perceptron and a CNN on digits, with deviations of 0.25 and 0.14, 110 and 51.
-_FEWEST_RUNS, _RUNS_BY_VARIANCE = 25, 1360
+# By simulated measurements, within a factor of 1.5 of their medians (`python -m validation.price`);
+# no more where trials say no more.
+_FEWEST_RUNS, _MOST_RUNS = 17, 85
+_RUNS_BY_VARIANCE, _OCTAVES, _BY_OCTAVES = 600, 8, 3.3
 _OF_FIVE = 2.33  # standard deviations between the ends of five normal numbers
+# Five seeds say little of their scatter: it counts as if two more had been as far apart as usual.
+_USUAL_VARIANCE, _USUAL_SEEDS, _SEEDS = 0.01, 2, 4
 
 
-def runs_of(rerun: pd.DataFrame, goal: Goal) -> float:
+def runs_of(rerun: pd.DataFrame, goal: Goal, octaves: float = _OCTAVES) -> float:
     """How many times the steps to the goal a measurement costs a batch size, as seeds differ.
 
-    Trials whose crossings differ from seed to seed have to be many for a precise middle.
+    Trials whose crossings differ from seed to seed have to be many for a precise middle; and of a
+    few batch sizes each has to be known better, for the same B_crit.
 
     Args:
       rerun: of the pilot: `step`, and `low` and `high`, the best and the worst of its seeds.
       goal: whose crossings are looked at; a seed that does not get there does so at the end.
+      octaves: from the smallest batch size to the largest.
 
     >>> step = [0, 100, 200, 400]
     >>> rerun = pd.DataFrame({"step": step, "low": [9, 1, 1, 1], "high": [9, 9, 1, 1]})
     >>> round(runs_of(rerun, Goal("validation/loss", 2.0)), 1)  # 100 to 200 steps
-    145.4
+    54.4
     """
     steps = rerun["step"].to_numpy(float)
     first, last = (
         max(steps[past.argmax()] if past.any() else steps[-1], 1.0)
         for past in (goal.reached(rerun[end].to_numpy(float)) for end in ("low", "high"))
     )
-    return _FEWEST_RUNS + _RUNS_BY_VARIANCE * (math.log(last / first) / _OF_FIVE) ** 2
+    seen = (math.log(last / first) / _OF_FIVE) ** 2
+    variance = (_SEEDS * seen + _USUAL_SEEDS * _USUAL_VARIANCE) / (_SEEDS + _USUAL_SEEDS)
+    each = _RUNS_BY_VARIANCE * (_OCTAVES / max(octaves, 4.0)) ** _BY_OCTAVES
+    return min(_FEWEST_RUNS + each * variance, _MOST_RUNS)
 
 
 def price(asked: Asked, effort: Effort, size: int, steps: float, *, runs: float = RUNS) -> float:
