@@ -34,7 +34,8 @@ class Answer:
       mean: levels, where a search has taken the model's place those of the search.
       covariance: of them.
       curve: through them.
-      log_steps: of the best setting of each batch size, the curve taken into account.
+      log_steps: of the best setting of each batch size, the curve taken into account where there
+        is one.
       log_steps_sd: their standard deviations.
       rate: the log of the best effective learning rate.
       rate_sd: of it.
@@ -126,9 +127,11 @@ def answer(
             covariance[size, size] += _DOUBT**2
     log_batch = model.log_batch
     curve = posterior(log_batch, mean, covariance, smooth(log_batch))
-    deviation = np.sqrt(np.diag(curve.covariance) + _NO_CURVE**2)
     mixed = basins is not None and len(set(basins.chosen.tolist())) > 1
+    # Levels of two basins lie on no one curve, and are not drawn to it.
+    log_steps, about = (mean, covariance) if mixed else (curve.levels, curve.covariance)
+    deviation = np.sqrt(np.diag(about) + _NO_CURVE**2)
     return Answer(
-        fitted, found, mean, covariance, curve, curve.levels, deviation, rate, moved, second,
+        fitted, found, mean, covariance, curve, log_steps, deviation, rate, moved, second,
         seeds, missed, doubted, replaced, mixed,
     )  # fmt: skip
