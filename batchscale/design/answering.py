@@ -22,6 +22,7 @@ _CHOICE = 0.03  # the chosen of a few settings is not quite the best
 # By simulation of all worlds of `validation.measure`.
 _WIDER = 1.5  # of the variances of levels
 _NO_CURVE = 0.025  # steps of another form than the curve lie so far off what is drawn to it
+_TWO_CURVES = 0.05  # and those of two basins so far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Answer:
       mean: levels, where a search has taken the model's place those of the search.
       covariance: of them.
       curve: through them.
-      log_steps: of the best setting of each batch size, the curve taken into account where there
-        is one.
+      log_steps: of the best setting of each batch size, the curve taken into account.
       log_steps_sd: their standard deviations.
       rate: the log of the best effective learning rate.
       rate_sd: of it.
@@ -128,10 +128,9 @@ def answer(
     log_batch = model.log_batch
     curve = posterior(log_batch, mean, covariance, smooth(log_batch))
     mixed = basins is not None and len(set(basins.chosen.tolist())) > 1
-    # Levels of two basins lie on no one curve, and are not drawn to it.
-    log_steps, about = (mean, covariance) if mixed else (curve.levels, curve.covariance)
-    deviation = np.sqrt(np.diag(about) + _NO_CURVE**2)
+    off = _TWO_CURVES if mixed else _NO_CURVE
+    deviation = np.sqrt(np.diag(curve.covariance) + off**2)
     return Answer(
-        fitted, found, mean, covariance, curve, log_steps, deviation, rate, moved, second,
+        fitted, found, mean, covariance, curve, curve.levels, deviation, rate, moved, second,
         seeds, missed, doubted, replaced, mixed,
     )  # fmt: skip
