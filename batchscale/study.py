@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from batchscale import arguments, arrays, checks, keys, numeric, optimizers, records, schedules
 from batchscale.arguments import PerBatchSize
 from batchscale.confirmation import Confirmation
+from batchscale.design.answering import finest
 from batchscale.design.axes import Axes
 from batchscale.engine import compilation_cache, devices, hosts, layout, parallel
 from batchscale.engine.engine import Engine, Training
@@ -593,6 +595,13 @@ class Study:
         minutes = arguments.price("minutes", minutes)
         examples = arguments.price("examples", examples)
         definition = self.definition()
+        if precision < (least := finest(self.evaluation_spacing)):
+            warnings.warn(
+                f"precision: got {precision:g}; this design knows steps to about {least:.1%} at "
+                f"best (evaluation_spacing={self.evaluation_spacing:g}): it goes on until more "
+                "trials say no more.",
+                stacklevel=2,
+            )
         for size in definition.batch_sizes:
             Axes.of(definition.spaces[size])
         if len(definition.batch_sizes) < 4:

@@ -255,6 +255,7 @@ def test_a_pool_that_breaks_is_made_again_where_it_is_known_how():
 @pytest.mark.parametrize(
     ("executor", "words"),
     [
+        (lambda: {}["partition"], "^'partition'$"),
         (lambda: None, "its function returned None, wanted a concurrent.futures.Executor"),
         ("shut down", "ThreadPoolExecutor, which has been shut down. Give one that is open"),
         ("closed later", "takes no task .RuntimeError: closed.. Give one that is open"),
@@ -267,7 +268,7 @@ def test_an_executor_that_takes_nothing_is_told(executor, words, tmp_path):
     elif executor == "closed later":
         executor = AtOnce()
         executor.submit = lambda *_: (_ for _ in ()).throw(RuntimeError("closed."))
-    with pytest.raises((TypeError, ValueError, RuntimeError), match=words):
+    with pytest.raises((KeyError, TypeError, ValueError, RuntimeError), match=words):
         study(perceptron()).run(tmp_path / "study", progress=False, executor=executor)
 
 

@@ -145,8 +145,22 @@ def test_minutes_are_of_everything_that_a_call_does(tmp_path, capsys):
     assert plan_of(tmp_path / "study").opening > plan.opening
     assert more.cost["seconds"] > found.cost["seconds"]
     # Little of it is left to rounds where the rest has taken it.
-    few = study().measure(tmp_path / "few", 0.02, minutes=1e-3, progress=False)
+    with pytest.warns(UserWarning, match=r"precision: got 0\.02; .* to about 4\.7% at best"):
+        few = study().measure(tmp_path / "few", 0.02, minutes=1e-3, progress=False)
     assert few.ended == "price"
+    assert "with more minutes" in few.audit().of("precise").remedy
+    done = dataclasses.replace(few, ended="trials")
+    assert "evaluation_spacing" in done.audit().of("precise").remedy
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan, "3", 1e300])
+def test_seconds_that_are_none_are_refused(measured, bad):
+    plan = plan_of(measured[0]).to_json()
+    older = {name: value for name, value in plan.items() if name not in ("opening", "asking")}
+    assert MeasurePlan.from_json(older, "plan.json").opening == 0
+    for name in ("opening", "asking"):
+        with pytest.raises(ValueError, match=rf"plan\.json: not the plan of a measurement.*{name}"):
+            MeasurePlan.from_json({**plan, name: bad}, "plan.json")
 
 
 def test_analyses_are_of_the_medians(measured):

@@ -156,9 +156,19 @@ def _precise(of: _Measured) -> Check:
             name,
             Verdict.WARN,
             f"{found}, where {of.precision:.0%} was asked for: wider at {sizes(wide)}",
-            "study.measure(folder) with more minutes goes on from here.",
+            _finer(of),
         )
     return Check(name, Verdict.PASS, found)
+
+
+def _finer(of: _Measured) -> str:
+    """What makes a measurement more precise."""
+    if of.ended in ("price", ""):
+        return "study.measure(folder) with more minutes goes on from here."
+    return (
+        "More trials say no more there: a smaller evaluation_spacing, or batch sizes between those "
+        "that were measured, in another folder; or study.run and study.confirm."
+    )
 
 
 def _calibrated(of: _Measured) -> Check:
@@ -358,7 +368,6 @@ def _within(of: _Measured) -> Check:
             name,
             Verdict.WARN,
             f"{found}: a half width of {half:.0%}, where {of.precision:.0%} was asked for",
-            "study.measure(folder) with more minutes goes on from here, if it was ended by price; "
-            "batch sizes between those that were measured, in another folder, tell more.",
+            _finer(of),
         )
     return Check(name, Verdict.PASS, found)

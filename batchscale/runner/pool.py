@@ -78,7 +78,8 @@ def check(executor: Any) -> None:
         raise TypeError(f"executor: got {executor!r}, wanted {_WANTED}.")
     # What says of itself that it takes nothing any more: a pool of processes, of threads, Dask.
     ended = [getattr(executor, name, False) for name in ("_shutdown_thread", "_shutdown")]
-    if True in ended or getattr(executor, "status", "") == "closed":
+    status = getattr(executor, "status", "")
+    if any(end is True for end in ended) or (isinstance(status, str) and status == "closed"):
         raise ValueError(
             f"executor: got {type(executor).__name__}, which has been shut down. Give one that is "
             "open, or a function that makes one."
@@ -212,9 +213,9 @@ class _Run:
                 if not self._lose(task, error, self.workers.current):
                     return
                 continue
-            except TypeError:
-                raise
             except Exception as error:
+                if self.workers.current is None:  # the user's function has failed
+                    raise
                 raise RuntimeError(
                     f"executor: {type(self.workers.current).__name__} takes no task "
                     f"({_words(error)}). Give one that is open, or a function that makes one."

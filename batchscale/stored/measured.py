@@ -149,7 +149,7 @@ class MeasurePlan:
                 for size, trials in part["asked"].items()
             }
             limits = {int(size): number("limits", v) for size, v in part["limits"].items()}
-            seconds = {int(size): number("seconds", v) for size, v in part["seconds"].items()}
+            seconds = {int(size): _seconds("seconds", v) for size, v in part["seconds"].items()}
             lockstep = part["lockstep"]
             if set(asked) != set(limits) or not set(seconds) <= set(asked):
                 raise ValueError("a round's asked, limits and seconds are not of the same sizes")
@@ -168,5 +168,12 @@ class MeasurePlan:
             str(plan["ended"]),
             number("precision", plan["precision"]),
             conditions_from_json(plan["conditions"]),
-            *(number(name, plan.get(name, 0.0)) for name in ("opening", "asking")),  # new ones
+            *(_seconds(name, plan.get(name, 0.0)) for name in ("opening", "asking")),  # new ones
         )
+
+
+def _seconds(name: str, value: Any) -> float:
+    found = number(name, value)
+    if not 0 <= found < 1e9:
+        raise ValueError(f"{name} is {found}, but must be seconds")
+    return found
