@@ -134,7 +134,7 @@ def _measured(name: str, seed: int, *, precision: float, folder: Path) -> dict[s
     }
 
 
-def _runs(
+def runs_of_setting(
     name: str, batch_size: int, setting: dict[str, float], *, seeds: int, seed: int
 ) -> pd.DataFrame:
     """A setting under some seeds: `steps`, inf where the goal was missed, and those before."""
@@ -191,11 +191,12 @@ def _pooled(name: str, folder: Path) -> dict[str, Any]:
     rows, compared = [], {}
     for size in sizes:
         found = [
-            between(_runs(name, size, one, seeds=SEEDS, seed=REFERENCE_SEED)) for one in pool[size]
+            between(runs_of_setting(name, size, one, seeds=SEEDS, seed=REFERENCE_SEED))
+            for one in pool[size]
         ]
         best = pool[size][int(np.argmin(found))]
         compared[size] = [round(value, 2) if np.isfinite(value) else None for value in found]
-        runs = _runs(name, size, best, seeds=_REPORTED_SEEDS, seed=REFERENCE_SEED + 1)
+        runs = runs_of_setting(name, size, best, seeds=_REPORTED_SEEDS, seed=REFERENCE_SEED + 1)
         ordered = runs.sort_values(["steps", "previous_evaluation"])
         first, last = median_ranks(len(runs), 0.9)
         rows.append(
