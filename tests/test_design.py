@@ -246,6 +246,29 @@ def test_where_half_of_the_seeds_miss_the_model_is_rejected():
     assert (after.seeds >= after.missed).all()
 
 
+def test_a_setting_that_has_moved_since_it_was_checked_is_checked_again():
+    world = World(batch_sizes=SIZES)
+    trials = drawn(world, 2)
+    checks = trials.purpose == Purpose.CHECK
+    trials.round[checks] = trials.round.max() + 1
+    here = checks & (trials.size == 4)
+    asked = question(world, precision=0.9)
+    assert Design(asked, trials).next(Spent(0.0, 0.0)).why == "precision"
+    trials.rate[here] += 2.0
+    found = Design(asked, trials)
+    assert found.answer.levels.seeds[4] == 0
+    more = found.next(Spent(0.0, 0.0))
+    assert {one.purpose for one in more.asked} == {Purpose.CHECK}
+    assert {one.size for one in more.asked} == set(range(len(SIZES)))
+    # Not for ever, and not where there is no price for it.
+    many = Trials(
+        **{n: np.r_[getattr(trials, n), *[getattr(trials, n)[here]] * 4] for n in vars(trials)}
+    )
+    assert not Design(asked, many).next(Spent(0.0, 0.0)).asked
+    poor = question(world, precision=0.9, price=1.0)
+    assert not Design(poor, trials).next(Spent(0.9, 0.0)).asked
+
+
 def two_basins(world, of_lower, seed=0):
     """Trials about both optima: all of the upper one, and of the lower one at some batch sizes."""
     upper = design_trials(drawn(world, seed))

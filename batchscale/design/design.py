@@ -20,6 +20,7 @@ from batchscale.scaling.posterior import posterior, smooth
 # Choices.
 _SEEDS = 5  # that check each quoted setting, and more where lanes would idle
 _MOST_SEEDS = 9
+_CHECKED_AGAIN = 20  # seeds of a batch size, up to which settings that have moved are checked anew
 _MOST_FRESH = 40  # of a quoted setting, where a finer precision is asked for
 _Z = 1.6449  # of 90%
 _SEARCH_RUNS = 75  # that a search in the place of the model costs a batch size
@@ -193,6 +194,13 @@ class Design:
         price = self._search_price(where)
         if len(where) and len(where) <= _MOST_DOUBTED * self.question.sizes and price < left:
             return search(self.question, self.fitted, where, self.round)
+        # What is quoted may have moved away from what was checked, where trials are few.
+        checks = np.bincount(
+            trials.size[trials.purpose == Purpose.CHECK], minlength=len(found.seeds)
+        )
+        moved = (found.seeds < _SEEDS) & ~found.searched & (checks < _CHECKED_AGAIN)
+        if moved.any() and left > self._check_price():
+            return self._check(_SEEDS)
         if self._precise():
             return Round([], why="precision")
         wide = found.log_steps_sd * _Z > self.question.precision
