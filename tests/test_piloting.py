@@ -18,6 +18,7 @@ from batchscale import measurement, recommending
 from batchscale.piloting import asked as asking
 from batchscale.piloting import deciding, pricing, running, scanning
 from batchscale.piloting.effort import Effort, effort_of
+from batchscale.runner import measure
 from batchscale.stopping import evaluation_grid
 from batchscale.theory import NoisyQuadratic
 
@@ -363,7 +364,15 @@ def test_a_goal_is_the_same_whatever_minutes_are_given_later(tmp_path):
     pd.testing.assert_frame_equal(again.rerun, found.rerun)
 
 
-def test_budgets_that_were_guessed_are_made_longer_while_there_are_minutes(tmp_path, capsys):
+@pytest.fixture
+def only_rounds_count(monkeypatch):
+    """Minutes of training alone: how long a busy machine compiles does not decide here."""
+    monkeypatch.setattr(measure._Clock, "since", lambda self: 0.0)
+
+
+def test_budgets_that_were_guessed_are_made_longer_while_there_are_minutes(
+    tmp_path, capsys, only_rounds_count
+):
     """The pilot is stopped before it knows how far the goal is."""
     pilot = tmp_path / "pilot"
     goal = bs.Goal("validation/risk", 0.003)
@@ -399,10 +408,12 @@ def test_a_goal_that_cannot_be_reached_is_told_in_words_of_the_call(tmp_path):
         )  # fmt: skip
 
 
-def test_batch_sizes_are_added_where_the_plateau_is_not_seen(tmp_path, monkeypatch, capsys):
+def test_batch_sizes_are_added_where_the_plateau_is_not_seen(
+    tmp_path, monkeypatch, capsys, only_rounds_count
+):
     """The rough critical batch size of the short runs may be far too small."""
     rough = deciding._rough
-    monkeypatch.setattr(deciding, "_rough", lambda table: rough(table) / 12)
+    monkeypatch.setattr(deciding, "_rough", lambda table: rough(table) / 24)
     call = {"folder": tmp_path / "nq", "minutes": 1.0, "precision": 0.4, "progress": True}
     found = answer(**call)
     told = capsys.readouterr().err
