@@ -149,8 +149,9 @@ def test_minutes_are_of_everything_that_a_call_does(tmp_path, capsys):
         few = study().measure(tmp_path / "few", 0.02, minutes=1e-3, progress=False)
     assert few.ended == "price"
     assert "with more minutes" in few.audit().of("precise").remedy
-    done = dataclasses.replace(few, ended="trials")
-    assert "evaluation_spacing" in done.audit().of("precise").remedy
+    for ended, words in (("trials", "evaluation_spacing"), ("precision", "with more minutes")):
+        done = dataclasses.replace(few, ended=ended)
+        assert words in done.audit().of("precise").remedy
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, "3", 1e300])

@@ -163,7 +163,8 @@ def _precise(of: _Measured) -> Check:
 
 def _finer(of: _Measured) -> str:
     """What makes a measurement more precise."""
-    if of.ended in ("price", ""):
+    # One that ended precise, and is not, is of an earlier version with other intervals.
+    if of.ended in ("price", "precision", ""):
         return "study.measure(folder) with more minutes goes on from here."
     return (
         "More trials say no more there: a smaller evaluation_spacing, or batch sizes between those "
