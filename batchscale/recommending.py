@@ -5,35 +5,25 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from batchscale import arguments, arrays, display, numeric, report, scaling
+from batchscale import arguments, display, growing, numeric, report, scaling
 from batchscale.audit import Audit, Verdict
-from batchscale.files import local_path, numbered, replacing
-from batchscale.measurement import Measurement, NotReachedError
+from batchscale.files import local_path
+from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
 from batchscale.optimizers import Factory
 from batchscale.piloting import Pilot, pilot
-from batchscale.runner.progress import Progress, tell
-from batchscale.scaling import Refusal
-from batchscale.study import Study
+from batchscale.runner.progress import Progress
 from batchscale.workloads import Workload
 
 _PILOT = 0.2  # of the minutes, at most
 _MOST = 5.0  # minutes of a pilot
-_LENGTHENED, _LONGER = 2, 4  # how often budgets that were guessed are made longer, and how much
 _FILE = "answer.json"
-_COARSE, _FIRST = 0.5, 0.6  # the precision that shows the ends of the curve, in so much of the time
-_WIDENED = 2  # how often batch sizes are added
-_RUNS = 35  # that a batch size costs, about
-_SMALL_STEP = 0.2  # a step of few examples takes no less than so much of one that was timed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,17 +191,14 @@ def recommend(
         **of_pilot,
     )
     left = max(minutes - found.seconds / 60, minutes / 4)
-    call = _Call(where, precision, progress, devices)
-    free = of_pilot.get("batch_sizes") is None
-    study, place = _settled(where / _FILE, found.study)
+    call = growing.Call(where, precision, progress, devices)
+    study, place = growing.settled(where / _FILE, found.study)
     if study is None:
-        guessed = of_pilot.get("max_steps") is None
-        study, place, measured, left = _begun(call, found.study, left, guessed=guessed, coarse=free)
-        if free:
-            study = _widened(call, study, place, measured, found, left)
-        _settle(where / _FILE, study, place)
+        guessed, coarse = of_pilot.get("max_steps") is None, given is None
+        study, place, left = growing.grown(call, found, left, guessed=guessed, coarse=coarse)
+        growing.settle(where / _FILE, study, place)
     measured = call.measure(study, place, precision, left)
-    return answer(measured, dataclasses.replace(found, study=study))
+    return answer(measured, growing.carried(found, study))
 
 
 def _of_pilot(given: Mapping[str, Any]) -> None:
@@ -229,160 +216,6 @@ def _of_pilot(given: Mapping[str, Any]) -> None:
             f"recommend: got {unknown[0]!r}, wanted of a pilot any of {', '.join(sorted(known))}."
             f"{meant}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """How measurements of an answer are made."""
-
-    where: Path
-    precision: float
-    progress: bool | Callable[[Progress], None]
-    devices: Sequence[Any] | None
-
-    def measure(
-        self, study: Study, place: int, precision: float, minutes: float, *, extend: bool = False
-    ) -> Measurement:
-        return study.measure(
-            self.where / numbered("measured", place), precision, minutes=max(minutes, 1e-3),
-            progress=self.progress, devices=self.devices, extend=extend,
-        )  # fmt: skip
-
-    def tell(self, words: str) -> None:
-        if self.progress is True:
-            tell(words)
-
-
-def _begun(
-    call: _Call, study: Study, left: float, *, guessed: bool, coarse: bool
-) -> tuple[Study, int, Measurement, float]:
-    """The study that reaches its goal, where it is measured, what that says, and the minutes left.
-
-    Budgets that were guessed are made longer where no trial reaches the goal.
-    """
-    precision = max(call.precision, _COARSE) if coarse else call.precision
-    given, place, first = study, 0, left
-    while True:
-        try:
-            minutes = _FIRST * left if coarse else left
-            return study, place, call.measure(study, place, precision, minutes), left
-        except NotReachedError as missed:
-            left -= missed.seconds / 60
-            there = (call.where / numbered("measured", place + 1) / "plan.json").is_file()
-            paid = left >= max(first / 4, _LONGER * missed.seconds / 60)
-            words = str(missed).partition(". Choose")[0]
-            if not guessed or place == _LENGTHENED:
-                raise ValueError(
-                    f"{words}. Give an easier goal, or max_steps, in another folder."
-                ) from None
-            if not (there or paid):
-                raise ValueError(
-                    f"{words}, which was guessed, and the minutes are too few for {_LONGER} times "
-                    "as many. The same call with more minutes goes on; or give an easier goal in "
-                    "another folder."
-                ) from None
-            place += 1
-            budgets = given.definition().max_steps.items()
-            study = dataclasses.replace(
-                given, max_steps={size: _LONGER**place * steps for size, steps in budgets}
-            )
-            call.tell(
-                f"{study.goal} is not reached in budgets that were guessed: they are made "
-                f"{_LONGER} times as long; {left:.1f} minutes are left"
-            )
-
-
-def _widened(
-    call: _Call, study: Study, place: int, measured: Measurement, found: Pilot, left: float
-) -> Study:
-    """With batch sizes where an end of the curve is not seen yet, as far as minutes pay for them.
-
-    Args:
-      call: how it is measured.
-      study: of the measurement.
-      place: of its folder.
-      measured: as precise as it takes to see whether there are ends.
-      found: the pilot.
-      left: minutes of all measuring.
-    """
-    for _ in range(_WIDENED):
-        spare = left - measured.cost["seconds"] / 60
-        more = beyond(measured, found.table, study.workload, spare)
-        if not more:
-            break
-        budgets = study.definition().max_steps
-        first, last = min(budgets), max(budgets)
-        grown = {size: math.ceil(budgets[first] * first / size) for size in more if size < first}
-        grown |= {size: budgets[last] for size in more if size > last}
-        call.tell(
-            f"an end of the curve is not seen yet: batch sizes {', '.join(map(str, more))} are "
-            "measured too"
-        )
-        sizes = sorted([*budgets, *more])
-        study = dataclasses.replace(study, batch_sizes=sizes, max_steps={**budgets, **grown})
-        precision = max(call.precision, _COARSE)
-        measured = call.measure(study, place, precision, left, extend=True)
-    return study
-
-
-def beyond(
-    measured: Measurement, speeds: pd.DataFrame, workload: Workload, minutes: float
-) -> list[int]:
-    """Batch sizes beyond those that were measured, where an end of the curve is not seen.
-
-    Args:
-      measured: so far.
-      speeds: `Pilot.table`: seconds of a step at some batch sizes.
-      workload: of the study.
-      minutes: that are left; half of them may be likely to be taken.
-    """
-    fit, table = measured.scaling(), measured.table
-    sizes = table["batch_size"].to_numpy(int)
-    steps = dict(zip(sizes.tolist(), table["steps"].to_numpy(float).tolist(), strict=True))
-    first, last = int(sizes[0]), int(sizes[-1])
-    unseen = fit.unseen(first, last)
-    larger = Refusal.NO_PLATEAU in fit.refusals or "plateau" in unseen
-    smaller = Refusal.NO_PERFECT_SCALING in fit.refusals or "perfect scaling" in unseen
-    both = Refusal.NEITHER_END in fit.refusals
-    size, second = speeds[["batch_size", "seconds_per_step"]].to_numpy(float)[-1]
-    wanted: dict[int, float] = {}
-    if larger or both:
-        examples = arrays.examples(workload.splits()["train"])
-        wanted |= {last * k: steps[last] for k in (2, 4) if last * k <= examples}
-    if smaller or both:
-        wanted |= {first // k: k * steps[first] for k in (2, 4) if first % k == 0}
-    chosen, cost = [], 0.0
-    for new, count in wanted.items():
-        cost += _RUNS * count * second * max(new / size, _SMALL_STEP)
-        if cost > 30 * minutes:  # seconds, of which there are 60 in each
-            break
-        chosen.append(new)
-    return sorted(chosen)
-
-
-def _settled(path: Path, study: Study) -> tuple[Study | None, int]:
-    """What was decided of the study that is measured, if it was, and in which folder that is."""
-    if not path.exists():
-        return None, 0
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        budgets = {int(size): int(steps) for size, steps in kept["max_steps"].items()}
-        place = int(kept["place"])
-        if kept["version"] != 1 or not budgets or not 0 <= place <= _LENGTHENED:
-            raise ValueError("its version or its place is another")
-        return dataclasses.replace(study, batch_sizes=sorted(budgets), max_steps=budgets), place
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise ValueError(
-            f"{path}: not the file of an answer ({error}). Remove it: what it says is decided "
-            "again by what has been measured."
-        ) from None
-
-
-def _settle(path: Path, study: Study, place: int) -> None:
-    budgets = {str(size): steps for size, steps in study.definition().max_steps.items()}
-    with replacing(path) as file:
-        kept = {"version": 1, "place": place, "max_steps": budgets}
-        file.write(json.dumps(kept, indent=1).encode() + b"\n")
 
 
 def answer(measured: Measurement, found: Pilot) -> Answer:

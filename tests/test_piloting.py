@@ -14,7 +14,7 @@ import pytest
 from helpers import perceptron
 
 import batchscale as bs
-from batchscale import measurement, recommending
+from batchscale import growing, measurement
 from batchscale.piloting import asked as asking
 from batchscale.piloting import deciding, pricing, running, scanning
 from batchscale.piloting.effort import Effort, effort_of
@@ -422,7 +422,13 @@ def test_batch_sizes_are_added_where_the_plateau_is_not_seen(
     kept = json.loads((tmp_path / "nq/pilot/pilot.json").read_text())["sizes"]
     assert set(kept) < set(sizes)
     assert max(sizes) > max(kept)
-    assert set(found.pilot.study.definition().max_steps) == set(sizes)
+    budgets = found.pilot.study.definition().max_steps
+    assert set(budgets) == set(sizes)
+    expected = found.pilot.expected.set_index("batch_size")
+    assert expected["max_steps"].to_dict() == budgets
+    plateau = expected["steps"][max(kept)]
+    assert (expected["steps"][[size for size in sizes if size > max(kept)]] == plateau).all()
+    assert (expected["minutes"] > 0).all()
     again = answer(**(call | {"progress": False}))
     assert again.sentence() == found.sentence()
     pd.testing.assert_frame_equal(again.measurement.table, found.measurement.table)
@@ -439,7 +445,7 @@ def test_batch_sizes_beyond_are_those_that_are_missing_and_paid_for():
         fit = types.SimpleNamespace(refusals=kinds, unseen=lambda *_: unseen)
         found = types.SimpleNamespace(scaling=lambda: fit, table=table)
         speeds = pd.DataFrame({"batch_size": [8, 16], "seconds_per_step": [0.1, 0.2]})
-        return recommending.beyond(found, speeds, perceptron(), minutes)
+        return growing.beyond(found, speeds, perceptron(), minutes)
 
     assert more((refusals.NO_PLATEAU,)) == [32, 64]  # of 100 examples
     assert more((refusals.NO_PERFECT_SCALING,)) == [1, 2]

@@ -1,0 +1,237 @@
+"""The study of an answer: longer budgets, more batch sizes, where a measurement asks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from batchscale import arrays
+from batchscale.files import numbered, replacing
+from batchscale.measurement import Measurement, NotReachedError
+from batchscale.piloting import Pilot
+from batchscale.runner.progress import Progress, tell
+from batchscale.scaling import Refusal
+from batchscale.study import Study
+from batchscale.workloads import Workload
+
+_LENGTHENED, _LONGER = 2, 4  # how often budgets that were guessed are made longer, and how much
+_COARSE, _FIRST = 0.5, 0.6  # the precision that shows the ends of the curve, in so much of the time
+_WIDENED = 2  # how often batch sizes are added
+_RUNS = 35  # that a batch size costs, about
+_SMALL_STEP = 0.2  # a step of few examples takes no less than so much of one that was timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """How measurements of an answer are made.
+
+    Attributes:
+      where: the folder of the answer.
+      precision: that is asked for.
+      progress: as in `Study.run`.
+      devices: as in `Study.run`.
+    """
+
+    where: Path
+    precision: float
+    progress: bool | Callable[[Progress], None]
+    devices: Sequence[Any] | None
+
+    def measure(
+        self, study: Study, place: int, precision: float, minutes: float, *, extend: bool = False
+    ) -> Measurement:
+        """Measures, or goes on, in the folder of this place."""
+        return study.measure(
+            self.where / numbered("measured", place), precision, minutes=max(minutes, 1e-3),
+            progress=self.progress, devices=self.devices, extend=extend,
+        )  # fmt: skip
+
+    def _tell(self, words: str) -> None:
+        if self.progress is True:
+            tell(words)
+
+
+def grown(
+    call: Call, found: Pilot, left: float, *, guessed: bool, coarse: bool
+) -> tuple[Study, int, float]:
+    """The study that reaches its goal, in which folder it is measured, and the minutes left.
+
+    Args:
+      call: how it is measured.
+      found: the pilot.
+      left: minutes of all measuring.
+      guessed: whether budgets are the pilot's, and are made longer where no trial reaches the goal.
+      coarse: whether batch sizes are the pilot's, so that a first measurement needs to be no more
+        precise than shows whether both ends of the curve are seen; where not, some are added.
+
+    Raises:
+      ValueError: no trial reached the goal, and what to change.
+    """
+    study, place, measured, left = _begun(call, found.study, left, guessed=guessed, coarse=coarse)
+    if coarse:
+        study = _widened(call, study, place, measured, found, left)
+    return study, place, left
+
+
+def _begun(
+    call: Call, study: Study, left: float, *, guessed: bool, coarse: bool
+) -> tuple[Study, int, Measurement, float]:
+    precision = max(call.precision, _COARSE) if coarse else call.precision
+    given, place, first = study, 0, left
+    while True:
+        try:
+            minutes = _FIRST * left if coarse else left
+            return study, place, call.measure(study, place, precision, minutes), left
+        except NotReachedError as missed:
+            left -= missed.seconds / 60
+            there = (call.where / numbered("measured", place + 1) / "plan.json").is_file()
+            paid = left >= max(first / 4, _LONGER * missed.seconds / 60)
+            words = str(missed).partition(". Choose")[0]
+            if not guessed or place == _LENGTHENED:
+                raise ValueError(
+                    f"{words}. Give an easier goal, or max_steps, in another folder."
+                ) from None
+            if not (there or paid):
+                raise ValueError(
+                    f"{words}, which was guessed, and the minutes are too few for {_LONGER} times "
+                    "as many. The same call with more minutes goes on; or give an easier goal in "
+                    "another folder."
+                ) from None
+            place += 1
+            budgets = given.definition().max_steps.items()
+            study = dataclasses.replace(
+                given, max_steps={size: _LONGER**place * steps for size, steps in budgets}
+            )
+            call._tell(
+                f"{study.goal} is not reached in budgets that were guessed: they are made "
+                f"{_LONGER} times as long; {left:.1f} minutes are left"
+            )
+
+
+def _widened(
+    call: Call, study: Study, place: int, measured: Measurement, found: Pilot, left: float
+) -> Study:
+    """With batch sizes where an end of the curve is not seen, as far as minutes pay for them."""
+    for _ in range(_WIDENED):
+        spare = left - measured.cost["seconds"] / 60
+        more = beyond(measured, found.table, study.workload, spare)
+        if not more:
+            break
+        budgets = study.definition().max_steps
+        call._tell(
+            f"an end of the curve is not seen yet: batch sizes {', '.join(map(str, more))} are "
+            "measured too"
+        )
+        longer = {size: math.ceil(_continued(budgets, size)) for size in more}
+        study = dataclasses.replace(
+            study, batch_sizes=sorted([*budgets, *more]), max_steps={**budgets, **longer}
+        )
+        precision = max(call.precision, _COARSE)
+        measured = call.measure(study, place, precision, left, extend=True)
+    return study
+
+
+def _continued(steps: dict[int, int] | dict[int, float], size: int) -> float:
+    """Steps at a batch size beyond others: perfect scaling below them, the plateau above.
+
+    >>> _continued({8: 100, 16: 60}, 4), _continued({8: 100, 16: 60}, 32)
+    (200.0, 60)
+    """
+    first, last = min(steps), max(steps)
+    return steps[first] * first / size if size < first else steps[last]
+
+
+def _seconds(speeds: pd.DataFrame, size: int, steps: float) -> float:
+    """That a batch size is likely to cost, by the largest one that was timed."""
+    timed, second = speeds[["batch_size", "seconds_per_step"]].to_numpy(float)[-1]
+    return _RUNS * steps * second * max(size / timed, _SMALL_STEP)
+
+
+def beyond(
+    measured: Measurement, speeds: pd.DataFrame, workload: Workload, minutes: float
+) -> list[int]:
+    """Batch sizes beyond those that were measured, where an end of the curve is not seen.
+
+    Args:
+      measured: so far.
+      speeds: `Pilot.table`: seconds of a step at some batch sizes.
+      workload: of the study.
+      minutes: that are left; half of them may be likely to be taken.
+    """
+    fit, table = measured.scaling(), measured.table
+    sizes = table["batch_size"].to_numpy(int).tolist()
+    steps = dict(zip(sizes, table["steps"].to_numpy(float).tolist(), strict=True))
+    first, last = sizes[0], sizes[-1]
+    unseen = fit.unseen(first, last)
+    larger = Refusal.NO_PLATEAU in fit.refusals or "plateau" in unseen
+    smaller = Refusal.NO_PERFECT_SCALING in fit.refusals or "perfect scaling" in unseen
+    both = Refusal.NEITHER_END in fit.refusals
+    wanted: list[int] = []
+    if larger or both:
+        examples = arrays.examples(workload.splits()["train"])
+        wanted += [last * k for k in (2, 4) if last * k <= examples]
+    if smaller or both:
+        wanted += [first // k for k in (2, 4) if first % k == 0]
+    chosen, cost = [], 0.0
+    for size in wanted:
+        cost += _seconds(speeds, size, _continued(steps, size))
+        if cost > 30 * minutes:  # seconds, of which there are 60 in each
+            break
+        chosen.append(size)
+    return sorted(chosen)
+
+
+def carried(found: Pilot, study: Study) -> Pilot:
+    """The pilot with the study as it has become, and what that is expected to take.
+
+    Of batch sizes that were added the steps are those of perfect scaling, or of the plateau, beyond
+    what the pilot expected, and the minutes follow from them.
+    """
+    budgets = study.definition().max_steps
+    kept = found.expected.set_index("batch_size")
+    steps = {int(size): float(count) for size, count in kept["steps"].items()}  # pyright: ignore
+    rows = []
+    for size, budget in budgets.items():
+        if size in steps:
+            rows.append((size, steps[size], budget, float(kept["minutes"][size])))
+        else:
+            likely = _continued(steps, size)
+            rows.append((size, likely, budget, _seconds(found.table, size, likely) / 60))
+    expected = pd.DataFrame(rows, columns=list(found.expected.columns))
+    return dataclasses.replace(found, study=study, expected=expected)
+
+
+def settled(path: Path, study: Study) -> tuple[Study | None, int]:
+    """What was decided of the study that is measured, if it was, and in which folder that is.
+
+    Raises:
+      ValueError: the file is none of an answer.
+    """
+    if not path.exists():
+        return None, 0
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        budgets = {int(size): int(steps) for size, steps in kept["max_steps"].items()}
+        place = int(kept["place"])
+        if kept["version"] != 1 or not budgets or not 0 <= place <= _LENGTHENED:
+            raise ValueError("its version or its place is another")
+        return dataclasses.replace(study, batch_sizes=sorted(budgets), max_steps=budgets), place
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(
+            f"{path}: not the file of an answer ({error}). Remove it: what it says is decided "
+            "again by what has been measured."
+        ) from None
+
+
+def settle(path: Path, study: Study, place: int) -> None:
+    """Writes down which study is measured, and in which folder."""
+    budgets = {str(size): steps for size, steps in study.definition().max_steps.items()}
+    with replacing(path) as file:
+        kept = {"version": 1, "place": place, "max_steps": budgets}
+        file.write(json.dumps(kept, indent=1).encode() + b"\n")
