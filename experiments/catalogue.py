@@ -96,6 +96,19 @@ class Entry:
             given["trials"] = min(trials, given["trials"])
         return bs.Study(**given)
 
+    def up_to(self, largest: int | None) -> Entry:
+        """Without the batch sizes above one, nor the full batch; all of them if None.
+
+        >>> one = Entry("CNN", "digits", {"batch_sizes": (4, 16, 64, "full")})
+        >>> one.up_to(16).arguments["batch_sizes"], one.up_to(None) == one
+        ((4, 16), True)
+        """
+        if largest is None:
+            return self
+        sizes = [size for size in self.arguments["batch_sizes"] if size != "full"]
+        kept = tuple(size for size in sizes if size <= largest)
+        return dataclasses.replace(self, arguments={**self.arguments, "batch_sizes": kept})
+
 
 Preset = Mapping[str, Entry]
 

@@ -102,10 +102,10 @@ class Figure:
         names = {name for panel in shown if len(panel) >= least for name in panel}
         return [name for name in self.studies if name in names]
 
-    def entries(self, preset: str) -> dict[str, Entry]:
-        """The studies of a preset that it shows."""
+    def entries(self, preset: str, largest: int | None = None) -> dict[str, Entry]:
+        """The studies of a preset that it shows, up to a batch size."""
         known = catalogue.entries(preset, self.studies)
-        known = {name: entry for name, entry in known.items() if self.usable(entry)}
+        known = {name: one.up_to(largest) for name, one in known.items() if self.usable(one)}
         return {name: known[name] for name in self.needed(known)}
 
     @property
@@ -132,6 +132,9 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
         "--archive", type=local_path, help="the paper's archive, to be read instead"
     )
     parser.add_argument("--trials", type=int, help="feasible trials a batch size, at most")
+    parser.add_argument(
+        "--largest", type=int, help="batch size; without it a later call adds the others"
+    )
     parser.add_argument("--minima", action="store_true", help="no medians of tuned settings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--runs", type=local_path, default="runs/studies", help="raw tables")
@@ -144,7 +147,8 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
         kind, studies = "archive", read(figure, given.archive)
     else:
         kind = given.preset
-        studies = run(figure, kind, given.runs / kind, trials=given.trials, seed=given.seed)
+        folder, largest = given.runs / kind, given.largest
+        studies = run(figure, kind, folder, trials=given.trials, seed=given.seed, largest=largest)
     if not studies:
         sys.exit(
             f"{figure.name}: the preset {kind!r} has none of its studies. "
@@ -173,6 +177,7 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
         "seconds": round(time.monotonic() - began, 1),
         "seconds_of_studies": round(sum(_seconds(one) for one in studies.values()), 1),
         "seed": given.seed,
+        "largest": given.largest,
         "studies": {name: one.title for name, one in studies.items()},
         "files": [path.name for path in files],
         "made_by": records.provenance(),
@@ -210,7 +215,13 @@ def having(figure: Figure) -> list[str]:
 
 
 def run(
-    figure: Figure, preset: str, runs: Path, *, trials: int | None = None, seed: int = 0
+    figure: Figure,
+    preset: str,
+    runs: Path,
+    *,
+    trials: int | None = None,
+    seed: int = 0,
+    largest: int | None = None,
 ) -> dict[str, Study]:
     """Runs what a figure shows; what has been run is read.
 
@@ -220,8 +231,9 @@ def run(
       runs: the folder of the preset's studies.
       trials: feasible ones at every batch size; the preset's if not given.
       seed: of every study.
+      largest: batch size; all of them if None.
     """
-    found = figure.entries(preset)
+    found = figure.entries(preset, largest)
     todo = [
         name
         for name, entry in found.items()
@@ -251,6 +263,8 @@ def one(
 ) -> None:
     """Runs a study, and confirms its settings; nothing that has been run is run again.
 
+    A folder that holds fewer batch sizes gets the others.
+
     Args:
       entry: of the catalogue.
       folder: of the study.
@@ -261,10 +275,20 @@ def one(
       progress: as in `Study.run`.
     """
     study = entry.study(trials=trials, seed=seed)
-    study.run(folder, progress=progress)
+    if (folder / "plan.json").exists() and batch_sizes_of(folder) < set(
+        study.resolved_batch_sizes()
+    ):
+        study.extend(folder, progress=progress)
+    else:
+        study.run(folder, progress=progress)
     if confirm and can_be_confirmed(entry):
         seeds = CONFIRMED.get(preset, CONFIRMED["paper"])
         study.confirm(folder, progress=progress, **seeds)
+
+
+def batch_sizes_of(folder: Path) -> set[int]:
+    """Those of the study in a folder."""
+    return set(bs.load(folder).definition.batch_sizes)
 
 
 def trained_on(entry: Entry) -> bool:

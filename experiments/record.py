@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -68,8 +69,8 @@ def figure(number: int) -> Figure:
     return importlib.import_module(f"experiments.figure{number:02d}").FIGURE
 
 
-def tasks(preset: str, number: int, runs: Path) -> list[Task]:
-    """The studies of a figure, in its order.
+def tasks(preset: str, number: int, runs: Path, largest: int | None = None) -> list[Task]:
+    """The studies of a figure, in its order, up to a batch size.
 
     >>> [task.folder.name for task in tasks("cifar", 4, Path("runs"))]
     ['cifar_10-resnet_8-sgd', 'cifar_10-resnet_8-nesterov_momentum']
@@ -77,15 +78,15 @@ def tasks(preset: str, number: int, runs: Path) -> list[Task]:
     one = figure(number)
     return [
         Task(preset, name, entry, one.tuned, harness.folder_of(runs / preset, name, entry))
-        for name, entry in one.entries(preset).items()
+        for name, entry in one.entries(preset, largest).items()
     ]
 
 
-def planned(runs: Path) -> Iterator[tuple[str, int, list[Task]]]:
+def planned(runs: Path, largest: int | None = None) -> Iterator[tuple[str, int, list[Task]]]:
     """Every preset and figure with its studies, in order of priority."""
     for preset, numbers in ORDER:
         for number in numbers:
-            yield preset, number, tasks(preset, number, runs)
+            yield preset, number, tasks(preset, number, runs, largest)
 
 
 def state(task: Task) -> str:
@@ -96,7 +97,7 @@ def state(task: Task) -> str:
     sizes = result.trials.index.get_level_values("batch_size")
     open_ = set(sizes[(result.trials["status"] == "incomplete").to_numpy()])
     done = set(sizes) - open_
-    wanted = len(result.definition.batch_sizes)
+    wanted = max(len(result.definition.batch_sizes), len(task.entry.arguments["batch_sizes"]))
     if len(done) < wanted:
         return f"{len(done)} of {wanted} batch sizes"
     if not (task.confirm and harness.can_be_confirmed(task.entry)):
@@ -108,10 +109,10 @@ def state(task: Task) -> str:
     return "done" if confirmed else "to be confirmed"
 
 
-def table(runs: Path) -> pd.DataFrame:
+def table(runs: Path, largest: int | None = None) -> pd.DataFrame:
     """What there is to record, and how far each study is."""
     rows, known = [], {}
-    for preset, number, studies in planned(runs):
+    for preset, number, studies in planned(runs, largest):
         for task in studies:
             key = (task.folder, task.confirm)
             if key not in known:
@@ -125,6 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0, help="of this slice, at most")
     parser.add_argument("--only", choices=[preset for preset, _ in ORDER], action="append")
+    parser.add_argument("--figure", type=int, action="append", help="these alone")
+    parser.add_argument(
+        "--largest", type=int, help="batch size; without it a later call adds the others"
+    )
     parser.add_argument("--list", action="store_true", help="say what is left, and run nothing")
     parser.add_argument("--data", type=local_path, help="a folder of <data set>.npz")
     parser.add_argument("--runs", type=local_path, default="runs/studies", help="raw tables")
@@ -135,15 +140,16 @@ def main() -> None:
     ends = time.monotonic() + 60 * given.minutes
     if not given.list:
         try:
-            for preset, number, studies in planned(given.runs):
-                if given.only and preset not in given.only:
+            for preset, number, studies in planned(given.runs, given.largest):
+                others = given.only and preset not in given.only
+                if others or (given.figure and number not in given.figure):
                     continue
                 for task in studies:
                     _run(task, ends)
-                _draw(preset, number, given.runs, given.output)
+                _draw(preset, number, given.runs, given.output, given.largest)
         except SliceOverError:
             print(f"{given.minutes:g} minutes are over; the same command goes on.")
-    print(table(given.runs).to_string(index=False))
+    print(table(given.runs, given.largest).to_string(index=False))
 
 
 def _run(task: Task, ends: float) -> None:
@@ -166,11 +172,13 @@ def _run(task: Task, ends: float) -> None:
     harness.one(task.entry, task.folder, task.preset, confirm=task.confirm, progress=tell)
 
 
-def _draw(preset: str, number: int, runs: Path, output: Path) -> None:
-    if (output / f"figure{number:02d}" / preset / "about.json").exists():
+def _draw(preset: str, number: int, runs: Path, output: Path, largest: int | None) -> None:
+    about = output / f"figure{number:02d}" / preset / "about.json"
+    if about.exists() and json.loads(about.read_text()).get("largest") == largest:
         return
     module = importlib.import_module(f"experiments.figure{number:02d}")
     arguments = ["--preset", preset, "--runs", str(runs), "--output", str(output)]
+    arguments += [] if largest is None else ["--largest", str(largest)]
     harness.main(module.FIGURE, module.__doc__, arguments)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 
 import matplotlib.pyplot as plt
@@ -234,6 +235,26 @@ def test_a_record_goes_on_where_its_slice_ended(tmp_path, monkeypatch, capsys):
     whole = entry.study().run(tmp_path / "whole", progress=False)
     sliced = bs.load(harness.folder_of(runs / "small", name, entry))
     pd.testing.assert_frame_equal(sliced.trials, whole.trials)
+
+
+def test_batch_sizes_that_were_left_out_are_added_later(tmp_path):
+    name = "digits/fc_64/sgd"
+    figure = Figure(8, (name,), FIGURES[8].draw)
+    run, folder = functools.partial(harness.run, figure, "small", trials=3), tmp_path / "small"
+    part = run(folder, largest=64)[name].result
+    assert part.definition.batch_sizes == [4, 16, 64]
+    grown = run(folder)[name]
+    assert grown.result.definition.batch_sizes == [4, 16, 64, 256, 1024, 1100]
+    assert grown.folder is not None
+    task = record.Task("small", name, figure.entries("small")[name], True, grown.folder)
+    assert record.state(task) == "done"
+    confirmed = bs.load(grown.folder).confirmation().table
+    assert confirmed["batch_size"].tolist() == grown.result.definition.batch_sizes
+    whole = run(tmp_path / "whole")[name]
+    pd.testing.assert_frame_equal(grown.result.trials, whole.result.trials)
+    pd.testing.assert_frame_equal(confirmed, whole.result.confirmation().table)
+    with pytest.raises(ValueError, match="batch_sizes"):
+        run(folder, largest=64)
 
 
 def test_a_version_without_anything_to_show_is_left_out(tmp_path, monkeypatch, capsys):
