@@ -15,6 +15,7 @@ import pandas as pd
 from batchscale import columns, display, scaling
 from batchscale.confirmation import Confirmation
 from batchscale.measurement import Measurement
+from batchscale.numeric import short
 from batchscale.recommending import Answer, audited
 from batchscale.result import Result
 
@@ -63,7 +64,7 @@ class Comparison:
                 f"Steps to {self.goal}",
                 *(f"{name}: {_SHOWN[kind]}" for name, kind in shown.items()),
                 self.table.drop(columns=["shows", "why", "audit"]).to_string(
-                    index=False, float_format=_short
+                    index=False, float_format=display.cell
                 ),
                 *(
                     f"{name}: {words}"
@@ -84,10 +85,10 @@ class Comparison:
     def _sentence(self, row: Mapping[Any, Any]) -> str:
         if not math.isfinite(row["ratio"]):
             return f"{row['of']}: {row['first']} over {row['second']} is not known"
-        ends = f"{row['ratio_low']:.3g} to {row['ratio_high']:.3g}"
+        ends = f"{short(row['ratio_low'])} to {short(row['ratio_high'])}"
         verdict = "they differ" if row["differ"] else "no difference is shown"
         return (
-            f"{row['of']}: {row['first']} over {row['second']} is {row['ratio']:.3g} ({ends}); "
+            f"{row['of']}: {row['first']} over {row['second']} is {short(row['ratio'])} ({ends}); "
             f"{verdict}"
         )
 
@@ -235,7 +236,3 @@ def _ratio(
     with np.errstate(over="ignore"):
         ends = float(np.exp(below)), float(np.exp(above))
     return math.exp(away), *ends, bool(below > 0 or above < 0)
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"

@@ -45,7 +45,7 @@ class Confirmation:
     crowded: str = ""
 
     def __str__(self) -> str:
-        return self.table.to_string(index=False, float_format="{:.4g}".format)
+        return self.table.to_string(index=False, float_format=display.cell)
 
     def _repr_html_(self) -> str:
         return display.page(f"Medians of tuned settings: {self.scaling()}", self.table)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchscale.numeric import plain
+from batchscale.numeric import plain, short
 
 
 def page(sentence: str, table: pd.DataFrame) -> str:
@@ -43,5 +43,13 @@ def words(value: Any, *, infinite: str = "∞") -> str:
         return ""
     if math.isinf(number):
         return infinite if number > 0 else "-∞"
-    short = float(f"{number:.3g}")
-    return f"{short:,.0f}" if abs(short) >= 100 else f"{short:.3g}"
+    return short(number)
+
+
+def cell(value: float) -> str:
+    """A cell of a table in a terminal: whole numbers as they are, others to four digits.
+
+    >>> cell(45091.0), cell(45091.5), cell(0.0123456), cell(math.inf)
+    ('45,091', '45,090', '0.01235', 'inf')
+    """
+    return f"{value:,.0f}" if float(value).is_integer() else short(value, 4)

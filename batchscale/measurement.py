@@ -20,6 +20,7 @@ from batchscale.design.design import Design
 from batchscale.design.question import Question, Spent
 from batchscale.design.trials import Outcome, Trials, middle
 from batchscale.metrics import Goal
+from batchscale.numeric import short
 from batchscale.plan import Definition
 from batchscale.records import Status
 from batchscale.scaling.averaging import quoted
@@ -95,9 +96,10 @@ class Measurement:
         return "\n".join(
             [
                 f"{self.name}, {self.goal}: {self.scaling()}",
-                self.table[shown].to_string(index=False, float_format="{:.4g}".format),
-                f"{self.cost['trials']:,} trials, {self.cost['examples']:.2g} examples, "
-                f"{self.cost['seconds']:.3g} seconds; ended by {self.ended or 'an interruption'}",
+                self.table[shown].to_string(index=False, float_format=display.cell),
+                f"{self.cost['trials']:,} trials, {short(self.cost['examples'], 2)} examples, "
+                f"{short(self.cost['seconds'])} seconds; "
+                f"ended by {self.ended or 'an interruption'}",
             ]
         )
 

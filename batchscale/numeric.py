@@ -29,6 +29,21 @@ def plain(value: Any) -> int | float | None:
     return int(value) if isinstance(value, numbers.Integral) else number
 
 
+def short(value: float, digits: int = 3) -> str:
+    """A number in words: to so many digits, and without a power of ten where it is large.
+
+    Args:
+      value: any.
+      digits: that are shown, at most.
+
+    >>> short(5763.2), short(0.00321), short(134_567, 2), short(1.25e15), short(math.inf)
+    ('5,760', '0.00321', '130,000', '1.25e+15', 'inf')
+    """
+    rounded = float(f"{value:.{digits}g}")
+    whole = 10 ** (digits - 1) <= abs(rounded) < 1e15
+    return f"{rounded:,.0f}" if whole else f"{rounded:.{digits}g}"
+
+
 def integer(
     name: str, value: Any, smallest: int, largest: int | None = None, *, others: str = ""
 ) -> int:

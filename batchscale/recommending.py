@@ -16,6 +16,7 @@ from batchscale.audit import Audit, Verdict
 from batchscale.files import local_path
 from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
+from batchscale.numeric import short
 from batchscale.optimizers import Factory
 from batchscale.piloting import Pilot, pilot
 from batchscale.runner.progress import Progress
@@ -86,7 +87,7 @@ class Answer:
         sizes = self.measurement.table["batch_size"]
         ends = fit.unseen(sizes.min(), sizes.max())
         but = f", but {ends}" if ends else ""
-        return f"Critical batch size {fit.b_crit:.3g} ({low:.3g} to {high:.3g}){but}."
+        return f"Critical batch size {short(fit.b_crit)} ({short(low)} to {short(high)}){but}."
 
     def scaling(self) -> scaling.Fit:
         """The critical batch size."""
@@ -113,7 +114,7 @@ def _value(name: str, value: float) -> str:
     >>> _value("warmup_steps", 5.6), _value("learning_rate", 0.00321)
     ('6', '0.00321')
     """
-    return f"{value:,.0f}" if name.endswith("_steps") and value >= 1 else f"{value:.3g}"
+    return f"{value:,.0f}" if name.endswith("_steps") and value >= 1 else f"{short(value)}"
 
 
 def audited(audit: Audit) -> str:

@@ -363,6 +363,17 @@ def test_where_half_of_the_seeds_missed_no_steps_are_quoted(measured):
     np.testing.assert_allclose(drawn["o"], table["steps"][np.isfinite(table["steps"])])
     words = str(bs.scaling.recommend(table[["batch_size", "steps", "log_deviation"]]))
     assert "Not reached in the steps that were trained: the goal at 16" in words
+    precise, far = (
+        audited(found, table=table, train_examples=8).of(key) for key in ("precise", "far")
+    )
+    assert precise.verdict == "warn"
+    assert ", unbounded at batch size 16, where 40% was asked for" in precise.evidence
+    assert "inf" not in precise.evidence + far.evidence
+    reached = (table["steps"] * table["batch_size"])[np.isfinite(table["steps"])] / 8
+    assert far.evidence.startswith(f"it takes {float(f'{reached.min():.2g}'):,.0f} to ")
+    none = audited(found, table=table.assign(steps=np.inf, high=np.inf))
+    assert none.of("precise").evidence.startswith("no interval is bounded")
+    assert none.of("far").verdict == "unknown"
 
 
 def test_batch_sizes_are_added_to_a_measurement_that_may_grow(tmp_path):

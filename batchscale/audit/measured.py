@@ -14,6 +14,7 @@ from batchscale.audit import measurement
 from batchscale.audit.checks import Audit, Check, Evidence, Verdict, sizes
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
+from batchscale.numeric import short
 from batchscale.records import Status
 from batchscale.scaling import Fit, Pace
 from batchscale.tuner import Choice, Distribution, SearchSpace
@@ -150,7 +151,12 @@ def _precise(of: _Measured) -> Check:
     low, high = of.table[["low", "high"]].to_numpy(float).T
     widths = 0.5 * np.log(high / low)
     wide = of.table["batch_size"].to_numpy()[widths > _TOLERATED * of.precision].tolist()
-    found = f"half widths of 90% from {widths.min():.0%} to {widths.max():.0%}"
+    known, open_ = widths[np.isfinite(widths)], ~np.isfinite(widths)
+    found = "no interval is bounded"
+    if len(known):
+        found = f"half widths of 90% from {known.min():.0%} to {known.max():.0%}"
+        if open_.any():
+            found += f", unbounded at {sizes(of.table['batch_size'].to_numpy()[open_].tolist())}"
     if wide:
         return Check(
             name,
@@ -273,7 +279,10 @@ def _far(of: _Measured) -> Check:
     if of.train_examples is None:
         return Check(name, Verdict.UNKNOWN, "it is not known how large the training set is")
     examples = of.table["batch_size"] * of.table["steps"] / of.train_examples
-    found = f"it takes {examples.min():.2g} to {examples.max():.2g} epochs"
+    examples = examples[np.isfinite(examples)]
+    if not len(examples):
+        return Check(name, Verdict.UNKNOWN, "the goal was not reached")
+    found = f"it takes {short(examples.min(), 2)} to {short(examples.max(), 2)} epochs"
     if examples.median() < _EARLY:
         return Check(
             name,
@@ -354,7 +363,8 @@ def _within(of: _Measured) -> Check:
             f"plateau is. {_ADD}",
         )
     low, high = of.fit.b_crit_interval
-    found, half = f"{of.fit.b_crit:.3g}, {low:.3g} to {high:.3g}", 0.5 * math.log(high / low)
+    found = f"{short(of.fit.b_crit)}, {short(low)} to {short(high)}"
+    half = 0.5 * math.log(high / low)
     ends = of.fit.unseen(of.table["batch_size"].min(), of.table["batch_size"].max())
     if ends:
         return Check(

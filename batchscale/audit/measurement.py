@@ -8,6 +8,7 @@ import numpy as np
 
 from batchscale import scaling
 from batchscale.audit.checks import NOTHING, Check, Evidence, Verdict, sizes
+from batchscale.numeric import short
 from batchscale.records import Status
 
 # Choices.
@@ -314,7 +315,7 @@ def extrapolated(evidence: Evidence) -> Check:
             "plateau is, and mend what other checks find where the steps are no such curve.",
         )
     low, high = found.b_crit_interval
-    words = f"{found.b_crit:.3g}, {low:.3g} to {high:.3g} ({of})"
+    words = f"{short(found.b_crit)}, {short(low)} to {short(high)} ({of})"
     if ends := found.unseen(reached["batch_size"].min(), reached["batch_size"].max()):
         return Check(
             name,

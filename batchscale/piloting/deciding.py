@@ -12,6 +12,7 @@ import pandas as pd
 
 from batchscale import arguments, arrays, schedules
 from batchscale.metrics import Goal
+from batchscale.numeric import short
 from batchscale.piloting.asked import Asked
 from batchscale.piloting.effort import EVALUATION, RUNS, SEEDS, Effort, evaluations, longest, power
 from batchscale.piloting.pricing import price, runs_of
@@ -126,7 +127,7 @@ def chosen(
         f"{at:,} of {steps[-1]:,} steps, and is at {median[-1]:.4g} in the end"
     )
     if noise:
-        words += f"; {of_noise} is {noise:.2g}"
+        words += f"; {of_noise} is {short(noise, 2)}"
     if dear < len(places):
         words += "; a harder one is likely to take more minutes than there are"
     half = int(np.searchsorted(steps, steps[-1] / 2))
@@ -254,7 +255,7 @@ def decided(
         sizes = measured(steps)[0]
     of_sizes = (
         f"{sizes[0]} to {sizes[-1]}, about the rough critical batch size of the short runs, "
-        f"{critical:.2g}"
+        f"{short(critical, 2)}"
     )
     if asked.batch_sizes is not None:
         of_sizes = "as they were given"
@@ -375,10 +376,10 @@ def _rates(asked: Asked, table: pd.DataFrame, sizes: Sequence[int]) -> tuple[Dis
     diverged = table["diverges_from"].min()
     words = (
         f"{low:g} to {high:g}, a factor of {_DECADES:g} or more beyond the best of the short "
-        f"runs, {best.min():.2g} to {best.max():.2g}"
+        f"runs, {short(best.min(), 2)} to {short(best.max(), 2)}"
     )
     if math.isfinite(diverged):
-        words += f"; training diverged from {diverged:.2g} on"
+        words += f"; training diverged from {short(diverged, 2)} on"
     return LogUniform(low, high), words
 
 

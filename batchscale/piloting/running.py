@@ -25,6 +25,7 @@ from batchscale.evaluate import Evaluate
 from batchscale.files import local_path, numbered, replacing
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import Mode
+from batchscale.numeric import short
 from batchscale.optimizers import Factory
 from batchscale.piloting.asked import Asked, checked
 from batchscale.piloting.deciding import decided, longer
@@ -83,16 +84,17 @@ class Pilot:
             [
                 f"{study.workload.name}, {optimizers.get(study.optimizer).name}: a pilot of "
                 f"{self.seconds / 60:.1f} minutes",
-                self.table.to_string(index=False, float_format="{:.3g}".format),
+                self.table.to_string(index=False, float_format=short),
                 *(f"{name}: {words}" for name, words in self.reasons.items()),
                 self._price(),
             ]
         )
 
     def _price(self) -> str:
-        words = f"A measurement to 15% is likely to take {max(self.minutes, 0.1):.2g} minutes here"
+        likely, given = short(max(self.minutes, 0.1), 2), short(self.answer_minutes, 2)
+        words = f"A measurement to 15% is likely to take {likely} minutes here"
         if self.minutes > self.answer_minutes:
-            return f"{words}; in {self.answer_minutes:.2g}, which it is given, it is less precise."
+            return f"{words}; in {given}, which it is given, it is less precise."
         return f"{words}."
 
 
@@ -265,7 +267,7 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
     if "timed" not in known:
         say(
             f"pilot: {asked.workload.name}: steps are compiled and timed, then learning rates are "
-            f"tried, then a goal is looked for; about {asked.seconds / 60:.2g} minutes"
+            f"tried, then a goal is looked for; about {short(asked.seconds / 60, 2)} minutes"
         )
         began, times = time.monotonic(), timed(asked)
         # Nearly all of it is compilation.

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from batchscale.numeric import short
 from batchscale.plots import common, marks, scales
 from batchscale.plots.asked import check_place, check_reads
 from batchscale.scaling import Fit
@@ -69,7 +70,7 @@ def comparison(found: _Comparison, ax: Axes | None = None, *, title: str | None 
         sizes, steps = table[["batch_size", "steps"]].to_numpy(float).T
         curve, shown = not fit.refused, common.plain(name)
         style = {
-            "label": f"{shown}, critical batch size {fit.b_crit:.3g}" if curve else shown,
+            "label": f"{shown}, critical batch size {short(fit.b_crit)}" if curve else shown,
             "color": look["color"],
             "marker": look["marker"],
             "markerfacecolor": "white" if place % 2 else look["color"],

@@ -12,6 +12,7 @@ from matplotlib.patheffects import withStroke
 from batchscale import scaling
 from batchscale.confirmation import Confirmation
 from batchscale.given import switch
+from batchscale.numeric import short
 from batchscale.plots.asked import RESULT, check_place, check_reads
 from batchscale.plots.common import Result, frame, goal_words, head, new_axes
 from batchscale.plots.marks import BLUE, GREY, sized
@@ -118,7 +119,7 @@ def frontier(
             )  # fmt: skip
     if seconds_per_step is None and not fit.refused:
         sizes = np.geomspace(table["batch_size"].min(), table["batch_size"].max(), 200)
-        label = f"fitted curve, critical batch size {fit.b_crit:.3g}"
+        label = f"fitted curve, critical batch size {short(fit.b_crit)}"
         handles += ax.plot(sizes * fit.steps(sizes), fit.steps(sizes), label=label, **sized(_CURVE))
     goal = goal_words(result.goal)
     ax.set_xlabel(f"Examples to {goal}")

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from batchscale.measurement import Measurement
+from batchscale.numeric import short
 from batchscale.plots import common, marks, scales
 from batchscale.plots.asked import MEASUREMENT, check_place, check_reads
 
@@ -52,7 +53,7 @@ def measurement(found: Measurement, ax: Axes | None = None, *, title: str | None
         marks.mark_misses(ax, missed, color=marks.VERMILION, marker="s")
     if not fit.refused:
         at = np.geomspace(sizes[0], sizes[-1], 200)
-        label = f"fitted curve, critical batch size {fit.b_crit:.3g}"
+        label = f"fitted curve, critical batch size {short(fit.b_crit)}"
         line = marks.sized({"linewidth": 1})
         handles += ax.plot(at, fit.steps(at), "-", color="0.4", label=label, **line)
     scales.log2_axis(ax, "x")

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from batchscale import given
+from batchscale.numeric import short
 from batchscale.plots.asked import check_place, check_reads
 from batchscale.plots.common import (
     frame,
@@ -195,7 +196,7 @@ def _critical(ax: Axes, fit: Fit) -> list[Any]:
         bottom, top = ax.get_ylim()
         ax.axhspan(max(low, bottom), min(high, top), color=VERMILION, alpha=0.12, linewidth=0)
         if not handles:
-            bound = f"at least {low:.3g}" if high == np.inf else f"at most {high:.3g}"
+            bound = f"at least {short(low)}" if high == np.inf else f"at most {short(high)}"
             label = f"critical batch size, $B_{{crit}}$: {bound}"
             handles.append(Patch(color=VERMILION, alpha=0.2, linewidth=0, label=label))
     return handles
@@ -271,7 +272,7 @@ def sharpness(
     axes[1].axhline(0, color="0.3", zorder=1, **sized({"linewidth": 0.8}))
     low, high = table["train_loss"].min(), table["train_loss"].max()
     words, handles = (
-        f"training loss {low:.3g} to {high:.3g}",
+        f"training loss {short(low)} to {short(high)}",
         axes[0].get_legend_handles_labels()[0],
     )
     head(axes[0], words, handles, title=title)

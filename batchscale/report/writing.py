@@ -19,6 +19,7 @@ from batchscale.display import words
 from batchscale.files import local_path, replacing
 from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
+from batchscale.numeric import short
 from batchscale.plots.asked import check_reads
 from batchscale.plots.common import new_axes
 from batchscale.report import page
@@ -33,9 +34,9 @@ _STEPS = {
     "missed": "Share that missed",
 }
 _BY = (
-    "Medians over seeds. Found by: `model`, one of the trials of all batch sizes together, checked "
-    "under fresh seeds; `search`, 32 settings at this batch size alone, where the model was "
-    "doubted; `doubted`, the model, though something speaks against it."
+    'Medians over seeds. Found by: "model", one of the trials of all batch sizes together, checked '
+    'under fresh seeds; "search", 32 settings at this batch size alone, where the model was '
+    'doubted; "doubted", the model, though something speaks against it.'
 )
 _CITE = """\
 batchscale: what batch size does to neural-network training. Version {version}.
@@ -213,8 +214,10 @@ def _sentence(recommended: scaling.Recommendation, fit: scaling.Fit) -> str:
     if fit.refused:
         return f"{knee} No critical batch size is quoted: {fit.refused}."
     low, high = fit.b_crit_interval
-    found = f"Critical batch size {fit.b_crit:.3g} ({fit.confidence:.0%} interval {low:.3g} to "
-    return f"{knee} {found}{high:.3g})."
+    found = (
+        f"Critical batch size {short(fit.b_crit)} ({fit.confidence:.0%} interval {short(low)} to "
+    )
+    return f"{knee} {found}{short(high)})."
 
 
 def _cost(steps: pd.DataFrame) -> Section:

@@ -19,6 +19,7 @@ from batchscale.design.question import Round
 from batchscale.engine import autotune
 from batchscale.engine.engine import Engine
 from batchscale.engine.packs import TrialId
+from batchscale.numeric import short
 from batchscale.plan import Plan
 from batchscale.records import Origin
 from batchscale.runner import candidates, costs
@@ -143,7 +144,7 @@ def opening_words(sizes: Sequence[int], precision: float, minutes: float | None,
     >>> opening_words([4, 8, 16], 0.15, 7.5, "1 x cpu")
     'measures batch sizes 4 to 16 together, to 15% or for 7.5 minutes, on 1 x cpu'
     """
-    until = f"to {precision:.0%}" + ("" if minutes is None else f" or for {minutes:.3g} minutes")
+    until = f"to {precision:.0%}" + ("" if minutes is None else f" or for {short(minutes)} minutes")
     return f"measures batch sizes {sizes[0]:,} to {sizes[-1]:,} together, {until}, on {where}"
 
 

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
 from batchscale import numeric
+from batchscale.numeric import short
 from batchscale.scaling.curve import Interval, check_table
 
 # Choices.
@@ -47,12 +48,12 @@ class Extrapolation:
     def __str__(self) -> str:
         if self.refused:
             return f"Critical batch size at {self.by} = {self.at:,.6g}: {self.refused}"
-        beyond = f"EXTRAPOLATED {self.factor:.3g} times beyond"
+        beyond = f"EXTRAPOLATED {short(self.factor)} times beyond"
         how = "interpolated within" if self.factor == 1 else beyond
         low, high = self.interval
         return (
             f"Critical batch size at {self.by} = {self.at:,.6g}, {how} what was measured: "
-            f"{self.b_crit:.3g} ({self.confidence:.0%} interval {low:.3g} to {high:.3g})"
+            f"{short(self.b_crit)} ({self.confidence:.0%} interval {short(low)} to {short(high)})"
         )
 
 
@@ -101,9 +102,9 @@ class PowerLaw:
         factor = max(1.0, value / high, low / value)
         if factor > self.reach * (1 + 1e-12):
             refused = (
-                f"refused, for it lies {factor:.3g} times beyond what was measured "
-                f"({low:,.6g} to {high:,.6g}), and no more than {self.reach:.3g} times is quoted. "
-                "Measure nearer to it."
+                f"refused, for it lies {short(factor)} times beyond what was measured "
+                f"({low:,.6g} to {high:,.6g}), and no more than {short(self.reach)} times is "
+                "quoted. Measure nearer to it."
             )
             nothing = Interval(math.nan, math.nan)
             return Extrapolation(
@@ -156,7 +157,7 @@ def power_law(
     >>> found.factor, found.interval.low < 283 < found.interval.high
     (4.0, True)
     >>> print(law.at(1e9))
-    Critical batch size at train_examples = 1e+09: refused, for it lies 1.25e+04 times beyond what
+    Critical batch size at train_examples = 1e+09: refused, for it lies 12,500 times beyond what
     was measured (10,000 to 80,000), and no more than 8 times is quoted. Measure nearer to it.
     """
     check_table("table", table, "one row a study")

@@ -12,6 +12,7 @@ import pandas as pd
 from batchscale import columns, numeric
 from batchscale.given import instance
 from batchscale.metrics import _tables
+from batchscale.numeric import short
 from batchscale.scaling._regimes import Regimes, overhead, regimes
 from batchscale.scaling.curve import Interval
 from batchscale.scaling.fitted import Fit
@@ -262,7 +263,7 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit, unit: str) -> list[str]:
         return [
             f"{knee:,.0f} is the knee: {steps:.1f} times the fewest steps and {examples:.1f} times "
             "the fewest examples of the fitted curve, whose critical batch size is "
-            f"{fit.b_crit:.3g} ({fit.confidence:.0%} interval {low:.3g} to {high:.3g})."
+            f"{short(fit.b_crit)} ({fit.confidence:.0%} interval {short(low)} to {short(high)})."
         ]
     row = reached[reached["batch_size"] == knee].iloc[0]
     time = row[unit] / reached[unit].min()
@@ -282,8 +283,8 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit, unit: str) -> list[str]:
         return [words, f"No critical batch size is quoted: {fit.refused}."]
     return [
         words,
-        f"In steps the critical batch size is {fit.b_crit:.3g} ({fit.confidence:.0%} interval "
-        f"{low:.3g} to {high:.3g}).",
+        f"In steps the critical batch size is {short(fit.b_crit)} ({fit.confidence:.0%} interval "
+        f"{short(low)} to {short(high)}).",
     ]
 
 
@@ -329,7 +330,7 @@ def _between(interval: Interval, confidence: float) -> str:
 def _fastest(reached: pd.DataFrame, fastest: float, tolerance: float) -> str:
     seconds = reached["seconds"]
     enough = reached.loc[seconds <= (1 + tolerance) * seconds.min(), "batch_size"].iloc[0]
-    words = f"{fastest:,.0f} is fastest, in {seconds.min():.3g} seconds"
+    words = f"{fastest:,.0f} is fastest, in {short(seconds.min())} seconds"
     if enough < fastest:
         words += f"; {enough:,} is within {tolerance:.0%} of it, with fewer examples a step"
     return words + "."

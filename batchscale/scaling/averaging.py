@@ -9,6 +9,7 @@ import pandas as pd
 import scipy
 from jaxtyping import Float
 
+from batchscale.numeric import short
 from batchscale.scaling.curve import Interval
 from batchscale.scaling.fitted import Fit, judged
 from batchscale.scaling.posterior import Misfits, Posterior, posterior, scattered
@@ -120,8 +121,8 @@ def _disagreement(found: Posterior, interval: Interval) -> str:
         return ""
     sharper = "sharper" if found.sharpness() > 1 else "softer"
     return (
-        f"the forms disagree: by the hyperbola it would be {by_hyperbola:.3g}, and a {sharper} "
-        f"bend (a = {found.sharpness():.2g}) describes the steps better"
+        f"the forms disagree: by the hyperbola it would be {short(by_hyperbola)}, and a {sharper} "
+        f"bend (a = {short(found.sharpness(), 2)}) describes the steps better"
     )
 
 

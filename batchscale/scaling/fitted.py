@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from batchscale import numeric
+from batchscale.numeric import short
 from batchscale.scaling.curve import Form, Interval, log_steps
 from batchscale.scaling.posterior import Posterior
 
@@ -84,14 +85,14 @@ class Fit:
             return f"no critical batch size is quoted: {self.refused}"
         low, high = self.b_crit_interval
         words = (
-            f"critical batch size {self.b_crit:.3g} ({self.confidence:.0%} interval {low:.3g} to "
-            f"{high:.3g}), {self.s_min:.3g} steps of an infinite batch, "
+            f"critical batch size {short(self.b_crit)} ({self.confidence:.0%} interval "
+            f"{short(low)} to {short(high)}), {short(self.s_min)} steps of an infinite batch, "
             f"{self._bend()}spread {self.spread:.2f}"
         )
         return "; ".join([words, *self.cautions])
 
     def _bend(self) -> str:
-        return "" if self.form == "hyperbolic" else f"bend a = {self.sharpness:.2g}, "
+        return "" if self.form == "hyperbolic" else f"bend a = {short(self.sharpness, 2)}, "
 
     def refuse(self, refusal: Refusal, why: str) -> Fit:
         """The same curve without its B_crit, for a reason that steps alone do not tell.
@@ -290,10 +291,10 @@ def judged(
     if interval.high > sizes.high and interval.low < sizes.low:
         return interval, Refusal.NEITHER_END, str(Refusal.NEITHER_END)
     if interval.high > sizes.high:
-        words = f"{Refusal.NO_PLATEAU}: it is at least {interval.low:.3g}"
+        words = f"{Refusal.NO_PLATEAU}: it is at least {short(interval.low)}"
         return Interval(interval.low, math.inf), Refusal.NO_PLATEAU, words
     if interval.low < sizes.low:
-        words = f"{Refusal.NO_PERFECT_SCALING}: it is at most {interval.high:.3g}"
+        words = f"{Refusal.NO_PERFECT_SCALING}: it is at most {short(interval.high)}"
         return Interval(0.0, interval.high), Refusal.NO_PERFECT_SCALING, words
     if straight:
         return Interval(0.0, math.inf), Refusal.POWER_LAW, str(Refusal.POWER_LAW)
