@@ -269,6 +269,9 @@ def test_the_best_rate_gets_there_first_however_it_ends_and_begins(start):
     table = scanning.table_of(asked(), given, scan)
     assert table["best_learning_rate"].tolist() == [0.1] * 3
     assert (table["steps"] <= 100).all()
+    reached = scanning.reaching(asked(), given, scan)
+    assert reached(0.3) == dict.fromkeys(sizes, 10.0)
+    assert reached(0.01) == {}
 
 
 def test_a_goal_lies_above_the_noise_of_its_split():
@@ -354,6 +357,31 @@ def test_budgets_that_are_given_are_taken():
         asked(max_steps={8: 100}, batch_sizes=[8, 16])
 
 
+def test_batch_sizes_are_about_the_critical_one_at_the_goal():
+    """That of the scan is of the beginning of training, and too small for a harder goal."""
+    sizes = effort().timed["batch_size"]
+    table = effort().timed.assign(
+        best_learning_rate=0.1, diverges_from=math.inf, steps=50 * (1 + 10 / sizes)
+    )
+    given, rerun = asked(metric="validation/loss"), falling(500)
+
+    def reaching(value):  # as the reruns of 32, with a critical batch size of 60 and none at 128
+        at = rerun["step"][np.argmax(rerun["median"] < value)]
+        return {8: at * (1 + 60 / 8) / (1 + 60 / 32), 32: 1.0}
+
+    alone = deciding.decided(given, effort(), table, rerun)
+    found = deciding.decided(given, effort(), table, rerun, reaching=reaching)
+    for one, critical in ((alone, 10), (found, 60)):
+        steps = one.expected.set_index("batch_size")["steps"]
+        ratio = (1 + critical / 4) / (1 + critical / 32)
+        assert steps[4] / steps[32] == pytest.approx(ratio, rel=0.05)
+    assert found.study.goal.value >= alone.study.goal.value  # small batches cost more
+    missed = asked(metric="validation/loss", goal=bs.Goal("validation/loss", 0.5))
+    guessed = deciding.decided(missed, effort(), table, rerun, reaching=lambda _: {8: 1e9})
+    steps = guessed.expected.set_index("batch_size")["steps"]
+    assert steps[4] / steps[32] == pytest.approx((1 + 10 / 4) / (1 + 10 / 32), rel=0.05)
+
+
 def test_a_goal_is_the_same_whatever_minutes_are_given_later(tmp_path):
     """It was decided by those of the first call."""
     given = {"metric": "validation/risk", "folder": tmp_path, "progress": False, "minutes": 0.05}
@@ -414,6 +442,7 @@ def test_batch_sizes_are_added_where_the_plateau_is_not_seen(
     """The rough critical batch size of the short runs may be far too small."""
     rough = deciding._rough
     monkeypatch.setattr(deciding, "_rough", lambda table: rough(table) / 24)
+    monkeypatch.setattr(deciding, "_rough_at", lambda critical, *_: critical)
     call = {"folder": tmp_path / "nq", "minutes": 1.0, "precision": 0.4, "progress": True}
     found = answer(**call)
     told = capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -158,6 +158,33 @@ def _rough(table: pd.DataFrame) -> float:
     known = np.isfinite(steps) & (steps > 0)
     if known.sum() < 2:
         return float(np.sqrt(sizes[0] * sizes[-1]))
+    return _through(sizes, np.where(known, steps, np.nan))
+
+
+def _rough_at(critical: float, there: Mapping[int, float], middle: int, steps: int) -> float:
+    """The same for a goal, where the scan of other batch sizes than the middle one got to it.
+
+    It grows as training goes on (McCandlish et al. 2018), and the scan's is of its beginning.
+
+    Args:
+      critical: by the scan's steps to where all batch sizes got.
+      there: steps to the goal of those batch sizes of the scan that got there.
+      middle: the batch size of the reruns.
+      steps: of these.
+
+    >>> there = {8: 100 * (1 + 24 / 8), 32: 1.0}
+    >>> f"{_rough_at(6.0, there, 32, 175):.0f}", _rough_at(40.0, there, 32, 175)
+    ('24', 40.0)
+    """
+    known = {**there, middle: float(steps)}
+    if len(known) < 2:
+        return critical
+    sizes, counts = np.array(sorted(known.items()), float).T
+    return max(critical, _through(sizes, counts))
+
+
+def _through(sizes: np.ndarray, steps: np.ndarray) -> float:
+    known = np.isfinite(steps)
     grid = np.geomspace(sizes[0], 4 * sizes[-1], 100)
     away = np.log(steps[known]) - np.log1p(grid[:, None] / sizes[known])
     return float(grid[np.argmin(away.var(axis=1))])
@@ -221,6 +248,7 @@ def decided(
     rerun: pd.DataFrame,
     sizes: Sequence[int] | None = None,
     limit: float | None = None,
+    reaching: Callable[[float], Mapping[int, float]] = lambda _: {},
 ) -> Decided:
     """The study that follows from the short runs.
 
@@ -231,12 +259,13 @@ def decided(
       rerun: of the best setting.
       sizes: batch sizes, if they have been decided before.
       limit: as in `Chosen`, likewise: with more minutes a study goes on with the same goal.
+      reaching: of the scan: the steps to a value of each batch size that got there.
     """
-    critical = _rough(table)
+    first = _rough(table)
     examples = arrays.examples(asked.workload.splits()["train"])
 
-    def measured(steps: int, runs: float = RUNS) -> tuple[list[int], float]:
-        return _sizes(asked, effort, critical, steps, examples, runs)
+    def critical_at(value: float, steps: int) -> float:
+        return _rough_at(first, reaching(value), effort.middle, steps)
 
     def affordable(steps: int) -> bool:
         if limit is not None:
@@ -244,15 +273,17 @@ def decided(
         place = int(np.searchsorted(rerun["step"], steps))
         rough = Goal(asked.metric, float(rerun["median"].iloc[place]), asked.mode)
         runs = min(max(runs_of(rerun, rough), RUNS), _MOST_RUNS * RUNS)
-        found, seconds = measured(steps, runs)
+        critical = critical_at(rough.value, steps)
+        found, seconds = _sizes(asked, effort, critical, steps, examples, runs)
         within = asked.allows(_likely(effort, critical, steps, found))
         return within and seconds <= _PAID * asked.answer_seconds
 
-    fewest = _COUNTED * (1 + critical / effort.middle)
+    fewest = _COUNTED * (1 + first / effort.middle)
     found = chosen(asked, effort, rerun, affordable, fewest)
     goal, steps = found.goal, found.steps
+    critical = critical_at(goal.value, steps) if found.reached else first
     if sizes is None:
-        sizes = measured(steps)[0]
+        sizes = _sizes(asked, effort, critical, steps, examples)[0]
     of_sizes = (
         f"{sizes[0]} to {sizes[-1]}, about the rough critical batch size of the short runs, "
         f"{short(critical, 2)}"

@@ -30,7 +30,7 @@ from batchscale.optimizers import Factory
 from batchscale.piloting.asked import Asked, checked
 from batchscale.piloting.deciding import decided, longer
 from batchscale.piloting.effort import TIMED, Effort, effort_of, timed
-from batchscale.piloting.scanning import again, medians, scan, table_of
+from batchscale.piloting.scanning import again, medians, reaching, scan, table_of
 from batchscale.result import load
 from batchscale.runner.progress import Progress, tell
 from batchscale.schedules import OfSteps, Schedule
@@ -283,7 +283,8 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
     effort = Effort.of(asked, times, known["effort"])
     # Runs that are there are not run again, but compared with what is asked.
     _run(asked, scan(asked, effort), folder / "scan")
-    table = table_of(asked, effort, load(folder / "scan"))
+    scanned = load(folder / "scan")
+    table, reached = table_of(asked, effort, scanned), reaching(asked, effort, scanned)
     reruns = known.get("reruns", [effort.rerun])
     while True:
         where = folder / numbered("rerun", len(reruns) - 1)
@@ -293,7 +294,7 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
         limit = None
         if "sizes" in known:
             limit = math.inf if known.get("limit") is None else known["limit"]
-        found = decided(asked, effort, table, rerun, known.get("sizes"), limit)
+        found = decided(asked, effort, table, rerun, known.get("sizes"), limit, reached)
         if "sizes" in known:
             break
         more = longer(asked, effort, reruns[-1], found, state.seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -71,6 +72,18 @@ def table_of(asked: Asked, effort: Effort, scan: Result) -> pd.DataFrame:
     columns = ["batch_size", "best_learning_rate", "diverges_from", "best", "steps"]
     table = pd.DataFrame(rows, columns=columns).merge(effort.timed, on="batch_size")
     return table[list(TABLE)]
+
+
+def reaching(asked: Asked, effort: Effort, scan: Result) -> Callable[[float], dict[int, float]]:
+    """Of a value of the metric: the fewest steps to it of each batch size that got there."""
+    found = {size: _Size.of(asked, scan, size) for size in effort.sizes}
+
+    def steps_to(value: float) -> dict[int, float]:
+        worse = float(asked.worse(np.array([value]))[0])
+        fewest = {size: float(one.steps_to(worse).min()) for size, one in found.items()}
+        return {size: steps for size, steps in fewest.items() if math.isfinite(steps)}
+
+    return steps_to
 
 
 @dataclasses.dataclass(frozen=True)
