@@ -371,6 +371,25 @@ def test_a_price_is_not_overspent_by_more_than_the_check():
     assert cost.examples < 1.5 * examples
 
 
+def test_what_the_check_costs_in_full_packs_is_kept_for_it():
+    """Five seeds of a pack of eight cost as much as eight."""
+    world, lanes = World(batch_sizes=SIZES), np.full(6, 8)
+    asked = question(world, precision=0.01)
+    steps = np.exp([world.log_steps(size) for size in SIZES])
+    of_a_seed = float(steps @ asked.seconds)
+    price = 60 * of_a_seed
+    trials = design_trials(drawn(world))
+
+    def purposes(left, **changes):
+        limited = question(world, precision=0.01, price=price, **changes)
+        more = Design(limited, trials).next(Spent(price - left * of_a_seed, 0.0)).asked
+        return {one.purpose for one in more}
+
+    assert purposes(7.0) == {Purpose.ASK}
+    assert purposes(7.0, lanes=lanes) == {Purpose.CHECK}
+    assert purposes(11.0, lanes=lanes) == {Purpose.ASK}
+
+
 def test_where_nothing_reaches_the_goal_the_measurement_ends_and_says_so():
     world = World(batch_sizes=SIZES, max_steps=5)
     asked = question(world)

@@ -124,7 +124,7 @@ class Design:
         """What may be spent, in the unit of `seconds`; without a limit, a multiple of the check."""
         question = self.question
         if math.isinf(question.price) and math.isinf(question.examples):
-            return 8 * self._check_price()
+            return 8 * float(_SEEDS * self._a_seed().sum() * 1.05)
         ratio = self._price_of_an_example()
         return min(question.price, question.examples * ratio)
 
@@ -140,8 +140,14 @@ class Design:
         return min(question.price - spent.price, by_examples)
 
     def _check_price(self) -> float:
+        """An idle lane of a pack costs as much as one at work."""
+        lanes = self.question.lanes
+        return float((-(-_SEEDS // lanes) * lanes * self._a_seed()).sum() * 1.05)
+
+    def _a_seed(self) -> np.ndarray:
+        """The price of the setting of each batch size under one seed."""
         steps = np.minimum(np.exp(self.fitted.level), self.question.max_steps)
-        return float(_SEEDS * (steps * self.question.seconds).sum() * 1.05)
+        return steps * self.question.seconds
 
     def _enough(self, left: float, reserved: float) -> str:
         """Why no more trials are asked for; empty if they are."""
