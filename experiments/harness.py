@@ -206,7 +206,8 @@ def _seconds(study: Study) -> float:
         return 0.0
     runs = json.loads((study.folder / "provenance.json").read_text())["runs"]
     seconds = [run["seconds"] for run in runs if "seconds" in run]
-    return sum(one["total"] for one in seconds if one["training"])  # others have but read it
+    # Others have but read it; of workers the total alone is noted.
+    return sum(one["total"] for one in seconds if one.get("training", one["total"]))
 
 
 def having(figure: Figure) -> list[str]:
