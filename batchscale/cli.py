@@ -17,6 +17,7 @@ import typer
 
 import batchscale as bs
 from batchscale.files import local_path, numbered, replacing
+from batchscale.measurement import NotYetError
 
 app = typer.Typer(
     name="batchscale",
@@ -67,8 +68,12 @@ def show(
     """Steps to target and the critical batch size, as far as the study has come."""
     while True:
         _TOLD.clear()
-        found = _found(folder)
-        typer.echo(str(found))
+        found = None
+        try:
+            found = _found(folder)
+            typer.echo(str(found))
+        except NotYetError as early:
+            typer.echo(str(early))
         if isinstance(found, bs.Result):
             done = found.steps_to_target()["batch_size"].tolist()
             for line in _under_way(found, done):
@@ -135,6 +140,8 @@ def compare(
     names = [local_path(folder).name for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        raise ValueError("compare: got one folder twice, wanted two or more studies.")
     found = bs.compare({name: _found(path) for name, path in zip(names, folders, strict=True)})
     typer.echo(str(found))
     if output is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -25,6 +25,7 @@ _COARSE, _FIRST = 0.5, 0.6  # the precision that shows the ends of the curve, in
 _WIDENED = 2  # how often batch sizes are added
 _RUNS = 35  # that a batch size costs, about
 _SMALL_STEP = 0.2  # a step of few examples takes no less than so much of one that was timed
+_FILE = "answer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,28 @@ class Call:
             tell(words)
 
 
+class State(NamedTuple):
+    """What has been decided of the study that is measured.
+
+    Attributes:
+      study: with the batch sizes and budgets that it has by now.
+      place: of the folder in which it is measured.
+      widened: how often batch sizes were added.
+      settled: whether nothing more is added.
+    """
+
+    study: Study
+    place: int
+    widened: int = 0
+    settled: bool = False
+
+
 def grown(
     call: Call, found: Pilot, left: float, *, guessed: bool, coarse: bool
 ) -> tuple[Study, int, float]:
     """The study that reaches its goal, in which folder it is measured, and the minutes left.
+
+    What is decided is on disk before it is measured, so that the same call goes on with it.
 
     Args:
       call: how it is measured.
@@ -73,10 +92,20 @@ def grown(
     Raises:
       ValueError: no trial reached the goal, and what to change.
     """
-    study, place, measured, left = _begun(call, found.study, left, guessed=guessed, coarse=coarse)
+    known = settled(call.where / _FILE, found.study)
+    if known is not None and known.settled:
+        return known.study, known.place, left
+    if known is None:
+        began = _begun(call, found.study, left, guessed=guessed, coarse=coarse)
+        study, place, measured, left = began
+        known = State(study, place)
+    else:
+        precision = max(call.precision, _COARSE)
+        measured = call.measure(known.study, known.place, precision, left, extend=True)
     if coarse:
-        study = _widened(call, study, place, measured, found, left)
-    return study, place, left
+        known = _widened(call, known, measured, found, left)
+    settle(call.where / _FILE, known._replace(settled=True))
+    return known.study, known.place, left
 
 
 def _begun(
@@ -114,11 +143,10 @@ def _begun(
             )
 
 
-def _widened(
-    call: Call, study: Study, place: int, measured: Measurement, found: Pilot, left: float
-) -> Study:
+def _widened(call: Call, known: State, measured: Measurement, found: Pilot, left: float) -> State:
     """With batch sizes where an end of the curve is not seen, as far as minutes pay for them."""
-    for _ in range(_WIDENED):
+    while known.widened < _WIDENED:
+        study = known.study
         spare = left - measured.cost["seconds"] / 60
         more = beyond(measured, found.table, study.workload, spare)
         if not more:
@@ -132,12 +160,14 @@ def _widened(
         study = dataclasses.replace(
             study, batch_sizes=sorted([*budgets, *more]), max_steps={**budgets, **longer}
         )
+        known = known._replace(study=study, widened=known.widened + 1)
+        settle(call.where / _FILE, known)
         precision = max(call.precision, _COARSE)
-        measured = call.measure(study, place, precision, left, extend=True)
-    return study
+        measured = call.measure(study, known.place, precision, left, extend=True)
+    return known
 
 
-def _continued(steps: dict[int, int] | dict[int, float], size: int) -> float:
+def _continued(steps: Mapping[int, float], size: int) -> float:
     """Steps at a batch size beyond others: perfect scaling below them, the plateau above.
 
     >>> _continued({8: 100, 16: 60}, 4), _continued({8: 100, 16: 60}, 32)
@@ -207,21 +237,26 @@ def carried(found: Pilot, study: Study) -> Pilot:
     return dataclasses.replace(found, study=study, expected=expected)
 
 
-def settled(path: Path, study: Study) -> tuple[Study | None, int]:
-    """What was decided of the study that is measured, if it was, and in which folder that is.
+def settled(path: Path, study: Study) -> State | None:
+    """What was decided of the study that is measured; None where nothing was.
 
     Raises:
       ValueError: the file is none of an answer.
     """
     if not path.exists():
-        return None, 0
+        return None
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         budgets = {int(size): int(steps) for size, steps in kept["max_steps"].items()}
         place = int(kept["place"])
+        # Earlier versions wrote what was settled alone.
+        widened, done = int(kept.get("widened", 0)), kept.get("settled", True)
         if kept["version"] != 1 or not budgets or not 0 <= place <= _LENGTHENED:
             raise ValueError("its version or its place is another")
-        return dataclasses.replace(study, batch_sizes=sorted(budgets), max_steps=budgets), place
+        if not 0 <= widened <= _WIDENED or not isinstance(done, bool):
+            raise ValueError("how far it has come is not known")
+        grown = dataclasses.replace(study, batch_sizes=sorted(budgets), max_steps=budgets)
+        return State(grown, place, widened, done)
     except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
         raise ValueError(
             f"{path}: not the file of an answer ({error}). Remove it: what it says is decided "
@@ -229,9 +264,14 @@ def settled(path: Path, study: Study) -> tuple[Study | None, int]:
         ) from None
 
 
-def settle(path: Path, study: Study, place: int) -> None:
+def settle(path: Path, known: State) -> None:
     """Writes down which study is measured, and in which folder."""
-    budgets = {str(size): steps for size, steps in study.definition().max_steps.items()}
+    kept = {
+        "version": 1,
+        "place": known.place,
+        "widened": known.widened,
+        "settled": known.settled,
+        "max_steps": {str(n): steps for n, steps in known.study.definition().max_steps.items()},
+    }
     with replacing(path) as file:
-        kept = {"version": 1, "place": place, "max_steps": budgets}
         file.write(json.dumps(kept, indent=1).encode() + b"\n")

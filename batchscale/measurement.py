@@ -205,6 +205,10 @@ class Measurement:
         )
 
 
+class NotYetError(ValueError):
+    """A measurement is under way, and no trial has reached the goal so far."""
+
+
 class NotReachedError(ValueError):
     """No trial of a measurement has reached the goal.
 
@@ -319,9 +323,18 @@ def measurement(
 
     Raises:
       NotReachedError: no trial of the scout reached the goal.
+      NotYetError: none has done so far.
     """
+    # Of batch sizes that are being added nothing is known before they have been timed.
+    definition = definition.of_sizes(plan.seconds_per_step)
     trials = trials_of(plan, definition, table)
-    if not len(trials) or not trials.crossed.any():
+    crossed = len(trials) > 0 and bool(trials.crossed.any())
+    if not crossed and not plan.ended:
+        raise NotYetError(
+            f"measure: it has only begun: none of {len(trials)} trials so far has reached "
+            f"{definition.goal}. The same call goes on."
+        )
+    if not crossed:
         raise NotReachedError(
             f"measure: none of {len(trials)} trials reached {definition.goal} in its budget "
             f"({_budget(definition)}). Choose an easier goal, a longer budget (max_steps), or "

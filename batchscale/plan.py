@@ -7,7 +7,7 @@ reads its hyperparameters and layouts from there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -70,6 +70,19 @@ class Definition:
     def batch_sizes(self) -> list[int]:
         """The batch sizes, in order."""
         return sorted(self.spaces)
+
+    def of_sizes(self, batch_sizes: Collection[int]) -> Definition:
+        """The same study of some of its batch sizes."""
+
+        def kept(table: Mapping[int, Any]) -> dict[int, Any]:
+            return {size: value for size, value in table.items() if size in batch_sizes}
+
+        return dataclasses.replace(
+            self,
+            spaces=kept(self.spaces),
+            max_steps=kept(self.max_steps),
+            earlier_budgets=kept(self.earlier_budgets),
+        )
 
     def grid(self, batch_size: int) -> list[int]:
         """The steps at which trials are evaluated, the ends of earlier budgets among them."""
@@ -232,15 +245,9 @@ class Plan:
 
     def only(self, batch_size: int) -> Plan:
         """The plan of one of its batch sizes alone; what is changed in it is not changed here."""
-        definition, budgets = self.definition, self.definition.earlier_budgets
         return dataclasses.replace(
             self,
-            definition=dataclasses.replace(
-                definition,
-                spaces={batch_size: definition.spaces[batch_size]},
-                max_steps={batch_size: definition.max_steps[batch_size]},
-                earlier_budgets={b: of for b, of in budgets.items() if b == batch_size},
-            ),
+            definition=self.definition.of_sizes([batch_size]),
             layouts={b: layout for b, layout in self.layouts.items() if b == batch_size},
             rows={b: [*rows] for b, rows in self.rows.items() if b == batch_size},
             examples=dict(self.examples),

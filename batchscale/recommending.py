@@ -24,7 +24,6 @@ from batchscale.workloads import Workload
 
 _PILOT = 0.2  # of the minutes, at most
 _MOST = 5.0  # minutes of a pilot
-_FILE = "answer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +168,11 @@ def recommend(
         that there was, or no trial reached the goal; the folder holds another study.
     """
     where = local_path(folder)
+    if (where / "index.json").is_file():
+        raise ValueError(
+            f"folder: {where} holds a study. Give the answer a folder of its own; "
+            "study.measure(folder) goes on with that study."
+        )
     _of_pilot(of_pilot)
     precision = arguments.precision(precision)
     given = of_pilot.get("batch_sizes")
@@ -193,11 +197,8 @@ def recommend(
     )
     left = max(minutes - found.seconds / 60, minutes / 4)
     call = growing.Call(where, precision, progress, devices)
-    study, place = growing.settled(where / _FILE, found.study)
-    if study is None:
-        guessed, coarse = of_pilot.get("max_steps") is None, given is None
-        study, place, left = growing.grown(call, found, left, guessed=guessed, coarse=coarse)
-        growing.settle(where / _FILE, study, place)
+    guessed, coarse = of_pilot.get("max_steps") is None, given is None
+    study, place, left = growing.grown(call, found, left, guessed=guessed, coarse=coarse)
     measured = call.measure(study, place, precision, left)
     return answer(measured, growing.carried(found, study))
 

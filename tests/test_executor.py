@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+import json
+import math
 import os
 import shutil
 import signal
@@ -250,6 +252,79 @@ def test_a_pool_that_breaks_is_made_again_where_it_is_known_how():
 
     assert doubled(make, [1, 2]) == [2, 4]
     assert len(made) == 2
+
+
+class Answering(AtOnce):
+    """Puts something in the place of what its tasks return."""
+
+    def __init__(self, put):
+        super().__init__()
+        self.put = put
+
+    def submit(self, function, /, *arguments):
+        future = Future()
+        future.set_result(self.put(super().submit(function, *arguments).result()))
+        return future
+
+
+def _changed(found, **changes):
+    return {**found, "about": json.dumps({**json.loads(found["about"]), **changes})}
+
+
+@pytest.mark.parametrize(
+    ("put", "words"),
+    [
+        (lambda _: {}, "does not fit its plan"),
+        (lambda _: None, "is no answer"),
+        (lambda _: [1], "is no answer"),
+        (lambda _: "text", "is no answer"),
+        (lambda _: {"error": "text"}, "is no answer"),
+        (lambda _: {"error": {"module": "builtins"}}, "is no answer"),
+        (lambda found: _changed(found, seconds={"training": -1.0}), "does not fit its plan"),
+        (lambda found: _changed(found, seconds={"training": math.nan}), "does not fit its plan"),
+        (lambda found: _changed(found, last=None, rows=[]), "does not fit its plan"),
+    ],
+)
+def test_what_is_no_answer_of_a_worker_is_refused_and_nothing_of_it_is_written(
+    put, words, alone, tmp_path
+):
+    some, result, _ = alone
+    with pytest.raises(ValueError, match=words):
+        some.run(tmp_path / "study", progress=False, executor=Answering(put))
+    with pytest.warns(UserWarning, match="not finished"):
+        assert not len(bs.load(tmp_path / "study").steps_to_target())
+    assert_same_tables(some.run(tmp_path / "study", progress=False), result)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 0}, {"width": -1}, {"width": None}, {"width": True}, {"seconds": []},
+        {"seconds": [[4, -1.0], [16, 1.0], [64, 1.0], [256, 1.0]]}, {"seconds": None},
+        {"seconds": [[4, math.nan], [16, 1.0], [64, 1.0], [256, 1.0]]},
+    ],
+)  # fmt: skip
+def test_a_timing_that_cannot_be_is_refused(changes, tmp_path):
+    some = study(
+        NoisyQuadratic.power_law(10).workload(),
+        space=bs.SearchSpace(learning_rate=bs.LogUniform(1e-1, 8.0)),
+        batch_sizes=[4, 16, 64, 256],
+        goal=bs.Goal("validation/risk", 0.1),
+    )
+    timing = {"seconds": [[size, 1e-5] for size in (4, 16, 64, 256)], "width": 4}
+    executor = Answering(lambda _: {**timing, **changes})
+    with pytest.raises(ValueError, match="of the timing does not fit"):
+        some.measure(tmp_path / "study", 1.0, progress=False, executor=executor)
+    assert not (tmp_path / "study/measure/plan.json").exists()
+
+
+def test_what_is_no_future_is_told(alone, tmp_path):
+    class Nothing(AtOnce):
+        def submit(self, function, /, *arguments):
+            return None
+
+    with pytest.raises(TypeError, match="submit of Nothing returned None, wanted a future"):
+        alone[0].run(tmp_path / "study", progress=False, executor=Nothing())
 
 
 @pytest.mark.parametrize(

@@ -394,3 +394,85 @@ def test_batch_sizes_are_added_to_a_measurement_that_may_grow(tmp_path):
         past = risk < 0.05
         crossing = np.median(np.array([*grid, np.inf])[np.where(past.any(1), past.argmax(1), -1)])
         assert abs(math.log(row["steps"] / crossing)) < 4 * row["log_deviation"] + 0.1
+
+
+class _StruckError(Exception):
+    """Ends a call where a kill would."""
+
+
+def _struck(*_):
+    raise _StruckError
+
+
+TOLD = dict.fromkeys([1, *SIZES, 1024], 1e-5)
+
+
+def _timed(plan, *_):
+    return {size: TOLD[size] for size in plan.definition.batch_sizes}
+
+
+def test_a_measurement_goes_on_as_where_it_began_whatever_devices_there_are(tmp_path, monkeypatch):
+    """Rounds are filled up to full packs, whose width is that of the devices."""
+    monkeypatch.setattr(measure, "seconds_per_step", _timed)
+    tables = {}
+    for width in (4, 16):
+        monkeypatch.setattr(measure, "width", lambda *_, of=width: of)
+        tables[width] = study().measure(tmp_path / f"{width}", 0.4, progress=False).trials
+    assert len(tables[4]) != len(tables[16])
+    train = measure._train
+
+    def third(session, plan, place, *rest):
+        return _struck() if place == 2 else train(session, plan, place, *rest)
+
+    monkeypatch.setattr(measure, "width", lambda *_: 4)
+    monkeypatch.setattr(measure, "_train", third)
+    with pytest.raises(_StruckError):
+        study().measure(tmp_path / "killed", 0.4, progress=False)
+    monkeypatch.setattr(measure, "width", lambda *_: 16)
+    monkeypatch.setattr(measure, "_train", train)
+    found = study().measure(tmp_path / "killed", 0.4, progress=False)
+    pd.testing.assert_frame_equal(found.trials, tables[4])
+    plan = plan_of(tmp_path / "killed")
+    assert plan.width == 4
+    for wrong in (0, -3, True, 4.0, "4"):
+        with pytest.raises(ValueError, match="width is"):
+            MeasurePlan.from_json({**plan.to_json(), "width": wrong}, "plan.json")
+    older = plan.to_json()
+    del older["width"]
+    assert MeasurePlan.from_json(older, "plan.json").width is None
+
+
+def test_a_measurement_whose_extension_was_killed_at_once_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "seconds_per_step", _timed)
+    folder, more = tmp_path / "study", study(batch_sizes=[1, *SIZES, 1024])
+    few = study().measure(folder, 0.5, progress=False)
+    monkeypatch.setattr(measure, "seconds_per_step", _struck)
+    with pytest.raises(_StruckError):
+        more.measure(folder, 0.5, progress=False, extend=True)
+    again = bs.load(folder).measurement()
+    pd.testing.assert_frame_equal(again.table, few.table)
+    assert again.audit().of("precise").verdict == few.audit().of("precise").verdict
+    again.report(tmp_path / "page.html")
+    monkeypatch.setattr(measure, "seconds_per_step", _timed)
+    found = more.measure(folder, 0.5, progress=False, extend=True)
+    assert found.table["batch_size"].tolist() == [1, *SIZES, 1024]
+
+
+def test_a_measurement_that_has_only_begun_says_so(tmp_path, monkeypatch):
+    folder, train = tmp_path / "study", measure._train
+    monkeypatch.setattr(measure, "_train", _struck)
+    with pytest.raises(_StruckError):
+        study().measure(folder, 0.4, progress=False)
+    with pytest.raises(measurement.NotYetError, match=r"only begun: none of 0 trials so far"):
+        bs.load(folder).measurement()
+    monkeypatch.setattr(measure, "_train", train)
+    assert len(study().measure(folder, 0.4, progress=False).trials)
+
+
+@pytest.mark.filterwarnings("ignore:.*not searched")
+@pytest.mark.parametrize("figure", ["hyperparameters", "sensitivity", "tuning_curve"])
+def test_figures_of_a_search_say_what_draws_a_measurement(measured, figure):
+    with pytest.raises(
+        ValueError, match=rf"{figure}: there is no trial of a search .*measured_trials"
+    ):
+        getattr(bs.plots, figure)(bs.load(measured[0]))

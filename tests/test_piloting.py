@@ -466,6 +466,54 @@ def test_batch_sizes_are_added_where_the_plateau_is_not_seen(
         answer(**call)
 
 
+class _StruckError(Exception):
+    """Ends a call where a kill would."""
+
+
+@pytest.mark.parametrize("struck", [2, 3])
+def test_an_answer_that_was_killed_while_it_grew_goes_on_with_all_that_was_added(
+    tmp_path, monkeypatch, struck
+):
+    call = {"minutes": 0.3, "precision": 0.6, "progress": False}
+    asked, measured = [], growing.Call.measure
+
+    def beyond(found, *_):
+        return [2 * int(found.table["batch_size"].max())]
+
+    def struck_at(self, study, *rest, **named):
+        asked.append(study.resolved_batch_sizes())
+        if len(asked) == struck:
+            raise _StruckError
+        return measured(self, study, *rest, **named)
+
+    monkeypatch.setattr(growing, "beyond", beyond)
+    monkeypatch.setattr(growing.Call, "measure", struck_at)
+    with pytest.raises(_StruckError):
+        answer(folder=tmp_path / "nq", **call)
+    first = asked[0]
+    kept = json.loads((tmp_path / "nq/answer.json").read_text())
+    assert (kept["widened"], kept["settled"]) == (struck - 1, False)
+    found = answer(folder=tmp_path / "nq", **call)
+    wanted = [*first, 2 * first[-1], 4 * first[-1]]  # twice, and no more
+    assert found.measurement.table["batch_size"].tolist() == wanted
+    assert found.pilot.study.resolved_batch_sizes() == wanted
+    assert found.pilot.expected["batch_size"].tolist() == wanted
+    path = tmp_path / "nq/answer.json"
+    kept = json.loads(path.read_text())
+    assert (kept["widened"], kept["settled"]) == (2, True)
+    assert answer(folder=tmp_path / "nq", **call).sentence() == found.sentence()
+    for wrong in ({"widened": 3}, {"widened": "x"}, {"settled": 1}):
+        path.write_text(json.dumps({**kept, **wrong}))
+        with pytest.raises(ValueError, match=r"answer\.json: not the file of an answer"):
+            answer(folder=tmp_path / "nq", **call)
+
+
+def test_an_answer_is_not_put_into_the_folder_of_a_study(tmp_path):
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a study"):
+        answer(folder=tmp_path)
+
+
 def test_batch_sizes_beyond_are_those_that_are_missing_and_paid_for():
     table = pd.DataFrame({"batch_size": [4, 8, 16], "steps": [100.0, 60.0, 40.0]})
     refusals = bs.scaling.Refusal

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from batchscale.plots.asked import RESULT, check_place, check_reads
-from batchscale.plots.common import Result, frame, goal_words, head, new_axes
+from batchscale.plots.common import Result, check_any, frame, goal_words, head, new_axes
 from batchscale.plots.marks import BLUE, GREEN, VERMILION, band, sized
 from batchscale.plots.scales import log2_axis
 
@@ -79,6 +79,7 @@ def sensitivity(
     check_reads("result", result, RESULT, "sensitivity")
     check_place(ax, title)
     table = result.sensitivity(within=within, max_steps=max_steps, max_epochs=max_epochs)
+    check_any(table, "sensitivity")
     table = table.sort_values("batch_size")
     words = {
         "reached": "reaches the goal",

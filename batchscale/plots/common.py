@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 import matplotlib as mpl
@@ -231,6 +231,21 @@ def steps_table(result: Result) -> pd.DataFrame:
             "is reached at step 0, before any training. Choose a harder goal."
         )
     return table
+
+
+def check_any(trials: Sized, caller: str) -> None:
+    """Refuses, in the name of `caller`, what has no trials of a search to draw.
+
+    >>> check_any([], "sensitivity")
+    Traceback (most recent call last):
+    ValueError: sensitivity: there is no trial of a search to draw yet. Trials of one design across
+    batch sizes are drawn by plots.measured_trials(result.measurement()).
+    """
+    if not len(trials):
+        raise ValueError(
+            f"{caller}: there is no trial of a search to draw yet. Trials of one design across "
+            "batch sizes are drawn by plots.measured_trials(result.measurement())."
+        )
 
 
 def check_batch_size(result: Result, batch_size: int, *, caller: str) -> None:

@@ -23,6 +23,7 @@ from batchscale.plots.common import (
     Goal,
     Result,
     axis_label,
+    check_any,
     check_batch_size,
     goal_words,
     head,
@@ -130,6 +131,7 @@ def hyperparameters(
     check_place(ax, title)
     _check_axes(result, x, y)
     budgeted = max_steps is not None or max_epochs is not None
+    check_any(result.trials, "hyperparameters")
     result = _within(result, batch_size, max_steps, max_epochs)
     if batch_size is None:
         if ax is not None:

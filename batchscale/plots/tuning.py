@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from batchscale.given import several
 from batchscale.plots.asked import RESULT, check_place, check_reads
-from batchscale.plots.common import Goal, frame, goal_words, head, listed, new_axes
+from batchscale.plots.common import Goal, check_any, frame, goal_words, head, listed, new_axes
 from batchscale.plots.marks import (
     COLORS,
     GREY,
@@ -92,6 +92,7 @@ def tuning_curve(
     check_reads("result", result, RESULT, "tuning_curve")
     check_place(ax, title)
     table = result.tuning_curve()
+    check_any(table, "tuning_curve")
     chosen = _chosen(table, batch_sizes, result.name)
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")

@@ -529,7 +529,8 @@ def load_tables(
 def _check_is_study(store: Store) -> None:
     folder = store.folder
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder. Give the one that study.run was given.")
+        what = "a file, and no folder" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: {what}. Give the one that study.run was given.")
     if store.index() is not None:
         return
     inside = sorted(path.name for path in folder.iterdir() if (path / INDEX).is_file())

@@ -180,6 +180,8 @@ def _of_result(found: _Result) -> Page:
         confirmed = found.confirmation()
     except FileNotFoundError:
         confirmed = None
+    if confirmed is not None and confirmed.table["steps"].isna().all():
+        confirmed = None  # it has only begun
     names = list(found.space.names)
     if confirmed is None:
         table, shown = found.optima(), "the best of N trials at each batch size"

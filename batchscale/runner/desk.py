@@ -156,8 +156,10 @@ class Desk:
         taken, wrong = [], None
         for one in returned:
             try:
-                if "about" in one.value:  # else it failed before it had a folder
+                if "about" in one.value:
                     taken.append(self._checked(one))
+                elif one.value.get("error") is None:  # else it failed before it had a folder
+                    raise KeyError("about")
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 wrong = ValueError(
                     f"executor: what a worker returned of {one.task.name} does not fit its plan "
@@ -209,6 +211,8 @@ class Desk:
         elif self._check is not None:
             self._check(measurements, trials)
         last = about["last"]
+        if last is not None:
+            _seconds(last["seconds"])
         return _Taken(
             size=size,
             measurements=measurements,
@@ -220,7 +224,7 @@ class Desk:
             failed=value["error"] is not None,
             last=None if last is None else Progress(**last),
             worker=dict(about["worker"]),
-            seconds={str(name): float(of) for name, of in about["seconds"].items()},
+            seconds={str(name): _seconds(of) for name, of in about["seconds"].items()},
         )
 
     def _note(self, taken: _Taken) -> None:
@@ -385,6 +389,13 @@ def _machine(found: Mapping[str, Any]) -> str:
     """What two tasks have in common that ran on the same kind of machine."""
     same = {name: of for name, of in found.items() if name not in ("batch_sizes", "seconds")}
     return json.dumps(same, sort_keys=True)
+
+
+def _seconds(value: Any) -> float:
+    found = float(value)
+    if not 0 <= found < 1e9:
+        raise ValueError(f"it says that it took {found} seconds")
+    return found
 
 
 def _name(size: int) -> str:

@@ -70,10 +70,12 @@ def measure(
     plan.precision = precision
     new = bool(set(session.plan.definition.batch_sizes) - set(plan.seconds_per_step))
     if elsewhere is not None:
-        seconds, together = elsewhere.look(new)
+        seconds, here = elsewhere.look(new)
     else:
         seconds = seconds_per_step(session.plan, session.engine, session.say) if new else {}
-        together = width(session.plan, session.engine)
+        here = width(session.plan, session.engine)
+    # Rounds are filled as where it began, whatever devices it goes on with.
+    plan.width = together = here if plan.width is None else plan.width
     if new:
         plan.seconds_per_step = seconds | plan.seconds_per_step
         side.write_plan(plan.to_json())

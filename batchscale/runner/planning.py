@@ -163,7 +163,8 @@ def planned(
         if lacks and not extend:
             raise ValueError(
                 f"{folder.folder}: holds a smaller study ({'; '.join(lacks)}). Call "
-                "study.extend(folder) to go on with it, or give another folder."
+                "study.extend(folder), or study.measure(folder, extend=True) if it is measured by "
+                "one design, to go on with it; or give another folder."
             )
         if extend:
             plan.definition = plan.definition.extended(definition)

@@ -8,7 +8,7 @@ import multiprocessing
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -127,6 +127,9 @@ def carry_out(
     run = _Run(_Workers(executor), receive, deque(tasks), say)
     try:
         run.run()
+    except (KeyboardInterrupt, SystemExit):
+        run.workers.end()
+        raise
     finally:
         run.workers.close()
 
@@ -137,6 +140,7 @@ class _Workers:
     def __init__(self, given: Executor) -> None:
         self._make: Any = None if _submits(given) else given
         self._executor: Any = given if _submits(given) else None
+        self._others = set(multiprocessing.active_children())
 
     def submit(self, task: Task) -> Any:
         if self._executor is None:
@@ -157,6 +161,16 @@ class _Workers:
         if executor is self._executor:
             self.close()
         return True
+
+    def end(self) -> None:
+        """Ends the executor with its processes, if it was made here: nobody would wait for them.
+
+        A process that ends by a signal takes none of them with it.
+        """
+        if self._make is not None:
+            self.close()
+            for process in set(multiprocessing.active_children()) - self._others:
+                process.terminate()
 
     def close(self) -> None:
         """Ends the executor, if it was made here."""
@@ -220,6 +234,11 @@ class _Run:
                     f"executor: {type(self.workers.current).__name__} takes no task "
                     f"({_words(error)}). Give one that is open, or a function that makes one."
                 ) from error
+            if not (hasattr(future, "done") and hasattr(future, "result")):
+                raise TypeError(
+                    f"executor: submit of {type(self.workers.current).__name__} returned "
+                    f"{future!r}, wanted a future, which has done and result."
+                )
             self._waiting.popleft()
             self._running[future] = task, self.workers.current
 
@@ -254,9 +273,11 @@ class _Run:
                 if self._error is None and self._lose(task, error, executor):
                     self._waiting.append(task)
                 continue
-            found = value.get("error")
-            if found is None:
+            if (found := _fault(task, value)) is None:
                 self._returned.append(Returned(task, value))
+                continue
+            if isinstance(found, Exception):  # nothing of it can be used
+                self._fail(found)
                 continue
             error = sending.rebuilt(found)
             if self._error is not None:
@@ -318,6 +339,23 @@ class _Run:
         for future in self._running:
             with contextlib.suppress(Exception):  # what is no standard future may not have it
                 future.cancel()
+
+
+def _fault(task: Task, value: Any) -> dict[str, Any] | Exception | None:
+    """The error that a task returned; an exception where it returned no answer at all."""
+    of_error = {"module": str, "name": str, "arguments": list, "words": str, "note": str}
+    if isinstance(value, Mapping):
+        found = value.get("error")
+        if found is None:
+            return None
+        kinds = {**of_error, "of_machine": bool}
+        if isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items()):
+            return found
+    return ValueError(
+        f"executor: what a worker returned of {task.name} is no answer ({type(value).__name__}). "
+        "Nothing of it is written; the same call runs it again. Give an executor that returns "
+        "what its tasks return."
+    )
 
 
 def _submits(executor: Any) -> bool:

@@ -160,8 +160,20 @@ def look(session: Session, away: Away, timed: bool) -> tuple[dict[int, float], i
 
     task = Task("timing", worker.look, (away.study, json.dumps(about)))
     pool.carry_out(away.executor, [task], receive, session.say)
-    seconds = {int(size): float(value) for size, value in found[0]["seconds"]}
-    return seconds, int(found[0]["width"])
+    try:
+        seconds = {int(size): float(value) for size, value in found[0]["seconds"]}
+        together = found[0]["width"]
+        wanted = set(session.plan.definition.batch_sizes) if timed else set()
+        if set(seconds) != wanted or not all(0 < one < 1e6 for one in seconds.values()):
+            raise ValueError(f"seconds of a step are {seconds}")
+        if isinstance(together, bool) or not isinstance(together, int) or together < 1:
+            raise ValueError(f"trials of a pack are {together!r}")
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"executor: what a worker returned of the timing does not fit ({error!r}). Nothing of "
+            "it is written; the same call times again."
+        ) from error
+    return seconds, together
 
 
 def _refined(session: Session) -> RefinementPlan | None:

@@ -60,6 +60,8 @@ class MeasurePlan:
       conditions: what each batch size was run under, as in `Plan`.
       opening: seconds of all calls until their first round, of timing steps among others.
       asking: seconds between rounds.
+      width: trials of a full pack where the measurement began, by which rounds are filled; None
+        of earlier versions.
     """
 
     seconds_per_step: dict[int, float] = dataclasses.field(default_factory=dict)
@@ -70,6 +72,7 @@ class MeasurePlan:
     conditions: dict[int, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     opening: float = 0.0
     asking: float = 0.0
+    width: int | None = None
 
     @property
     def training(self) -> float:
@@ -114,6 +117,7 @@ class MeasurePlan:
             "conditions": by_name(self.conditions),
             "opening": self.opening,
             "asking": self.asking,
+            "width": self.width,
         }
 
     @classmethod
@@ -169,7 +173,14 @@ class MeasurePlan:
             number("precision", plan["precision"]),
             conditions_from_json(plan["conditions"]),
             *(_seconds(name, plan.get(name, 0.0)) for name in ("opening", "asking")),  # new ones
+            width=None if plan.get("width") is None else _width(plan["width"]),
         )
+
+
+def _width(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ValueError(f"width is {value!r}, but must be trials")
+    return value
 
 
 def _seconds(name: str, value: Any) -> float:
