@@ -119,8 +119,12 @@ def test_the_steps_of_figure_1_are_the_fewest_of_complete_trials(archive, tmp_pa
 
 
 def test_figure_2_has_every_goal_of_the_paper(archive, tmp_path):
-    table = pd.read_csv(drawn(FIGURES[2], archive, tmp_path) / "steps_minima.csv")
+    folder = drawn(FIGURES[2], archive, tmp_path)
+    table = pd.read_csv(folder / "steps_minima.csv")
     lines = table.groupby("panel")["line"].nunique()
+    ends = pd.read_csv(folder / "scaling_minima.csv")
+    assert ends.groupby("panel")["goal"].nunique().to_dict() == lines.to_dict()
+    assert (ends["b_crit"].isna() == ends["refused"].notna()).all()
     assert lines.to_dict() == {
         "Simple CNN on MNIST": 5,
         "Transformer on LM1B": 6,
