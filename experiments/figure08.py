@@ -25,13 +25,32 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     """A panel for each study that there is."""
     del tuned
     found = present(studies, NAMES)
-    tables, axes = [], grid(len(found))
+    tables, rules, axes = [], [], grid(len(found))
     for ax, one in zip(axes, found, strict=True):
         title = f"{one.title}, {one.words.optimizer}"
         bs.plots.learning_rates(one.result, ax=ax, title=title)
         tables.append(one.result.learning_rates().assign(panel=title))
+        rules.append({"panel": title, **_rule(tables[-1])})
     harness.one_legend(axes)
-    return {"learning_rates": pd.concat(tables, ignore_index=True)}
+    rates = pd.concat(tables, ignore_index=True)
+    return {"learning_rates": rates, "rules": pd.DataFrame(rules)}
+
+
+def _rule(rates: pd.DataFrame) -> dict[str, float]:
+    """The power of the batch size that the best rate grows as, up to which; see `scaling.rules`."""
+    try:
+        found = bs.scaling.rules(rates)
+    except ValueError:  # of too few batch sizes
+        return {}
+    exponent, knee = found.exponent_interval, found.knee_interval
+    return {
+        "exponent": found.exponent,
+        "exponent_low": exponent.low,
+        "exponent_high": exponent.high,
+        "knee": found.knee,
+        "knee_low": knee.low,
+        "knee_high": knee.high,
+    }
 
 
 FIGURE = Figure(8, NAMES, draw, tuned=False, goals=GOALS, usable=harness.trained_on)

@@ -178,6 +178,7 @@ def main(figure: Figure, description: str | None, arguments: Sequence[str] | Non
         "seconds_of_studies": round(sum(_seconds(one) for one in studies.values()), 1),
         "seed": given.seed,
         "largest": given.largest,
+        "tuned": figure.tuned,
         "studies": {name: one.title for name, one in studies.items()},
         "files": [path.name for path in files],
         "made_by": records.provenance(),

@@ -174,8 +174,10 @@ def _run(task: Task, ends: float) -> None:
 
 def _draw(preset: str, number: int, runs: Path, output: Path, largest: int | None) -> None:
     about = output / f"figure{number:02d}" / preset / "about.json"
-    if about.exists() and json.loads(about.read_text()).get("largest") == largest:
-        return
+    if about.exists():
+        drawn, tuned = json.loads(about.read_text()), figure(number).tuned
+        if drawn.get("largest") == largest and drawn.get("tuned", tuned) == tuned:
+            return
     module = importlib.import_module(f"experiments.figure{number:02d}")
     arguments = ["--preset", preset, "--runs", str(runs), "--output", str(output)]
     arguments += [] if largest is None else ["--largest", str(largest)]

@@ -120,5 +120,5 @@ def test_a_file_in_the_place_of_a_folder_is_told(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(FileExistsError, match="not a folder, but a file is there"):
         StudyFolder.open(tmp_path / "a")
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="a file, and no folder"):
         bs.load(tmp_path / "a")
