@@ -272,6 +272,7 @@ def test_the_best_rate_gets_there_first_however_it_ends_and_begins(start):
     reached = scanning.reaching(asked(), given, scan)
     assert reached(0.3) == dict.fromkeys(sizes, 10.0)
     assert reached(0.01) == {}
+    assert reached(start) == {}  # before the first step
 
 
 def test_a_goal_lies_above_the_noise_of_its_split():

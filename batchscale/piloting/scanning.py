@@ -81,7 +81,8 @@ def reaching(asked: Asked, effort: Effort, scan: Result) -> Callable[[float], di
     def steps_to(value: float) -> dict[int, float]:
         worse = float(asked.worse(np.array([value]))[0])
         fewest = {size: float(one.steps_to(worse).min()) for size, one in found.items()}
-        return {size: steps for size, steps in fewest.items() if math.isfinite(steps)}
+        # A value that a trial begins with tells nothing.
+        return {size: steps for size, steps in fewest.items() if 0 < steps < math.inf}
 
     return steps_to
 
