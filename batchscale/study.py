@@ -26,7 +26,6 @@ from batchscale.engine.layout import Layout
 from batchscale.engine.packs import TrialId
 from batchscale.evaluate import Evaluate
 from batchscale.files import local_path
-from batchscale.given import switch
 from batchscale.measurement import Measurement
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
@@ -41,7 +40,7 @@ from batchscale.runner.demands import Call
 from batchscale.runner.estimating import Steps
 from batchscale.runner.measure import Elsewhere, measure, opening_words
 from batchscale.runner.pool import Executor
-from batchscale.runner.progress import Progress, tell
+from batchscale.runner.progress import Progress, Seldom, lines
 from batchscale.runner.refine import refine, refined_values
 from batchscale.runner.trial_run import PlannedTrial, TrialRun
 from batchscale.schedules import OfSteps, Schedule
@@ -357,8 +356,7 @@ class Study:
           One row a batch size: `batch_size`; `seconds_per_step` of a trial; and
           `seconds_per_evaluation`, of one on the whole of the goal's split.
         """
-        switch("progress", progress)
-        say = tell if progress and hosts.is_first() else lambda _: None
+        say = lines(progress)
         training, mesh = self.training(), session.mesh_of(devices)
         session.check(training, mesh)
         with compilation_cache.cached():
@@ -717,6 +715,7 @@ class Study:
         replicate: int = 0,
         steps: int | Sequence[int] | None = None,
         until: Goal | None = None,
+        progress: bool = True,
         devices: Sequence[Any] | None = None,
     ) -> TrialRun:
         """Runs one trial again, bit for bit as in the study, and keeps its parameters.
@@ -730,6 +729,7 @@ class Study:
           steps: how many; by default until the trial is past the goal, or its budget is spent.
             Several, in increasing order: its parameters at each are kept as `checkpoints`.
           until: another goal, past which it ends instead, at the latest after `steps`.
+          progress: a line each half minute of how far it is, or none.
           devices: as in `run`.
 
         Raises:
@@ -740,6 +740,7 @@ class Study:
             steps = numeric.increasing("steps", list(steps))  # pyright: ignore
         elif steps is not None:
             steps = numeric.integer("steps", steps, 1)
+        say = Seldom(lines(progress))
         one = self.planned_trial(
             batch_size=batch_size, trial=trial, folder=folder, replicate=replicate, devices=devices
         )
@@ -763,6 +764,7 @@ class Study:
                 values=one.hyperparameters,
                 steps=steps,
                 until=until,
+                say=say,
             )
 
     def planned_trial(

@@ -118,3 +118,51 @@ def test_what_is_run_beside_a_study_is_told_with_its_own_folder(square, tmp_path
     few.confirm(tmp_path, settings=2, selection_seeds=2, seeds=3, progress=hear)
     assert_told(told, tmp_path / "confirm")
     assert {e.replicate for e in told} == {1, 2, 3, 4, 5}
+
+
+def test_lines_begin_after_five_seconds_and_are_half_a_minute_apart(monkeypatch):
+    clock, said = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    seldom = progress.Seldom(said.append)
+    for second in range(70):
+        clock[0] = second
+        seldom(f"second {second}")
+    assert said == ["second 5", "second 35", "second 65"]
+
+
+def test_a_trial_says_how_far_it_is_unless_it_is_soon_done_or_shall_not(
+    monkeypatch, square, capsys
+):
+    one = study(square, batch_sizes=[8], trials=1, max_steps=200)
+    one.run_trial(batch_size=8, trial=0, steps=2)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(progress, "_FIRST", 0.0)
+    monkeypatch.setattr(progress, "_LINES", 0.0)
+    one.run_trial(batch_size=8, trial=0, steps=2)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"trial 0 of batch size 8: step {step} of 2" for step in (0, 1, 2)]
+    one.run_trial(batch_size=8, trial=0, steps=2, progress=False)
+    assert not capsys.readouterr().err
+
+
+def test_what_trains_a_run_again_says_what_is_at_work_unless_it_shall_not(square, capsys):
+    one = study(square, batch_sizes=[8], trials=1, max_steps=200)
+    run = {"batch_size": 8, "trial": 0}
+    calls = {
+        "step 2 of 2: branches at batch size 16, 2 copies of 8 steps": lambda **kwargs: (
+            bs.theory.branches(
+                one, **run, steps=[2], batch_sizes=[8, 16], examples=128, copies=2, **kwargs
+            )
+        ),
+        "example 16 of 80: 4 steps at batch size 16": lambda **kwargs: bs.theory.train_in_stages(
+            one, [(0, 8), (16, 16)], **run, examples=80, copies=1, **kwargs
+        ),
+        "step 2 of 2: its noise scale": lambda **kwargs: bs.theory.noise_scales(
+            one, **run, steps=[2], **kwargs
+        ),
+    }
+    for line, call in calls.items():
+        call()
+        assert line in capsys.readouterr().err.splitlines()
+        call(progress=False)
+        assert not capsys.readouterr().err

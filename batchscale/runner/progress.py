@@ -14,9 +14,12 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from batchscale.engine import hosts
+from batchscale.given import switch
 from batchscale.metrics import Goal
 
 _SECONDS = 0.2  # between two refreshments
+_FIRST = 5.0  # seconds of a call that says nothing
 _LINES = 30.0  # seconds between two lines, where there is no terminal
 # Closed, a terminal that is gone, a pipe that nobody reads, a full disk; or, of a signal that is
 # told, another line that it came within.
@@ -174,6 +177,38 @@ def tell(line: str) -> None:
     if sys.stderr is not None:
         with _UNHEARD:
             print(line, file=sys.stderr, flush=True)
+
+
+def lines(progress: bool) -> Callable[[str], None]:
+    """What shows lines of a call that has no bar: `tell`, or nothing.
+
+    Args:
+      progress: whether lines are shown; of several processes the first alone shows them.
+
+    >>> lines(False)("nobody hears this")
+    >>> lines(None)
+    Traceback (most recent call last):
+    TypeError: progress: got None, wanted True or False.
+    """
+    switch("progress", progress)
+    return tell if progress and hosts.is_first() else lambda _: None
+
+
+class Seldom:
+    """Says a line where the last one is some time ago, and none in a call that is soon done.
+
+    Args:
+      say: shows a line.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._next = say, time.monotonic() + _FIRST
+
+    def __call__(self, line: str) -> None:
+        """Shows it, or not."""
+        if time.monotonic() >= self._next:
+            self._say(line)
+            self._next = time.monotonic() + _LINES
 
 
 def _live() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,6 +161,7 @@ def run_trial(
     values: Mapping[str, float],
     steps: int | Sequence[int] | None = None,
     until: Goal | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> TrialRun:
     """Runs one trial of a study.
 
@@ -174,6 +175,7 @@ def run_trial(
       steps: how many, or several at which its parameters are wanted, in increasing order; by
         default until it is past the goal, or its budget is spent.
       until: it ends as soon as it is past this, at the latest after `steps`.
+      say: told how far it is.
     """
     wanted = list(steps) if isinstance(steps, Sequence) else []
     if steps is None:
@@ -198,6 +200,7 @@ def run_trial(
         if diverged:
             break
         rows[batch_size, *trial, step] = found.rows[trial]
+        say(f"trial {trial.number} of batch size {batch_size:,}: step {step:,} of {budget:,}")
         if step in wanted:
             checkpoints.append(Checkpoint(step, *engine.params(unpack(packs), trial)))
         if until is not None and until.reached(found.rows[trial][until.metric]):

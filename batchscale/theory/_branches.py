@@ -12,6 +12,7 @@ import pandas as pd
 from batchscale import checks, columns, numeric
 from batchscale.metrics import Goal
 from batchscale.runner.branching import Branching, Stage
+from batchscale.runner.progress import lines
 from batchscale.runner.trial_run import PlannedTrial
 from batchscale.theory._asked import check_study
 from batchscale.theory._local import Branches, Change
@@ -52,6 +53,7 @@ def branches(
     tolerance: float = _TOLERANCE,
     copies: int = 8,
     folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
     devices: Sequence[Any] | None = None,
 ) -> Branches:
     """The local critical batch size along one run, by branching (Merrill et al. 2025).
@@ -80,6 +82,7 @@ def branches(
       tolerance: in its unit.
       copies: of a branch, each on examples of its own; their scatter makes the intervals.
       folder: as in `Study.run_trial`.
+      progress: a line for each branch before it is trained, or none.
       devices: as in `Study.run`.
 
     Raises:
@@ -103,6 +106,7 @@ def branches(
     [64.0]
     """
     check_study(study)
+    say = lines(progress)
     steps = numeric.increasing("steps", _listed("steps", steps))
     sizes = numeric.increasing("batch_sizes", _listed("batch_sizes", batch_sizes))
     if len(sizes) < 2 or sizes[0] < 1:
@@ -120,6 +124,7 @@ def branches(
     rows = []
     with Branching(planned, copies=copies, split=measured.split) as branching:
         for reached in branching.along(steps):
+            step = reached.examples // planned.batch_size
             together = math.lcm(*sizes)
             place = -(-reached.place // together) * together
             # Of sizes that have little in common each begins at its own next multiple.
@@ -127,9 +132,12 @@ def branches(
             for size in sizes:
                 factor = scale(size / planned.batch_size)
                 stage = Stage(size, round(examples / size), factor)
+                say(
+                    f"step {step:,} of {steps[-1]:,}: branches "
+                    f"at batch size {size:,}, {copies} copies of {stage.steps:,} steps"
+                )
                 looks = _looks(stage.steps)
                 _, seen = branching.train(start, stage, looks)
-                step = reached.examples // planned.batch_size
                 for copy, own in seen.groupby("copy"):
                     loss = _smoothed(own[measured.metric])
                     rows.append((step, reached.examples, size, factor, copy, loss))
@@ -154,6 +162,7 @@ def train_in_stages(
     metric: str | None = None,
     copies: int = 8,
     folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
     devices: Sequence[Any] | None = None,
 ) -> pd.DataFrame:
     """Trains with a batch size that changes, as `Branches.warm_up` proposes.
@@ -169,6 +178,7 @@ def train_in_stages(
       metric: as in `branches`.
       copies: how many runs. All begin at the trial's parameters, and the first has its key.
       folder: as in `Study.run_trial`.
+      progress: a line for each stage before it is trained, or none.
       devices: as in `Study.run`.
 
     Returns:
@@ -192,6 +202,7 @@ def train_in_stages(
     [100, 325]
     """
     check_study(study)
+    say = lines(progress)
     changes = [_change(change) for change in _listed("batch_sizes", batch_sizes)]
     numeric.increasing("batch_sizes: examples", [change.examples for change in changes])
     if not changes or changes[0].examples != 0:
@@ -214,6 +225,10 @@ def train_in_stages(
                 continue
             factor = scale(change.batch_size / planned.batch_size)
             stage = Stage(change.batch_size, count, factor)
+            say(
+                f"example {reached.examples:,} of {examples:,}: {count:,} steps at batch size "
+                f"{change.batch_size:,}"
+            )
             reached, seen = branching.train(reached, stage, _looks(count, looks))
             tables.append(
                 pd.DataFrame(

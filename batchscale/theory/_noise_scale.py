@@ -26,6 +26,7 @@ import pandas as pd
 from jaxtyping import Float, PyTree
 
 from batchscale import arrays, columns, given, numeric
+from batchscale.runner.progress import lines
 from batchscale.scaling import Interval
 from batchscale.theory._asked import check_options, check_study
 from batchscale.theory._training_loss import Sums, TrainingLoss, microbatches
@@ -261,6 +262,7 @@ def noise_scales(
     trial: int,
     steps: Sequence[int],
     folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
     """The noise scale along the run of one trial, which is trained again.
@@ -271,6 +273,7 @@ def noise_scales(
       trial: its number.
       steps: at which the noise scale is taken, in increasing order.
       folder: as in `Study.run_trial`.
+      progress: lines of what is at work, or none.
       **options: `examples`, `with_hessian`, `split`, `microbatch` and `seed` of `noise_scale`.
 
     Returns:
@@ -303,9 +306,13 @@ def noise_scales(
         size = arrays.examples(study.workload.splits()[split])
         numeric.integer("examples", examples, 3, size)
     steps = numeric.increasing("steps", given.several("steps", steps, "steps, in a list"))
-    run = study.run_trial(batch_size=batch_size, trial=trial, steps=steps, folder=folder)
+    say = lines(progress)
+    run = study.run_trial(
+        batch_size=batch_size, trial=trial, steps=steps, folder=folder, progress=progress
+    )
     rows = []
     for point in run.checkpoints:
+        say(f"step {point.step:,} of {steps[-1]:,}: its noise scale")
         found = noise_scale(
             study.workload,
             point.params,

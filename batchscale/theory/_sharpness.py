@@ -22,6 +22,7 @@ from batchscale import checks, columns, numeric
 from batchscale.evaluate import Evaluate
 from batchscale.metrics import Goal
 from batchscale.records import Origin, Status
+from batchscale.runner.progress import lines
 from batchscale.theory._asked import check_options, check_result, check_study
 from batchscale.theory._training_loss import TrainingLoss, microbatches
 from batchscale.workloads import Workload
@@ -140,6 +141,7 @@ def generalisation(
     trials: int = 1,
     max_steps: int | None = None,
     split: str = "test",
+    progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
     """Sharpness and the gap between training and test, by batch size, at the same training loss.
@@ -155,6 +157,7 @@ def generalisation(
       trials: how many at each batch size, from the one that reached the goal first on.
       max_steps: of each; the study's budget by default.
       split: what the gap is measured on.
+      progress: lines of what is at work, or none.
       **options: `examples`, `iterations`, `tolerance`, `microbatch` and `seed` of `sharpness`.
 
     Returns:
@@ -196,6 +199,7 @@ def generalisation(
             "study: its workload evaluates other parameters than it trains (averages of them), "
             "and so the losses and the sharpness would be of different ones."
         )
+    say = lines(progress)
     until = Goal("train/loss", train_loss)
     checks.metric(Goal(f"{split}/loss", 0.0), study.workload, study.space.names)
     # Whatever the study measured: what a trial is measured on does not change it.
@@ -212,9 +216,11 @@ def generalisation(
         if trial is None:
             continue
         budget = result.definition.max_steps[batch_size] if max_steps is None else max_steps
+        say(f"batch size {batch_size:,}: trial {trial} is trained until {until}")
         run = study.run_trial(
-            batch_size=batch_size, trial=trial, folder=result.folder, steps=budget, until=until
-        )
+            batch_size=batch_size, trial=trial, folder=result.folder, steps=budget, until=until,
+            progress=progress,
+        )  # fmt: skip
         at = run.curve.iloc[-1]
         if run.diverged or not until.reached(at["train/loss"]):
             continue
