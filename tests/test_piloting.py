@@ -356,6 +356,8 @@ def test_budgets_that_are_given_are_taken():
         asked(max_steps={8: 100})
     with pytest.raises(ValueError, match="max_steps: has no entry for batch size 16"):
         asked(max_steps={8: 100}, batch_sizes=[8, 16])
+    with pytest.raises(ValueError, match=r"max_steps.*batch size 8"):
+        asked(max_steps=lambda size: 100 if size < 8 else 0)
 
 
 def test_batch_sizes_are_about_the_critical_one_at_the_goal():

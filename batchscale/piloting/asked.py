@@ -18,7 +18,7 @@ from batchscale.optimizers import Factory
 from batchscale.runner import session
 from batchscale.runner.progress import Progress
 from batchscale.schedules import OfSteps, Schedule
-from batchscale.study import Study
+from batchscale.study import Study, powers_of_two
 from batchscale.tuner import Distribution, LogUniform, SearchSpace, ShareOfBudget
 from batchscale.workloads import Workload
 
@@ -33,6 +33,7 @@ _OF_SCHEDULES = {
 }
 _WITHIN = 1.5  # times the steps that are likely, a budget is enough
 RATES = 8  # learning rates that are tried at each of them
+LARGEST = 512  # of the batch sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +202,9 @@ def checked(
     )
     if max_steps is not None:
         examples = arrays.examples(splits["train"])
-        sizes = [1] if batch_sizes is None else batch_sizes
+        # A function may fail at a size that is found when minutes are spent.
+        tried = powers_of_two(1, max(min(LARGEST, examples // 8), 1))
+        sizes = tried if batch_sizes is None else batch_sizes
         asked.budget(arguments.batch_sizes(sizes, examples, workload.name))
     if evaluate is not None:
         asked = _evaluated(asked, evaluate)

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from batchscale import arrays
-from batchscale.piloting.asked import RATES, Asked
+from batchscale.piloting.asked import LARGEST, RATES, Asked
 from batchscale.stopping import evaluation_grid
 from batchscale.workloads import Workload
 from batchscale.workloads.parts import part_of
 
 # Choices.
-_SMALLEST, _LARGEST = 8, 512  # batch sizes that are tried
+_SMALLEST = 8  # of the batch sizes that are tried
 SEEDS = 5  # under which the best setting is run again
 RUNS = 30  # of a trial's steps to target that a measurement costs a batch size, about
 OVERHEAD = 1.3  # what a round takes beside its steps
@@ -36,7 +36,7 @@ def timed(asked: Asked) -> pd.DataFrame:
     The largest of them is no larger than the time of the scan allows.
     """
     examples = arrays.examples(asked.workload.splits()["train"])
-    largest = power(min(_LARGEST, examples // 8))
+    largest = power(min(LARGEST, examples // 8))
     smallest = min(_SMALLEST, largest)
     first = _speeds(asked, sorted({smallest, min(4 * smallest, largest)}))
     size, step = first[["batch_size", "seconds_per_step"]].to_numpy(float)[-1]
