@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -250,3 +252,48 @@ def test_the_limit_is_the_nearest_count_that_is_not_past_the_goal(value, count, 
         assert goal.limit(count) == (misses[0] if len(misses) else count + 1)
     else:
         assert goal.limit(count) == (misses[-1] if len(misses) else -1)
+
+
+def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_path):
+    some = study(
+        batch_sizes=[8], stop=3.0, trials=8, space=bs.SearchSpace(learning_rate=0.1, momentum=0.9)
+    )
+    seeds = {"settings": 1, "selection_seeds": 2, "seeds": 3, "progress": False}
+    easier = bs.Goal("validation/error", 0.2)
+    whole = dataclasses.replace(some, curves="exact")
+    whole.run(tmp_path / "whole", progress=False)
+    expected = whole.confirm(tmp_path / "whole", **seeds)
+    told = whole.estimate(tmp_path / "whole", call="confirm", **_numbers(seeds))
+    assert not told["examples"].any()  # nothing is left of it
+    some.run(tmp_path / "some", progress=False)
+    first = some.confirm(tmp_path / "some", **seeds)
+    pd.testing.assert_frame_equal(first.table, expected.table)
+    with pytest.raises(ValueError, match=re.escape("and study.confirm again")):
+        bs.load(tmp_path / "some").confirmation(easier)
+    some.extend(tmp_path / "some", curves="exact", progress=False)
+    shutil.copytree(tmp_path / "some", tmp_path / "there")
+    left = whole.estimate(tmp_path / "some", call="confirm", **_numbers(seeds))
+    assert left["examples"].all()
+    again = whole.confirm(tmp_path / "some", **seeds)
+    pd.testing.assert_frame_equal(again.table, expected.table)
+    found = bs.load(tmp_path / "some").confirmation(easier)
+    pd.testing.assert_frame_equal(
+        found.table, bs.load(tmp_path / "whole").confirmation(easier).table
+    )
+    with ThreadPoolExecutor(1) as executor:
+        whole.confirm(tmp_path / "there", **seeds, executor=executor)
+    for table, other in zip(
+        bs.records.load_tables(tmp_path / "some/confirm"),
+        bs.records.load_tables(tmp_path / "there/confirm"),
+        strict=True,
+    ):
+        pd.testing.assert_frame_equal(table, other)
+    runs = bs.records.load_tables(tmp_path / "whole/confirm")[0].query("replicate > 2")
+    first_past = (
+        runs["validation/error"].loc[lambda error: error < 0.2].reset_index().groupby("replicate")
+    )
+    assert found.table["steps"].item() == first_past["step"].min().median()
+
+
+def _numbers(seeds):
+    return {name: seeds[name] for name in ("settings", "selection_seeds", "seeds")}

@@ -249,7 +249,8 @@ def _check_whole(goal: Goal, first: pd.DataFrame) -> None:
             f"{goal}: at batch size {row['batch_size']:.0f}, trial {row['trial']:.0f}, step "
             f"{row['step']:.0f}, {known}: the evaluation was cut short, being far from the goal of "
             "the study. To know, call "
-            'study.extend(folder, curves="exact"), or make a study with this goal.'
+            'study.extend(folder, curves="exact"), and study.confirm again where it has been, or '
+            "make a study with this goal."
         )
 
 

@@ -136,6 +136,7 @@ def _spec(plan: Plan, job: Job, *, bounded: bool) -> BatchSizeSpec:
     grid = plan.definition.grid(job.batch_size)
     last = next((step for step in grid if step >= job.limit), grid[-1])
     grid = [step for step in grid if step <= last]
+    exact = plan.definition.curves == "exact"
     return BatchSizeSpec(
         batch_size=job.batch_size,
         trials=len(job.trials),
@@ -143,8 +144,8 @@ def _spec(plan: Plan, job: Job, *, bounded: bool) -> BatchSizeSpec:
         grid=grid,
         goal=plan.definition.goal,
         rule=StopRule.of(job.stop),
-        exact=False,
-        others=plan.others(job.batch_size, grid, bounds=bounded),
+        exact=exact,
+        others=plan.others(job.batch_size, grid, bounds=bounded and not exact),
         candidates=tuple(job.trials),
     )
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from batchscale.engine.packs import TrialId
 from batchscale.records import TRIAL_COLUMNS, Origin
-from batchscale.runner import candidates
+from batchscale.runner import candidates, planning
 from batchscale.runner.candidates import Candidate
 from batchscale.runner.progress import Progress
 from batchscale.runner.session import Session
@@ -117,6 +117,9 @@ class _BatchSize:
     def run(self) -> None:
         """Compares the settings, chooses one, and runs it under seeds of its own."""
         plan, size = self.plan, self.batch_size
+        tables = candidates.tables_of(self.session.folder, size)
+        if planning.measured_again(self.session.plan.definition, tables[0]):
+            self.session.folder.drop([size])
         compared = [
             TrialId(number, 1 + seed)
             for number in plan.settings[size]

@@ -14,7 +14,7 @@ import pandas as pd
 from batchscale.engine.packs import TrialId
 from batchscale.plan import Plan
 from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, Status
-from batchscale.runner import counting, foreseeing, sweep
+from batchscale.runner import counting, foreseeing, planning, sweep
 from batchscale.runner.counting import Counts
 from batchscale.runner.ledger import BatchSizeSpec, Ledger
 from batchscale.stopping import StopRule
@@ -158,6 +158,8 @@ def of_confirm(
     compared = [TrialId(n, 1 + seed) for n in numbers for seed in range(selection_seeds)]
     fresh = [TrialId(numbers[0], 1 + selection_seeds + seed) for seed in range(seeds)]
     done = known.confirmed.at(size)
+    if planning.measured_again(known.plan.definition, done.measurements):
+        done = Tables(done.measurements.iloc[:0], done.trials.iloc[:0])
     before = {TrialId(n, r) for _, n, r in done.trials.index}
     limit, total = patience * best, Counts()
     # Another setting may have been chosen there; its runs under fresh seeds are as many.
@@ -193,7 +195,6 @@ def _candidates(
         max_infeasible=0,
         grid=[step for step in grid if step <= last],
         rule=StopRule.of("all"),
-        exact=False,
         candidates=tuple(asked),
     )
     return known.counts(spec, done, crossings)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import pandas as pd
 from jax.sharding import Mesh
 
 from batchscale import arrays, datasets, keys, records
@@ -218,3 +219,11 @@ def _marks(training: Training) -> dict[str, str]:
 
 def _listed(sizes: Sequence[int]) -> str:
     return ", ".join(map(str, sizes))
+
+
+def measured_again(definition: Definition, measurements: pd.DataFrame) -> set[int]:
+    """The batch sizes that are measured again from their beginning: bounds were enough before."""
+    bound = definition.goal.bound
+    if definition.curves != "exact" or bound not in measurements:
+        return set()
+    return set(measurements.index[measurements[bound].notna()].get_level_values("batch_size"))

@@ -12,7 +12,7 @@ from batchscale.engine.engine import Training
 from batchscale.engine.layout import LayoutOf
 from batchscale.engine.packs import TrialId
 from batchscale.records import Status, StudyFolder
-from batchscale.runner import candidates, pool, sending, sweep, worker
+from batchscale.runner import candidates, planning, pool, sending, sweep, worker
 from batchscale.runner.candidates import Job
 from batchscale.runner.confirm import Settings
 from batchscale.runner.desk import Away, Desk
@@ -69,7 +69,7 @@ def run(session: Session, away: Away, *, probe: bool = False) -> None:
         known = desk.known[size]
         ledger = Ledger(sweep.spec_of(plan, size, bounded=False), *known)
         done = ledger.next({}) is None and (known[1]["status"] != Status.INCOMPLETE).all()
-        if done and size not in sweep.measured_again(plan.definition, known[0]):
+        if done and size not in planning.measured_again(plan.definition, known[0]):
             desk.finish(size, ledger)
     desk.carry_out()
     folder.compact()

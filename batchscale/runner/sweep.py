@@ -14,7 +14,7 @@ from batchscale.engine import autotune
 from batchscale.engine.autotune import Rehearsal
 from batchscale.engine.packs import TrialId
 from batchscale.metrics import BOUNDS, Goal, with_goal
-from batchscale.plan import Definition, Plan
+from batchscale.plan import Plan
 from batchscale.records import Origin, Status, StudyFolder
 from batchscale.runner import planning
 from batchscale.runner.batch_size import BatchSizeRun
@@ -36,7 +36,7 @@ def run(session: Session, *, probe: bool = False) -> None:
     """
     plan, engine = session.plan, session.engine
     measurements, trials = session.folder.tables()
-    anew = measured_again(plan.definition, measurements)
+    anew = planning.measured_again(plan.definition, measurements)
     runs = [
         _batch_size_run(session, size, measurements, trials, anew=size in anew)
         for size in plan.definition.batch_sizes
@@ -171,14 +171,6 @@ def spec_of(plan: Plan, batch_size: int, *, bounded: bool) -> BatchSizeSpec:
         exact=exact,
         others=plan.others(batch_size, grid, bounds=bounded and not exact),
     )
-
-
-def measured_again(definition: Definition, measurements: pd.DataFrame) -> set[int]:
-    """The batch sizes that are measured again from their beginning: bounds were enough before."""
-    bound = definition.goal.bound
-    if definition.curves != "exact" or bound not in measurements:
-        return set()
-    return set(measurements.index[measurements[bound].notna()].get_level_values("batch_size"))
 
 
 def _batch_size_run(
