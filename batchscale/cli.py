@@ -78,7 +78,11 @@ def show(
             done = found.steps_to_target()["batch_size"].tolist()
             for line in _under_way(found, done):
                 typer.echo(line)
-            if done:
+            confirmed = found.confirmed()
+            if confirmed is not None:
+                typer.echo(f"medians of the tuned settings under fresh seeds:\n{confirmed}")
+                typer.echo(str(confirmed.scaling()))
+            elif done:
                 typer.echo(str(found.scaling()))
         if watch is None:
             return

@@ -176,11 +176,10 @@ def _of(name: str, found: Any) -> tuple[str, pd.DataFrame, scaling.Fit]:
     if isinstance(found, Measurement):
         return "measured", found.table[["batch_size", "steps", "low", "high"]], found.scaling()
     if isinstance(found, Result):
-        try:
-            found = found.confirmation()
-        except FileNotFoundError:
-            assert isinstance(found, Result)
+        confirmed = found.confirmed()
+        if confirmed is None:
             return "best of N", found.steps_to_target()[["batch_size", "steps"]], found.scaling()
+        found = confirmed
     if isinstance(found, Confirmation):
         table = found.table.loc[found.table["steps"].notna()]
         return "confirmed", table[["batch_size", "steps", "low", "high"]], found.scaling()

@@ -65,15 +65,18 @@ class Confirmation:
         return known[shown].assign(log_deviation=deviation)
 
     def recommend(
-        self, *, seconds_per_step: scaling.StepTimes | None = None
+        self, *, seconds_per_step: scaling.StepTimes | None = None, tolerance: float = 0.2
     ) -> scaling.Recommendation:
         """Which batch size to train with, by the medians; see `scaling.recommend`."""
-        return scaling.recommend(
+        made = scaling.recommend(
             self.steps_to_target(),
             self.scaling(),
             paces=self.paces,
             seconds_per_step=seconds_per_step,
+            tolerance=tolerance,
         )
+        of = "Steps are medians of the tuned settings under fresh seeds."
+        return dataclasses.replace(made, sentences=(*made.sentences, of))
 
     def scaling(self, *, form: scaling.Form = "averaged") -> scaling.Fit:
         """The critical batch size of the medians; see `scaling.fit`.

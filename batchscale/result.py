@@ -17,6 +17,7 @@ import pandas as pd
 from batchscale import archive, audit, display, metrics, records, scaling, tuner
 from batchscale.confirmation import Confirmation, at_goal, confirmation
 from batchscale.files import local_path, replacing
+from batchscale.given import switch
 from batchscale.measurement import Measurement, measurement
 from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
@@ -221,6 +222,20 @@ class Result:
         crossings = metrics.first_crossings(measurements, self._goal(goal))
         return at_goal(medians, crossings, self.steps_to_target(goal))
 
+    def confirmed(self) -> Confirmation | None:
+        """The confirmation, of which all that draws or recommends goes; None where it is not whole.
+
+        Whole it is once every batch size that reached the goal has its median; before, and where
+        nothing was confirmed, the best of N trials is shown.
+        """
+        try:
+            found = self.confirmation()
+        except FileNotFoundError:
+            return None
+        table = found.table
+        under_way = table["steps"].isna() & np.isfinite(table["best_of_n"].to_numpy(float))
+        return None if under_way.any() or not len(table) else found
+
     def measurement(self) -> Measurement:
         """What `Study.measure` has found out, as far as it has come; nothing trains.
 
@@ -326,20 +341,38 @@ class Result:
         self,
         goal: Goal | None = None,
         *,
+        confirmed: bool | None = None,
         seconds_per_step: scaling.StepTimes | None = None,
         tolerance: float = 0.2,
     ) -> scaling.Recommendation:
         """Which batch size to train with, in words and numbers; see `scaling.recommend`.
 
-        By the best of N trials; `confirmation().recommend()` goes by the medians of tuned settings.
+        Args:
+          goal: another than the study's, by the best of N trials.
+          confirmed: whether it goes by the medians of tuned settings, which `Study.confirm` finds,
+            or by the best of N trials; by default the medians where there are any.
+          seconds_per_step: as in `scaling.recommend`.
+          tolerance: likewise.
+
+        Raises:
+          FileNotFoundError: medians are asked for, and nothing is confirmed.
         """
-        return scaling.recommend(
+        if confirmed is not None:
+            switch("confirmed", confirmed)
+        found = self.confirmation(goal) if confirmed else None
+        if confirmed is None and goal is None:
+            found = self.confirmed()
+        if found is not None:
+            return found.recommend(seconds_per_step=seconds_per_step, tolerance=tolerance)
+        made = scaling.recommend(
             self.steps_to_target(goal),
             self.scaling(goal),
             paces=self.paces,
             seconds_per_step=seconds_per_step,
             tolerance=tolerance,
         )
+        of = f"Steps are those of the best of {self.definition.trials} trials, some of it luck."
+        return dataclasses.replace(made, sentences=(*made.sentences, of))
 
     def sensitivity(
         self,

@@ -1,10 +1,10 @@
 """Five families of models in one picture: each with its own critical batch size, all on one curve.
 
 A perceptron, a CNN and a residual network on 8x8 digits, a Transformer and an LSTM on tiny
-Shakespeare. Each is answered by `batchscale.recommend`, which finds the ranges and the batch sizes
-itself, and measures within the minutes. The goals are given: the one that a pilot finds is as hard
-as the minutes pay for, and those depend on the machine. In the picture batch sizes are in units
-of the critical one, and steps in units of the fewest.
+Shakespeare. Each is answered by `batchscale.recommend`, which finds the ranges itself, and measures
+within the minutes. Goals and batch sizes are given: those that a pilot finds are what the minutes
+pay for, which depends on the machine. In the picture batch sizes are in units of the critical one,
+and steps in units of the fewest.
 
     python -m experiments.regimes                              # all of them, within the minutes
     python -m experiments.regimes --only digits/fc_64 --minutes 3
@@ -19,7 +19,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -31,22 +31,42 @@ from batchscale import records
 from batchscale.files import local_path, replacing
 from batchscale.plots import common, marks, scales
 
+
+class Family(NamedTuple):
+    """A model that is measured.
+
+    Attributes:
+      words: for the picture.
+      optimizer: by name.
+      goal: of its steps.
+      batch_sizes: that are measured; both ends of the curve lie among them.
+    """
+
+    words: str
+    optimizer: str
+    goal: bs.Goal
+    batch_sizes: list[int]
+
+
 FAMILIES = {
-    "digits/fc_64": ("perceptron, digits", "sgd"),
-    "digits/simple_cnn_base": ("CNN, digits", "momentum"),
-    "digits/resnet_8": ("ResNet-8, digits", "momentum"),
-    "tiny_shakespeare/transformer_tiny": ("Transformer, tiny Shakespeare", "adam"),
-    "tiny_shakespeare/lstm_tiny": ("LSTM, tiny Shakespeare", "adam"),
-}
-
-
-GOALS = {
-    "digits/fc_64": bs.Goal("validation/error", 0.02),
-    "digits/simple_cnn_base": bs.Goal("validation/error", 0.05),
-    "digits/resnet_8": bs.Goal("validation/error", 0.05),
-    "tiny_shakespeare/transformer_tiny": bs.Goal("validation/loss", 2.4),
-    "tiny_shakespeare/lstm_tiny": bs.Goal("validation/loss", 2.24),
-}
+    "digits/fc_64": Family(
+        "perceptron, digits", "sgd", bs.Goal("validation/error", 0.02), bs.powers_of_two(2, 128)
+    ),
+    "digits/simple_cnn_base": Family(
+        "CNN, digits", "momentum", bs.Goal("validation/error", 0.05), bs.powers_of_two(8, 512)
+    ),
+    "digits/resnet_8": Family(
+        "ResNet-8, digits", "momentum", bs.Goal("validation/error", 0.05), bs.powers_of_two(8, 512)
+    ),
+    "tiny_shakespeare/transformer_tiny": Family(
+        "Transformer, tiny Shakespeare", "adam",
+        bs.Goal("validation/loss", 2.4), bs.powers_of_two(1, 64),
+    ),
+    "tiny_shakespeare/lstm_tiny": Family(
+        "LSTM, tiny Shakespeare", "adam",
+        bs.Goal("validation/loss", 2.24), bs.powers_of_two(1, 64),
+    ),
+}  # fmt: skip
 
 
 def main() -> None:
@@ -59,10 +79,12 @@ def main() -> None:
     parser.add_argument("--output", type=local_path, default="results/regimes")
     given = parser.parse_args()
     for name in given.only or FAMILIES:
+        family = FAMILIES[name]
         answer = bs.recommend(
             bs.workloads.get(name),
-            FAMILIES[name][1],
-            goal=GOALS[name],
+            family.optimizer,
+            goal=family.goal,
+            batch_sizes=family.batch_sizes,
             folder=given.runs / name.replace("/", "_"),
             minutes=given.minutes,
             seed=given.seed,
@@ -155,7 +177,7 @@ def draw(
             marks.bars(
                 ax, size, steps, low, high, marker=marks.MARKERS[place], color=color,
                 markerfacecolor="white" if place % 2 else color, zorder=3,
-                label=f"{FAMILIES[name][0]}: {about['b_crit']:.3g}",
+                label=f"{FAMILIES[name].words}: {about['b_crit']:.3g}",
             )
         )  # fmt: skip
         ends += [size.min(), size.max()]

@@ -1,6 +1,7 @@
 """The tuned setting under fresh seeds: chosen by some, reported by others."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -10,8 +11,10 @@ import pytest
 from helpers import perceptron
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import batchscale as bs
+from batchscale.cli import app
 from batchscale.confirmation import Confirmation, at_goal, confirmation, median_ranks
 from batchscale.engine.engine import Engine
 from batchscale.records import TRIAL_INDEX
@@ -325,6 +328,57 @@ def few_steps(few, folder):
     trials = bs.load(folder).trials
     first = trials[trials.index.get_level_values("trial") < few.trials]
     return first["first_crossing"].min()
+
+
+def test_what_draws_or_recommends_goes_by_the_medians_once_they_are_whole(tmp_path):
+    one = study(batch_sizes=[4, 16])
+    one.run(tmp_path / "one", progress=False)
+    other = study(batch_sizes=[4, 16], seed=1).run(tmp_path / "other", progress=False)
+    told = []
+
+    def kill(progress):
+        told.append(progress.batch_size)
+        if progress.batch_size == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one.confirm(tmp_path / "one", **OPTIONS | {"progress": kill})
+    partly = bs.load(shutil.copytree(tmp_path / "one", tmp_path / "partly"))
+    assert partly.confirmation().table["steps"].isna().tolist() == [False, True]
+    medians_of = one.confirm(tmp_path / "one", **OPTIONS)
+    whole, best = bs.load(tmp_path / "one"), partly.steps_to_target()["steps"].tolist()
+    tuned = medians_of.table["steps"].tolist()
+    assert best != tuned
+    for result, confirmed, steps, words in (
+        (partly, None, best, "Steps to"),
+        (whole, None, tuned, "Median steps to"),
+        (whole, False, best, "Steps to"),
+        ([whole, other], None, best, "Steps to"),  # of one there are no medians
+        ([whole, whole], None, tuned, "Median steps to"),
+    ):
+        ax = bs.plots.steps_to_target(result, confirmed=confirmed, perfect_scaling=False)
+        assert ax.get_ylabel() == f"{words} validation error < 0.15"
+        assert ax.lines[0].get_ydata().tolist() == steps
+        plt.close(ax.figure)
+    with pytest.raises(FileNotFoundError, match="nothing is confirmed"):
+        bs.plots.steps_to_target(other, confirmed=True)
+    ax = bs.plots.frontier(whole, title=None)
+    assert "tuned settings' medians" in ax.get_title() + str(
+        [text.get_text() for text in ax.figure.texts]
+    )
+    plt.close(ax.figure)
+    luck = "Steps are those of the best of 6 trials, some of it luck."
+    fresh = "Steps are medians of the tuned settings under fresh seeds."
+    assert partly.recommend().sentences[-1] == luck
+    assert whole.recommend(confirmed=False).sentences[-1] == luck
+    assert whole.recommend(whole.goal).sentences[-1] == luck
+    assert whole.recommend().sentences[-1] == fresh
+    assert whole.recommend().table["steps"].tolist() == tuned
+    assert bs.compare({"one": whole, "other": other}).table["shows"].tolist() == [
+        "confirmed", "best of N",
+    ]  # fmt: skip
+    shown = CliRunner().invoke(app, ["show", str(tmp_path / "one")]).output
+    assert f"{medians_of}\n{medians_of.scaling()}" in shown
 
 
 def test_a_batch_size_where_only_a_trial_that_diverged_got_there_is_passed_over(

@@ -11,10 +11,9 @@ from matplotlib.patheffects import withStroke
 
 from batchscale import scaling
 from batchscale.confirmation import Confirmation
-from batchscale.given import switch
 from batchscale.numeric import short
 from batchscale.plots.asked import RESULT, check_place, check_reads
-from batchscale.plots.common import Result, frame, goal_words, head, new_axes
+from batchscale.plots.common import Result, frame, goal_words, head, medians, new_axes
 from batchscale.plots.marks import BLUE, GREY, sized
 from batchscale.plots.room import axes_room, small_text, text_width
 from batchscale.plots.scales import log2_axis, seconds_axis
@@ -48,7 +47,7 @@ class _Measured(Result, Protocol):
 def frontier(
     result: _Measured,
     *,
-    confirmed: bool = False,
+    confirmed: bool | None = None,
     seconds_per_step: StepTimes | None = None,
     ax: Axes | None = None,
     title: str | None = None,
@@ -63,7 +62,8 @@ def frontier(
 
     Args:
       result: of a study.
-      confirmed: whether steps are the medians of `Result.confirmation`, and not the best of N.
+      confirmed: whether steps are the medians of `Result.confirmation`, or the best of N; by
+        default the medians where there are any.
       seconds_per_step: as for `scaling.frontier`.
       ax: where to draw; a new figure if not given.
       title: instead of the figure's own words; an empty one is none.
@@ -89,11 +89,11 @@ def frontier(
     >>> import matplotlib.pyplot as plt
     >>> plt.close(ax.figure)
     """
-    switch("confirmed", confirmed)
     check_reads("result", result, RESULT, "frontier", "scaling")
     check_place(ax, title)
-    if confirmed:
-        found = result.confirmation()
+    found = medians([result], confirmed)
+    if found is not None:
+        (found,) = found
         table = scaling.frontier(found.steps_to_target(), seconds_per_step=seconds_per_step)
         fit = found.scaling()
     else:
@@ -125,7 +125,7 @@ def frontier(
     ax.set_xlabel(f"Examples to {goal}")
     ax.set_ylabel(f"{time.capitalize()} to {goal}")
     frame(ax)
-    which = "tuned settings' medians" if confirmed else "best of N"
+    which = "tuned settings' medians" if found is not None else "best of N"
     head(ax, f"{result.name}: time against cost, {which}", handles, title=title)
     _label(ax, table, time)
     return ax

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from batchscale import numeric
+from batchscale.given import switch
 from batchscale.plots.marks import sized
 from batchscale.plots.room import axes_below, axes_room, small_text, text_size, wrapped
 from batchscale.plots.scales import hold_ticks
@@ -221,9 +222,36 @@ def plain(text: str) -> str:
     return re.sub(r"(?<!\\)\$", r"\\$", text)
 
 
-def steps_table(result: Result) -> pd.DataFrame:
-    """The result's steps to target in order of batch size; refuses 0, which no log axis shows."""
-    table = result.steps_to_target().sort_values("batch_size")
+def medians(results: Sequence[Any], confirmed: bool | None) -> list[Any] | None:
+    """The confirmations that are drawn in place of the best of N trials; None for the latter.
+
+    Args:
+      results: what is drawn.
+      confirmed: whether medians are asked for; None where they are wanted if all have them.
+
+    Raises:
+      FileNotFoundError: medians are asked for, and there are none.
+    """
+    if confirmed is not None:
+        switch("confirmed", confirmed)
+        return [result.confirmation() for result in results] if confirmed else None
+    # Tables made elsewhere have no confirmation.
+    found = [one.confirmed() if hasattr(one, "confirmed") else None for one in results]
+    return None if any(one is None for one in found) else found
+
+
+def steps_table(result: Result, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The result's steps to target in order of batch size; refuses 0, which no log axis shows.
+
+    Args:
+      result: of a study.
+      table: of its confirmation, instead of the best of N trials.
+    """
+    if table is None:
+        table = result.steps_to_target()
+    else:  # NaN where it is not run again, inf where the goal was missed
+        table = table.loc[table["steps"].notna(), ["batch_size", "steps", "low", "high"]]
+    table = table.sort_values("batch_size")
     passed = table.loc[table["steps"] == 0, "batch_size"].tolist()
     if passed:
         raise ValueError(

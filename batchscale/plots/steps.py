@@ -19,6 +19,7 @@ from batchscale.plots.common import (
     goal_words,
     head_curve,
     listed,
+    medians,
     new_axes,
     plain,
     steps_table,
@@ -45,6 +46,7 @@ def steps_to_target(
     ax: Axes | None = None,
     normalize_at: int | None = None,
     labels: Sequence[str] | None = None,
+    confirmed: bool | None = None,
     perfect_scaling: bool = True,
     title: str | None = None,
 ) -> Axes:
@@ -64,6 +66,9 @@ def steps_to_target(
         models compare, and perfect scaling is one line from there.
       labels: what the legend calls the results, in order. If not given, their names, with their
         goals where these differ, and numbered where they do not.
+      confirmed: whether steps are the medians of `Result.confirmation`, with their intervals, or
+        the best of N trials; by default the medians where all of the results have them. The axis
+        says so.
       perfect_scaling: whether its lines are drawn.
       title: of the figure; none if not given.
 
@@ -71,6 +76,7 @@ def steps_to_target(
       The axes.
 
     Raises:
+      FileNotFoundError: medians are asked for, and nothing is confirmed.
       ValueError: there is no result; labels and results differ in number; a result did not reach
         its goal at `normalize_at`, or reached it at step 0.
 
@@ -96,7 +102,11 @@ def steps_to_target(
     named = _named(result_or_results, labels)
     if normalize_at is not None:
         normalize_at = numeric.integer("normalize_at", normalize_at, 1)
-    tables = [steps_table(result) for _, result in named]
+    found = medians([result for _, result in named], confirmed)
+    tables = [
+        steps_table(result, None if found is None else found[place].table)
+        for place, (_, result) in enumerate(named)
+    ]
     if normalize_at is not None:
         tables = [
             _normalized(label, table, normalize_at)
@@ -143,9 +153,12 @@ def steps_to_target(
     goals = {goal_words(result.goal) for _, result in named}
     ax.set_xlabel("Batch size (examples)")
     if normalize_at is None:
-        ax.set_ylabel(f"Steps to {goals.pop() if len(goals) == 1 else 'goal'}")
-    else:
+        steps = "Steps" if found is None else "Median steps"
+        ax.set_ylabel(f"{steps} to {goals.pop() if len(goals) == 1 else 'goal'}")
+    elif found is None:
         ax.set_ylabel(f"Steps / (steps at B={normalize_at})")
+    else:
+        ax.set_ylabel(f"Median steps / (median steps at B={normalize_at})")
     frame(ax)
     handles = list(curves)
     if len(curves) > len(COLORS):

@@ -71,7 +71,7 @@ class _Result(Protocol):
     def audit(self) -> Audit: ...
     def recommend(self) -> scaling.Recommendation: ...
     def frontier(self) -> pd.DataFrame: ...
-    def confirmation(self) -> Confirmation: ...
+    def confirmed(self) -> Confirmation | None: ...
     def runs(self) -> list[Any]: ...
 
 
@@ -176,12 +176,7 @@ def _of_measurement(
 
 
 def _of_result(found: _Result) -> Page:
-    try:
-        confirmed = found.confirmation()
-    except FileNotFoundError:
-        confirmed = None
-    if confirmed is not None and confirmed.table["steps"].isna().all():
-        confirmed = None  # it has only begun
+    confirmed = found.confirmed()
     names = list(found.space.names)
     if confirmed is None:
         table, shown = found.optima(), "the best of N trials at each batch size"
