@@ -50,7 +50,7 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "digits/fc_64": Family(
-        "perceptron, digits", "sgd", bs.Goal("validation/error", 0.02), bs.powers_of_two(2, 128)
+        "perceptron, digits", "sgd", bs.Goal("validation/error", 0.02), bs.powers_of_two(1, 512)
     ),
     "digits/simple_cnn_base": Family(
         "CNN, digits", "momentum", bs.Goal("validation/error", 0.05), bs.powers_of_two(8, 512)
