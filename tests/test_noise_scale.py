@@ -376,3 +376,20 @@ def test_the_table_says_where_a_run_diverged(square):
     table = noise_scales(study, batch_size=16, trial=0, steps=[0, 50])
     assert table["step"].tolist() == [0]
     assert isinstance(table, pd.DataFrame)
+
+
+def test_along_a_run_batches_are_taken_where_they_are_given(square):
+    one = small_study(square, batch_sizes=[8], trials=1, max_steps=200)
+    run = {"batch_size": 8, "trial": 0, "steps": [0, 5], "progress": False}
+    table = noise_scales(one, **run, small=4, big=16, batches=6)
+    at = one.run_trial(batch_size=8, trial=0, steps=[0, 5]).checkpoints
+    alone = [
+        noise_scale_of_batches(square, x.params, x.model_state, small=4, big=16, batches=6)
+        for x in at
+    ]
+    assert table["b_simple"].tolist() == [found.b_simple for found in alone]
+    assert table["low"].tolist() == [found.interval.low for found in alone]
+    with pytest.raises(ValueError, match="small or big alone"):
+        noise_scales(one, **run, small=4)
+    with pytest.raises(TypeError, match="has no option 'examples'"):
+        noise_scales(one, **run, small=4, big=16, examples=50)

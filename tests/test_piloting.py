@@ -188,7 +188,7 @@ def asked(**changes):
         "workload": perceptron(), "optimizer": "sgd", "minutes": 1.0, "answer_minutes": 10.0,
         "metric": None, "mode": "min", "goal": None, "space": None, "batch_sizes": None,
         "schedule": "constant", "seed": 0, "progress": False, "devices": None, "evaluate": None,
-        "max_steps": None,
+        "max_steps": None, "evaluation_spacing": None,
     }  # fmt: skip
     return asking.checked(*(given | changes).values())
 
@@ -587,7 +587,8 @@ def test_another_goal_is_refused_in_the_folder_of_a_pilot(answered):
 
 def test_other_batch_sizes_and_budgets_are_refused_in_a_folder_of_others(answered, tmp_path):
     folder, _ = answered
-    for other in ({"batch_sizes": [8, 16, 32, 64]}, {"max_steps": 77}):
+    others = {"batch_sizes": [8, 16, 32, 64]}, {"max_steps": 77}, {"evaluation_spacing": 0.03}
+    for other in others:
         with pytest.raises(ValueError, match=rf"holds another pilot \({next(iter(other))}: "):
             answer(folder, **other)
     given = {"metric": "validation/risk", "folder": tmp_path, "progress": False, "minutes": 0.02}
@@ -595,6 +596,17 @@ def test_other_batch_sizes_and_budgets_are_refused_in_a_folder_of_others(answere
     bs.pilot(MODEL.workload(), "sgd", batch_sizes=[64, 32, 16, 8], **given)  # the same
     with pytest.raises(ValueError, match="those that it found here"):
         bs.pilot(MODEL.workload(), "sgd", **given)
+
+
+@pytest.mark.parametrize("spacing", [0.01, 0.15])
+def test_a_spacing_of_evaluations_that_is_given_is_taken(tmp_path, spacing):
+    found = bs.pilot(
+        MODEL.workload(), "sgd", metric="validation/risk", folder=tmp_path, progress=False,
+        minutes=0.02, evaluation_spacing=spacing,
+    )  # fmt: skip
+    assert found.study.evaluation_spacing == spacing
+    with pytest.raises(ValueError, match=r"evaluation_spacing: got 2, wanted a share"):
+        asked(evaluation_spacing=2)
 
 
 def test_a_goal_keeps_away_from_where_training_ends():

@@ -777,3 +777,23 @@ def test_tables_without_what_is_drawn_are_refused():
         plots.sharpness(sharpness_table().drop(columns="gap"))
     with pytest.raises(ValueError, match="sharpness: no trial got down"):
         plots.sharpness(sharpness_table(sharpness=[np.nan] * 6))
+
+
+def test_branches_are_drawn_without_noise_scales_too():
+    local = pd.DataFrame(
+        {
+            "step": [0, 10, 100], "recovers": [4, 8, 16], "b_local": [5.7, 11.3, np.nan],
+            "low": [4.0, 8.0, 16.0], "high": [8.0, 16.0, np.inf],
+        }
+    )  # fmt: skip
+    ax = plots.noise_scale(local=local)
+    (known, bound) = ax.containers
+    assert known[0].get_xydata().tolist() == [[10, 11.3]]
+    assert bound[0].get_xydata().tolist() == [[100, 16]]
+    texts = [text.get_text() for legend in ax.figure.legends for text in legend.get_texts()]
+    assert not any("noise" in text for text in texts)
+    plt.close(ax.figure)
+    with pytest.raises(ValueError, match="neither a table"):
+        plots.noise_scale()
+    with pytest.raises(ValueError, match="no step above 0"):
+        plots.noise_scale(local=local[:1])

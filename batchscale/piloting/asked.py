@@ -61,6 +61,7 @@ class Asked:
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
     evaluate_given: bool = False
     max_steps: PerBatchSize | None = None
+    evaluation_spacing: float | None = None
 
     def allows(self, likely: Mapping[int, float]) -> bool:
         """Whether steps that are likely lie well within the budgets that were given."""
@@ -127,6 +128,7 @@ def checked(
     devices: Sequence[Any] | None,
     evaluate: Evaluate | Mapping[str, int | None] | None = None,
     max_steps: PerBatchSize | None = None,
+    evaluation_spacing: float | None = None,
 ) -> Asked:
     """The arguments of a pilot, checked; what is not said of a space is chosen."""
     if not isinstance(workload, Workload):
@@ -199,6 +201,7 @@ def checked(
         progress,
         devices,
         max_steps=max_steps,
+        evaluation_spacing=evaluation_spacing,
     )
     if max_steps is not None:
         examples = arrays.examples(splits["train"])
@@ -209,7 +212,8 @@ def checked(
     if evaluate is not None:
         asked = _evaluated(asked, evaluate)
     # What a study refuses is refused before anything is timed.
-    training = asked.study(asked.workload, batch_sizes=[1], max_steps=1).training()
+    spacing = {} if evaluation_spacing is None else {"evaluation_spacing": evaluation_spacing}
+    training = asked.study(asked.workload, batch_sizes=[1], max_steps=1, **spacing).training()
     session.check(training, session.mesh_of(devices))
     return asked
 

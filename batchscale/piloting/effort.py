@@ -149,7 +149,8 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     """
     splits = asked.workload.splits()
     split = asked.metric.partition("/")[0]
-    rough = Effort(timed, asked.workload, _SPACINGS[0], 1.0, {}, 0)
+    spacings = _SPACINGS if asked.evaluation_spacing is None else (asked.evaluation_spacing,)
+    rough = Effort(timed, asked.workload, spacings[0], 1.0, {}, 0)
     middle, sizes = rough.middle, np.array(rough.sizes, np.float64)
     step, whole = float(rough.seconds_per_step(middle)), rough.seconds_per_evaluation()
     many = np.geomspace(sizes[0], sizes[-1], 7)
@@ -159,11 +160,11 @@ def effort_of(asked: Asked, timed: pd.DataFrame) -> Effort:
     affordable = asked.answer_seconds / (price * OVERHEAD * (1 + EVALUATION))
     affordable = min(affordable, _SHARES["rerun"] * asked.seconds / (SEEDS * step * 1.3))
     steps = int(max(min(affordable, most), 50))
-    spacing, share = _SPACINGS[-1], 1.0
+    spacing, share = spacings[-1], 1.0
     fewest = _fewest(splits[split], asked.workload)
     if split == "train" or asked.goal is not None or asked.evaluate_given:
         fewest = 1.0  # what is trained on is not cut, and a goal that is given is of the whole
-    for spacing in _SPACINGS:
+    for spacing in spacings:
         evaluating, training = evaluations(steps, spacing) * whole, steps * step
         cheap = 7 * RUNS * OVERHEAD * (training + evaluating) < asked.answer_seconds / 4
         if cheap or evaluating <= EVALUATION * training:

@@ -113,6 +113,7 @@ def pilot(
     batch_sizes: Sequence[int | Literal["full"]] | None = None,
     schedule: str | Schedule | OfSteps = "constant",
     evaluate: Evaluate | Mapping[str, int | None] | None = None,
+    evaluation_spacing: float | None = None,
     seed: int = 0,
     progress: bool | Callable[[Progress], None] = True,
     devices: Sequence[Any] | None = None,
@@ -145,6 +146,8 @@ def pilot(
         else: a warm-up of 2%, and a decay to a tenth over all of it.
       evaluate: of the study, as `Study` takes it: which splits are measured, and on how many
         examples. A number for the goal's split is taken as it is.
+      evaluation_spacing: of the study, as `Study` takes it; by default as fine as evaluations are
+        cheap beside training, 0.05 to 0.2. A finer one narrows the intervals that it limits.
       seed: of all trials.
       progress: as in `Study.run`.
       devices: as in `Study.run`.
@@ -163,7 +166,7 @@ def pilot(
     )
     asked = checked(
         workload, optimizer, minutes, answer_minutes, metric, mode, goal, space, batch_sizes,
-        schedule, seed, progress, devices, evaluate, max_steps,
+        schedule, seed, progress, devices, evaluate, max_steps, evaluation_spacing,
     )  # fmt: skip
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="batchscale-pilot-") as temporary:
@@ -279,7 +282,9 @@ def _found(asked: Asked, folder: Path, state: _State) -> Pilot:
     _same(asked, folder, known)
     times = pd.DataFrame(known["timed"])
     if "effort" not in known:  # of the minutes of the first call, whatever those of another are
-        state.write(effort=effort_of(asked, times).to_json())
+        state.write(
+            effort=effort_of(asked, times).to_json(), spacing_given=asked.evaluation_spacing
+        )
     effort = Effort.of(asked, times, known["effort"])
     # Runs that are there are not run again, but compared with what is asked.
     _run(asked, scan(asked, effort), folder / "scan")
@@ -336,8 +341,22 @@ def _same(asked: Asked, folder: Path, known: Mapping[str, Any]) -> None:
 
     Those are not in the runs of a pilot, which are compared with what is asked by themselves.
     """
-    if "sizes" not in known:
-        return
+    differ = []
+    its = "one that it finds"
+    spacing = asked.evaluation_spacing
+    if "effort" in known and (there := known.get("spacing_given")) != spacing:
+        differ.append(f"evaluation_spacing: {there or its} there, {spacing or its} here")
+    if "sizes" in known:
+        differ += _other_sizes(asked, known, its)
+    if differ:
+        raise ValueError(
+            f"{folder}: holds another pilot ({'; '.join(differ)}). Give this one a folder of its "
+            "own, or the same values."
+        )
+
+
+def _other_sizes(asked: Asked, known: Mapping[str, Any], its: str) -> list[str]:
+    """What differs of batch sizes, budgets and the goal, in words."""
     sizes, differ = known["sizes"], []
     examples = arrays.examples(asked.workload.splits()["train"])
     now = None
@@ -351,13 +370,8 @@ def _same(asked: Asked, folder: Path, known: Mapping[str, Any]) -> None:
         differ.append("max_steps: others there than here")
     goal = None if asked.goal is None else str(asked.goal)
     if (there := known.get("goal_given", goal)) != goal:
-        its = "one that it finds"
         differ.append(f"goal: {there or its} there, {goal or its} here")
-    if differ:
-        raise ValueError(
-            f"{folder}: holds another pilot ({'; '.join(differ)}). Give this one a folder of its "
-            "own, or the same values."
-        )
+    return differ
 
 
 def _speeds(times: pd.DataFrame) -> str:

@@ -72,7 +72,7 @@ class Fit(Protocol):
 
 
 def noise_scale(
-    table: pd.DataFrame,
+    table: pd.DataFrame | None = None,
     *,
     fit: Fit | None = None,
     local: pd.DataFrame | None = None,
@@ -88,7 +88,7 @@ def noise_scale(
 
     Args:
       table: of `theory.noise_scales`: `step`, `b_simple`, `low` and `high`; and `b_noise`, which is
-        drawn where it was computed.
+        drawn where it was computed. None for branches alone.
       fit: from `Result.scaling` or `scaling.fit`.
       local: the table of `theory.branches`: diamonds with bars from the largest batch size that
         recovers to the next one; an arrow where an end is open.
@@ -99,7 +99,7 @@ def noise_scale(
       The axes.
 
     Raises:
-      ValueError: the table has no step above 0, or lacks a column.
+      ValueError: the table has no step above 0, or lacks a column; there is nothing to draw.
 
     >>> table = pd.DataFrame(
     ...     {"step": [1, 16], "b_simple": [20.0, 90.0], "low": [15.0, 70.0], "high": [26.0, 130.0]}
@@ -110,14 +110,20 @@ def noise_scale(
     >>> plt.close(ax.figure)
     """
     check_place(ax, title)
-    _check(table, ("step", "b_simple", "low", "high"), "noise_scale", "noise_scales")
+    if table is None and local is None:
+        raise ValueError("noise_scale: got neither a table of noise scales nor one of branches.")
+    if table is not None:
+        _check(table, ("step", "b_simple", "low", "high"), "noise_scale", "noise_scales")
     if fit is not None:
         check_reads("fit", fit, "a fit: result.scaling()", "b_crit", "b_crit_interval")
     if local is not None:
         columns = ["step", "recovers", "b_local", "low", "high"]
         given.frame("local", local, "the table theory.branches(...).local", columns)
-    table = table[table["step"] > 0].sort_values("step")
-    if table.empty:
+    if table is None:
+        table = pd.DataFrame({key: [] for key in ("step", "b_simple", "low", "high")}, dtype=float)
+    else:
+        table = table[table["step"] > 0].sort_values("step")
+    if table.empty and (local is None or not (local["step"] > 0).any()):
         raise ValueError("noise_scale: the table has no step above 0; a log axis shows no other.")
     ax = new_axes() if ax is None else ax
     log2_axis(ax, "x")
@@ -125,11 +131,15 @@ def noise_scale(
     step, value = table["step"].to_numpy(float), table["b_simple"].to_numpy(float)
     low, high = table["low"].to_numpy(float), table["high"].to_numpy(float)
     seen = np.isfinite(value)
-    handles: list[Any] = ax.plot(
-        step,
-        np.where(seen, value, np.nan),
-        label="gradient noise scale, $B_{simple}$",
-        **sized(_NOISE),
+    handles: list[Any] = (
+        []
+        if table.empty
+        else ax.plot(
+            step,
+            np.where(seen, value, np.nan),
+            label="gradient noise scale, $B_{simple}$",
+            **sized(_NOISE),
+        )
     )
     curved = table["b_noise"].to_numpy(float) if "b_noise" in table else np.array([])
     curved = np.where(np.isfinite(curved) & (curved > 0), curved, np.nan)

@@ -34,9 +34,10 @@ _STEPS = {
     "missed": "Share that missed",
 }
 _BY = (
-    'Medians over seeds. Found by: "model", one of the trials of all batch sizes together, checked '
-    'under fresh seeds; "search", 32 settings at this batch size alone, where the model was '
-    'doubted; "doubted", the model, though something speaks against it.'
+    "Medians over seeds, of where between two evaluations the goal is reached. Found by: "
+    '"model", one of the trials of all batch sizes together, checked under fresh seeds; '
+    '"search", 32 settings at this batch size alone, where the model was doubted; "doubted", the '
+    "model, though something speaks against it."
 )
 _CITE = """\
 batchscale: what batch size does to neural-network training. Version {version}.

@@ -274,7 +274,9 @@ def noise_scales(
       steps: at which the noise scale is taken, in increasing order.
       folder: as in `Study.run_trial`.
       progress: lines of what is at work, or none.
-      **options: `examples`, `with_hessian`, `split`, `microbatch` and `seed` of `noise_scale`.
+      **options: `examples`, `with_hessian`, `split`, `microbatch` and `seed` of `noise_scale`; or,
+        where examples have no gradient of their own or weigh differently (masked labels), `small`,
+        `big`, `batches`, `split` and `seed` of `noise_scale_of_batches`.
 
     Returns:
       One row a step: `step`, `loss` (of training), `b_simple`, `low` and `high` (its interval),
@@ -296,7 +298,11 @@ def noise_scales(
     True
     """
     check_study(study)
-    check_options(noise_scale, options, ("workload", "params", "model_state", "hyperparameters"))
+    taken = "workload", "params", "model_state", "hyperparameters"
+    of = noise_scale_of_batches if {"small", "big"} & set(options) else noise_scale
+    check_options(of, options, taken)
+    if of is noise_scale_of_batches and not {"small", "big"} <= set(options):
+        raise ValueError("noise_scales: got small or big alone, wanted both, such as 8 and 64.")
     if (split := options.get("split", "train")) not in [*study.workload.splits()]:
         raise ValueError(
             f"split: the workload has no {split!r}; wanted one of "
@@ -313,7 +319,7 @@ def noise_scales(
     rows = []
     for point in run.checkpoints:
         say(f"step {point.step:,} of {steps[-1]:,}: its noise scale")
-        found = noise_scale(
+        found = of(
             study.workload,
             point.params,
             point.model_state,

@@ -186,7 +186,8 @@ class TrainingLoss:
         if (counts != counts[0]).any():
             raise ValueError(
                 f"loss: it counts {counts.min():g} to {counts.max():g} an example, so that "
-                "examples weigh differently in a batch. Use noise_scale_of_batches."
+                "examples weigh differently in a batch. Use noise_scale_of_batches, or give "
+                "noise_scales small and big."
             )
         return (
             total.astype(np.float64) / counts[0],
