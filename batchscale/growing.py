@@ -53,7 +53,8 @@ class Call:
             progress=self.progress, devices=self.devices, extend=extend,
         )  # fmt: skip
 
-    def _tell(self, words: str) -> None:
+    def tell(self, words: str) -> None:
+        """Shows a line, where progress is shown as lines or a bar."""
         if self.progress is True:
             tell(words)
 
@@ -116,6 +117,8 @@ def _begun(
     while True:
         try:
             minutes = _FIRST * left if coarse else left
+            if coarse:
+                call.tell("first a coarse measurement, of whether the batch sizes hold both ends")
             return study, place, call.measure(study, place, precision, minutes), left
         except NotReachedError as missed:
             left -= missed.seconds / 60
@@ -137,7 +140,7 @@ def _begun(
             study = dataclasses.replace(
                 given, max_steps={size: _LONGER**place * steps for size, steps in budgets}
             )
-            call._tell(
+            call.tell(
                 f"{study.goal} is not reached in budgets that were guessed: they are made "
                 f"{_LONGER} times as long; {left:.1f} minutes are left"
             )
@@ -152,7 +155,7 @@ def _widened(call: Call, known: State, measured: Measurement, found: Pilot, left
         if not more:
             break
         budgets = study.definition().max_steps
-        call._tell(
+        call.tell(
             f"an end of the curve is not seen yet: batch sizes {', '.join(map(str, more))} are "
             "measured too"
         )

@@ -117,17 +117,22 @@ def _value(name: str, value: float) -> str:
 
 
 def audited(audit: Audit) -> str:
-    """An audit in a few words.
+    """An audit in a few words, with the names of the checks that warn, or that fail.
 
+    >>> from batchscale.audit import Check
     >>> audited(Audit(()))
     'Audit: passes.'
+    >>> audited(Audit((Check("goal hard enough", Verdict.WARN, "early"),)))
+    'Audit: passes, with one warning (goal hard enough).'
     """
     failed = [check.name for check in audit if check.verdict == Verdict.FAIL]
     if failed:
         return f"Audit: fails ({', '.join(failed)})."
-    warned = sum(check.verdict == Verdict.WARN for check in audit)
-    words = ("", ", with one warning") if warned < 2 else ("", f", with {warned} warnings")
-    return f"Audit: passes{words[warned > 0]}."
+    warned = [check.name for check in audit if check.verdict == Verdict.WARN]
+    if not warned:
+        return "Audit: passes."
+    many = "one warning" if len(warned) == 1 else f"{len(warned)} warnings"
+    return f"Audit: passes, with {many} ({', '.join(warned)})."
 
 
 def recommend(
