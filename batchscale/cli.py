@@ -78,7 +78,7 @@ def show(
             done = found.steps_to_target()["batch_size"].tolist()
             for line in _under_way(found, done):
                 typer.echo(line)
-            confirmed = found.confirmed()
+            confirmed = found.confirmed() if done else None
             if confirmed is not None:
                 typer.echo(f"medians of the tuned settings under fresh seeds:\n{confirmed}")
                 typer.echo(str(confirmed.scaling()))

@@ -228,13 +228,19 @@ class Result:
         Whole it is once every batch size that reached the goal has its median; before, and where
         nothing was confirmed, the best of N trials is shown.
         """
+        if not len(self.steps_to_target()):
+            return None
         try:
             found = self.confirmation()
         except FileNotFoundError:
             return None
-        table = found.table
-        under_way = table["steps"].isna() & np.isfinite(table["best_of_n"].to_numpy(float))
-        return None if under_way.any() or not len(table) else found
+        # A batch size that only trials got to that diverged later has no setting to confirm.
+        some = self.trials
+        some = some.loc[(some["status"] != Status.INFEASIBLE).to_numpy()]
+        some = some.loc[np.isfinite(some["first_crossing"].to_numpy(float))]
+        steps = found.table.set_index("batch_size")["steps"]
+        under_way = steps.index[steps.isna()].isin(some.index.get_level_values("batch_size"))
+        return None if under_way.any() or not steps.notna().any() else found
 
     def measurement(self) -> Measurement:
         """What `Study.measure` has found out, as far as it has come; nothing trains.

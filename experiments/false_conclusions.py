@@ -83,7 +83,8 @@ def main() -> None:
     (arguments.output / "audits.txt").write_text(words + "\n")
     print(words)
     ax = bs.plots.steps_to_target(
-        {name: result for name, result in results.items() if name != "epochs"}
+        {name: result for name, result in results.items() if name != "epochs"},
+        confirmed=False,
     )
     bs.plots.save(ax, arguments.output / "rules", ["png"])
     about = {"seed": arguments.seed, "epochs": arguments.epochs, "trials": arguments.trials}

@@ -32,7 +32,7 @@ def publish(results: Mapping[str, bs.Result], folder: Path, *, stem: str, second
         (folder / name / "provenance.json").write_text(made)
     with matplotlib.rc_context({"backend": "agg"}):
         shown = dict(results) if len(results) > 1 else next(iter(results.values()))
-        ax = bs.plots.steps_to_target(shown)
+        ax = bs.plots.steps_to_target(shown, confirmed=False)
         files = bs.plots.save(ax, folder / stem, ["png"])
     print(f"{seconds:.0f} s; wrote {', '.join(map(str, files))} and the tables beside them")
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import batchscale as bs
 from batchscale import metrics
 from batchscale.engine import layout
+from batchscale.engine.engine import Engine
 
 GOAL = bs.Goal("validation/error", 0.15)
 VALIDATION = 1_100  # from 1,000 on, evaluations may be cut short
@@ -254,7 +255,7 @@ def test_the_limit_is_the_nearest_count_that_is_not_past_the_goal(value, count, 
         assert goal.limit(count) == (misses[-1] if len(misses) else -1)
 
 
-def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_path):
+def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_path, monkeypatch):
     some = study(
         batch_sizes=[8], stop=3.0, trials=8, space=bs.SearchSpace(learning_rate=0.1, momentum=0.9)
     )
@@ -274,6 +275,12 @@ def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_pa
     shutil.copytree(tmp_path / "some", tmp_path / "there")
     left = whole.estimate(tmp_path / "some", call="confirm", **_numbers(seeds))
     assert left["examples"].all()
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "start", _no_memory)
+        with pytest.raises(RuntimeError, match="no memory"):
+            whole.confirm(tmp_path / "some", **seeds)
+    kept = bs.load(tmp_path / "some").confirmation()  # until there is something in its place
+    pd.testing.assert_frame_equal(kept.table, first.table)
     again = whole.confirm(tmp_path / "some", **seeds)
     pd.testing.assert_frame_equal(again.table, expected.table)
     found = bs.load(tmp_path / "some").confirmation(easier)
@@ -293,6 +300,10 @@ def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_pa
         runs["validation/error"].loc[lambda error: error < 0.2].reset_index().groupby("replicate")
     )
     assert found.table["steps"].item() == first_past["step"].min().median()
+
+
+def _no_memory(*_, **__):
+    raise RuntimeError("no memory")
 
 
 def _numbers(seeds):

@@ -1,5 +1,6 @@
 """The tuned setting under fresh seeds: chosen by some, reported by others."""
 
+import dataclasses
 import math
 import shutil
 from types import SimpleNamespace
@@ -395,3 +396,10 @@ def test_a_batch_size_where_only_a_trial_that_diverged_got_there_is_passed_over(
     monkeypatch.setattr(medians, "leading", without)
     table = some.confirm(tmp_path, **OPTIONS).table.set_index("batch_size")
     assert table["steps"].isna().tolist() == [True, False]
+    result = bs.load(tmp_path)
+    assert result.confirmed() is None  # there a setting could have been confirmed
+    trials = result.trials
+    diverged = trials.index.get_level_values("batch_size") == 8
+    trials = trials.assign(status=trials["status"].mask(diverged, "infeasible"))
+    only = dataclasses.replace(result, trials=trials)
+    pd.testing.assert_frame_equal(only.confirmed().table, result.confirmation().table)

@@ -378,7 +378,7 @@ def test_the_table_says_where_a_run_diverged(square):
     assert isinstance(table, pd.DataFrame)
 
 
-def test_along_a_run_batches_are_taken_where_they_are_given(square):
+def test_along_a_run_batches_are_taken_where_they_are_given(square, monkeypatch):
     one = small_study(square, batch_sizes=[8], trials=1, max_steps=200)
     run = {"batch_size": 8, "trial": 0, "steps": [0, 5], "progress": False}
     table = noise_scales(one, **run, small=4, big=16, batches=6)
@@ -389,7 +389,12 @@ def test_along_a_run_batches_are_taken_where_they_are_given(square):
     ]
     assert table["b_simple"].tolist() == [found.b_simple for found in alone]
     assert table["low"].tolist() == [found.interval.low for found in alone]
-    with pytest.raises(ValueError, match="small or big alone"):
-        noise_scales(one, **run, small=4)
+    with pytest.raises(ValueError, match="got batches and small alone"):
+        noise_scales(one, **run, small=4, batches=6)
+    monkeypatch.setattr(bs.Study, "run_trial", None)  # all this is told before anything trains
+    with pytest.raises(ValueError, match="big: got 18, wanted a multiple of the 4"):
+        noise_scales(one, **run, small=4, big=18)
+    with pytest.raises(ValueError, match="big: got 128, wanted an integer, 8 to 100"):
+        noise_scales(one, **run, small=4, big=128)
     with pytest.raises(TypeError, match="has no option 'examples'"):
         noise_scales(one, **run, small=4, big=16, examples=50)

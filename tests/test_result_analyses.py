@@ -54,7 +54,9 @@ def test_analyses_of_a_result_are_those_of_its_tables(result, goal):
         bs.scaling.frontier(steps, seconds_per_step=2.0),
         check_exact=True,
     )
-    assert str(result.recommend(goal)) == str(bs.scaling.recommend(steps))
+    words = result.recommend(goal, confirmed=False).sentences
+    assert words[:-1] == bs.scaling.recommend(steps).sentences
+    assert words[-1].startswith("Steps are those of the best of ")
 
 
 def test_learning_rates_of_a_study_surround_its_winners(result):

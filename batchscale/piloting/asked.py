@@ -128,7 +128,7 @@ def checked(
     devices: Sequence[Any] | None,
     evaluate: Evaluate | Mapping[str, int | None] | None = None,
     max_steps: PerBatchSize | None = None,
-    evaluation_spacing: float | None = None,
+    spacing: float | None = None,
 ) -> Asked:
     """The arguments of a pilot, checked; what is not said of a space is chosen."""
     if not isinstance(workload, Workload):
@@ -201,7 +201,7 @@ def checked(
         progress,
         devices,
         max_steps=max_steps,
-        evaluation_spacing=evaluation_spacing,
+        evaluation_spacing=None if spacing is None else numeric.plain(spacing),
     )
     if max_steps is not None:
         examples = arrays.examples(splits["train"])
@@ -212,8 +212,8 @@ def checked(
     if evaluate is not None:
         asked = _evaluated(asked, evaluate)
     # What a study refuses is refused before anything is timed.
-    spacing = {} if evaluation_spacing is None else {"evaluation_spacing": evaluation_spacing}
-    training = asked.study(asked.workload, batch_sizes=[1], max_steps=1, **spacing).training()
+    other = {} if spacing is None else {"evaluation_spacing": spacing}
+    training = asked.study(asked.workload, batch_sizes=[1], max_steps=1, **other).training()
     session.check(training, session.mesh_of(devices))
     return asked
 

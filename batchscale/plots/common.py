@@ -17,6 +17,7 @@ from matplotlib.legend import Legend
 
 from batchscale import numeric
 from batchscale.given import switch
+from batchscale.plots.asked import RESULT, check_reads
 from batchscale.plots.marks import sized
 from batchscale.plots.room import axes_below, axes_room, small_text, text_size, wrapped
 from batchscale.plots.scales import hold_ticks
@@ -234,6 +235,8 @@ def medians(results: Sequence[Any], confirmed: bool | None) -> list[Any] | None:
     """
     if confirmed is not None:
         switch("confirmed", confirmed)
+        for result in results if confirmed else ():
+            check_reads("confirmed=True", result, RESULT, "confirmation")
         return [result.confirmation() for result in results] if confirmed else None
     # Tables made elsewhere have no confirmation.
     found = [one.confirmed() if hasattr(one, "confirmed") else None for one in results]

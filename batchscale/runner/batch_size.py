@@ -82,6 +82,7 @@ class BatchSizeRun:
       begins: called before anything is trained or measured; not where nothing is left to do.
       pauses: between two writes; `PAUSES` by default.
       held: entered for each action, which is finished before a signal ends the run.
+      anew: whether what is in the folder is measured again; it stays until something was.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class BatchSizeRun:
         begins: Callable[[], None] = lambda: None,
         pauses: Pauses | None = None,
         held: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+        anew: bool = False,
     ) -> None:
         self.layout = layout
         self._ledger = ledger
@@ -106,6 +108,7 @@ class BatchSizeRun:
         self._begins: Callable[[], None] | None = begins
         self._pauses = pauses or PAUSES
         self._held = held
+        self._anew = anew
         self._cohorts: list[_Cohort] = []
         self._moving = False  # states and tables do not say the same: no time to write states
         self._began = self._written = time.monotonic()
@@ -157,7 +160,7 @@ class BatchSizeRun:
 
     def _take_up(self) -> None:
         """Takes up the training states of an unfinished run."""
-        stored = self._folder.read_state(self.batch_size)
+        stored = None if self._anew else self._folder.read_state(self.batch_size)
         if stored is None:
             return
         arrays, about = stored
@@ -292,8 +295,14 @@ class BatchSizeRun:
         """Writes down what is new: rows, who is where, and states, which count all at once."""
         began = time.monotonic()
         trials = self._ledger.trials(self._trials.hyperparameters, self._trials.origin)
+        rows = self._ledger.unwritten()
+        if self._anew and not len(rows):
+            return  # what was measured stays until there is something in its place
         with self._folder.together():
-            self._folder.append_measurements(self._ledger.unwritten())
+            if self._anew:
+                self._folder.drop([self.batch_size])
+                self._anew = False
+            self._folder.append_measurements(rows)
             if len(trials):
                 self._folder.write_trials(self.batch_size, trials)
             if final:

@@ -76,6 +76,7 @@ def run(
     stop: Stop = "all",
     *,
     others: pd.DataFrame | None = None,
+    anew: bool = False,
 ) -> pd.DataFrame:
     """Trains trials until each is past the goal, or a limit is; not those that are done.
 
@@ -90,6 +91,7 @@ def run(
       stop: `"all"`, each at its own crossing; or a factor, all at so many times the first.
       others: the rows of all trials of the batch size, where they are known and concluded, and
         none of the candidates is among them: nothing is read then.
+      anew: whether what was measured of the batch size is measured again, and then replaced.
 
     Returns:
       The rows of all trials of the batch size.
@@ -100,6 +102,8 @@ def run(
     measurements, trials = pd.DataFrame(), others
     if trials is None:
         measurements, trials = tables_of(session.folder, batch_size)
+    if anew:
+        measurements, trials = measurements.iloc[:0], trials.iloc[:0]
     ledger = Ledger(spec, measurements, trials)
     if _nothing_is_left(ledger, trials, candidates):
         return trials  # and the state of those that come after them is left alone
@@ -115,6 +119,7 @@ def run(
             planning.begin, side, batch_size, session.conditions, session.folder
         ),
         held=session.held,
+        anew=anew,
     ).run()
     return ledger.trials(planned.hyperparameters, planned.origin)
 

@@ -118,20 +118,27 @@ class _BatchSize:
         """Compares the settings, chooses one, and runs it under seeds of its own."""
         plan, size = self.plan, self.batch_size
         tables = candidates.tables_of(self.session.folder, size)
-        if planning.measured_again(self.session.plan.definition, tables[0]):
-            self.session.folder.drop([size])
+        anew = bool(planning.measured_again(self.session.plan.definition, tables[0]))
+        if anew:
+            plan.conditions.pop(size, None)
+            self.session.say(
+                f"batch size {size:,}: of its confirmation there are bounds alone, and curves are "
+                "exact: it is measured again"
+            )
         compared = [
             TrialId(number, 1 + seed)
             for number in plan.settings[size]
             for seed in range(plan.selection_seeds)
         ]
-        self._run(compared)
+        self._run(compared, anew=anew)
         runs = medians.within(self._runs(compared), plan.limits[size])
         chosen = int(medians.by_median(runs)["trial"].iloc[0])
         fresh = [TrialId(chosen, plan.selection_seeds + 1 + seed) for seed in range(plan.seeds)]
         self._run([*compared, *fresh], reported=fresh)
 
-    def _run(self, trials: Sequence[TrialId], reported: Sequence[TrialId] = ()) -> None:
+    def _run(
+        self, trials: Sequence[TrialId], reported: Sequence[TrialId] = (), *, anew: bool = False
+    ) -> None:
         def report(progress: Progress) -> None:
             if progress.finished and reported:
                 steps = np.sort(medians.steps_of(self._runs(reported)))
@@ -146,7 +153,9 @@ class _BatchSize:
             return Candidate(self.values[self.batch_size, trial.number], Origin.CONFIRM)
 
         limit = self.plan.limits[self.batch_size]
-        candidates.run(self.session, self.plan, self.batch_size, trials, of, limit, report)
+        candidates.run(
+            self.session, self.plan, self.batch_size, trials, of, limit, report, anew=anew
+        )
 
     def _runs(self, trials: Sequence[TrialId]) -> pd.DataFrame:
         """The rows of trials."""

@@ -173,7 +173,8 @@ class Desk:
             if taken:
                 folder.write_plan((self._side or self._plan).to_json())
             for one in taken:
-                self._write(one)
+                if not one.failed or len(one.measurements):
+                    self._write(one)
         for one in taken:
             self._told(one)
         if wrong is not None:

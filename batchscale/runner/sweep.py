@@ -42,8 +42,6 @@ def run(session: Session, *, probe: bool = False) -> None:
         for size in plan.definition.batch_sizes
     ]
     for now, following in zip(runs, [*runs[1:], None], strict=True):
-        if now.batch_size in anew:  # not earlier: until then what was measured stays
-            session.folder.drop([now.batch_size])
         if not now.has_begun:
             batch_size = now.batch_size
             plan.conditions.pop(batch_size, None)
@@ -198,4 +196,5 @@ def _batch_size_run(
             planning.begin, plan, batch_size, session.conditions, session.folder
         ),
         held=session.held,
+        anew=anew,
     )

@@ -211,13 +211,7 @@ def noise_scale_of_batches(
     True
     """
     loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
-    numeric.integer("small", small, 1)
-    numeric.integer("big", big, 2 * small, loss.size)
-    numeric.integer("batches", batches, 2)
-    if big % small:
-        raise ValueError(
-            f"big: got {big}, wanted a multiple of the {small} examples of a small batch."
-        )
+    _check_batches(small, big, batches, loss.size)
     random = loss.random()
     rows = []
     for number in range(batches):
@@ -253,6 +247,17 @@ def noise_scale_of_batches(
         loss=value,
         examples=big * batches,
     )
+
+
+def _check_batches(small: int, big: int, batches: int, size: int) -> None:
+    """Refuses what is no number of batches, or of examples of them, of a split of a size."""
+    numeric.integer("small", small, 1)
+    numeric.integer("big", big, 2 * small, size)
+    numeric.integer("batches", batches, 2)
+    if big % small:
+        raise ValueError(
+            f"big: got {big}, wanted a multiple of the {small} examples of a small batch."
+        )
 
 
 def noise_scales(
@@ -299,17 +304,23 @@ def noise_scales(
     """
     check_study(study)
     taken = "workload", "params", "model_state", "hyperparameters"
-    of = noise_scale_of_batches if {"small", "big"} & set(options) else noise_scale
+    of_batches = {"small", "big", "batches"} & set(options)
+    of = noise_scale_of_batches if of_batches else noise_scale
     check_options(of, options, taken)
     if of is noise_scale_of_batches and not {"small", "big"} <= set(options):
-        raise ValueError("noise_scales: got small or big alone, wanted both, such as 8 and 64.")
+        raise ValueError(
+            f"noise_scales: got {' and '.join(sorted(of_batches))} alone, wanted small and big, "
+            "such as 8 and 64."
+        )
     if (split := options.get("split", "train")) not in [*study.workload.splits()]:
         raise ValueError(
             f"split: the workload has no {split!r}; wanted one of "
             f"{', '.join(study.workload.splits())}."
         )
+    size = arrays.examples(study.workload.splits()[split])
+    if of is noise_scale_of_batches:
+        _check_batches(options["small"], options["big"], options.get("batches", 2), size)
     if (examples := options.get("examples")) is not None:
-        size = arrays.examples(study.workload.splits()[split])
         numeric.integer("examples", examples, 3, size)
     steps = numeric.increasing("steps", given.several("steps", steps, "steps, in a list"))
     say = lines(progress)
