@@ -111,14 +111,17 @@ def noise_scale(
     """
     check_place(ax, title)
     if table is None and local is None:
-        raise ValueError("noise_scale: got neither a table of noise scales nor one of branches.")
+        raise ValueError(
+            "noise_scale: got neither a table of noise scales nor one of branches. Give that of "
+            "theory.noise_scales, or local=theory.branches(...).table."
+        )
     if table is not None:
         _check(table, ("step", "b_simple", "low", "high"), "noise_scale", "noise_scales")
     if fit is not None:
         check_reads("fit", fit, "a fit: result.scaling()", "b_crit", "b_crit_interval")
     if local is not None:
         columns = ["step", "recovers", "b_local", "low", "high"]
-        given.frame("local", local, "the table theory.branches(...).local", columns)
+        given.frame("local", local, "the table theory.branches(...).table", columns)
     if table is None:
         table = pd.DataFrame({key: [] for key in ("step", "b_simple", "low", "high")}, dtype=float)
     else:
