@@ -12,6 +12,7 @@ as soon as all of its studies are done. `--data` names a folder of `<data set>.n
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -102,11 +103,17 @@ def state(task: Task) -> str:
         return f"{len(done)} of {wanted} batch sizes"
     if not (task.confirm and harness.can_be_confirmed(task.entry)):
         return "done"
-    try:
-        confirmed = result.confirmation().table["steps"].notna().all()
-    except FileNotFoundError:
-        confirmed = False
+    confirmed = all(_confirmed(result, value) for value in (result.goal.value, *task.entry.goals))
     return "done" if confirmed else "to be confirmed"
+
+
+def _confirmed(result: bs.Result, value: float) -> bool:
+    """Whether there is a median at every batch size, for a goal of this value."""
+    try:
+        table = result.confirmation(dataclasses.replace(result.goal, value=value)).table
+    except (FileNotFoundError, ValueError):  # none, or one that stopped at another goal
+        return False
+    return bool(table["steps"].notna().all())
 
 
 def table(runs: Path, largest: int | None = None) -> pd.DataFrame:

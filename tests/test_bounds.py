@@ -18,6 +18,7 @@ import batchscale as bs
 from batchscale import metrics
 from batchscale.engine import layout
 from batchscale.engine.engine import Engine
+from experiments import catalogue, record
 
 GOAL = bs.Goal("validation/error", 0.15)
 VALIDATION = 1_100  # from 1,000 on, evaluations may be cut short
@@ -272,6 +273,9 @@ def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_pa
     with pytest.raises(ValueError, match=re.escape("and study.confirm again")):
         bs.load(tmp_path / "some").confirmation(easier)
     some.extend(tmp_path / "some", curves="exact", progress=False)
+    entry = catalogue.Entry("", "", {"batch_sizes": (8,), "stop": 3.0}, goals=(easier.value,))
+    task = record.Task("", "", entry, True, tmp_path / "some")
+    assert record.state(task) == "to be confirmed"
     shutil.copytree(tmp_path / "some", tmp_path / "there")
     left = whole.estimate(tmp_path / "some", call="confirm", **_numbers(seeds))
     assert left["examples"].all()
@@ -283,6 +287,7 @@ def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_pa
     pd.testing.assert_frame_equal(kept.table, first.table)
     again = whole.confirm(tmp_path / "some", **seeds)
     pd.testing.assert_frame_equal(again.table, expected.table)
+    assert record.state(task) == "done"
     found = bs.load(tmp_path / "some").confirmation(easier)
     pd.testing.assert_frame_equal(
         found.table, bs.load(tmp_path / "whole").confirmation(easier).table
