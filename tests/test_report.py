@@ -62,6 +62,17 @@ def study_folder(tmp_path_factory):
     return folder
 
 
+def test_hyperparameters_that_are_searched_stand_before_those_that_are_not(tmp_path):
+    space = bs.SearchSpace(momentum=0.5, learning_rate=bs.LogUniform(1e-2, 3))
+    study = bs.Study(
+        workload=perceptron(), optimizer="momentum", space=space, batch_sizes=[4, 16],
+        goal=bs.Goal("validation/error", 0.3), trials=3, max_steps=600,
+    )  # fmt: skip
+    assert study.space.names[0] == "momentum"
+    _, words = read(study.run(tmp_path / "study", progress=False).report(tmp_path / "page.html"))
+    assert words.index("Learning rate") < words.index("Momentum")
+
+
 def test_a_page_has_the_confirmed_numbers_and_says_so(study_folder, tmp_path):
     result = bs.load(study_folder)
     path = result.report(tmp_path / "page.html")

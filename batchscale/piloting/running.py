@@ -32,7 +32,7 @@ from batchscale.piloting.deciding import decided, longer
 from batchscale.piloting.effort import TIMED, Effort, effort_of, timed
 from batchscale.piloting.scanning import again, medians, reaching, scan, table_of
 from batchscale.result import load
-from batchscale.runner.progress import Progress, tell
+from batchscale.runner.progress import Progress, tell, took
 from batchscale.schedules import OfSteps, Schedule
 from batchscale.study import Study
 from batchscale.tuner import SearchSpace
@@ -400,5 +400,7 @@ def _say(metric: str, progress: Progress) -> None:
     """A line for each batch size of a pilot: its goal is one that nothing reaches."""
     if progress.finished:
         words = f"best {metric} {progress.best:.4g} after {progress.step:,} steps"
-        took = f"{progress.trials} trials, {progress.seconds:.1f} s"
-        tell(f"pilot: batch size {progress.batch_size:,}: {words} ({took})")
+        tell(
+            f"pilot: batch size {progress.batch_size:,}: {words} "
+            f"({progress.trials} trials{took(progress)})"
+        )

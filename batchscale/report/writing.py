@@ -118,7 +118,7 @@ def _of_measurement(
     before: Sequence[Section],
     also: Sequence[tuple[str, str]] = (),
 ) -> Page:
-    names = [name for name in found.space_names if name in found.table]
+    names = _searched_first([name for name in found.space_names if name in found.table], found)
     heads = {
         **{name: _STEPS[name] for name in ("batch_size", "steps", "low", "high")},
         **{name: name.replace("_", " ").capitalize() for name in names},
@@ -132,7 +132,7 @@ def _of_measurement(
         "seen": "Median of fresh seeds",
         "seeds": "Seeds",
         "deviations": "Standard deviations off",
-        "agrees": "Agrees",
+        "agrees": "Fewer than three",
     }
     cost = found.cost
     sections = [
@@ -155,7 +155,7 @@ def _of_measurement(
                 checked,
                 "The seeds took no part in predicting. Where their median is expected, at 90%, is "
                 "by the prediction's error, their own, and what the model is off by at all batch "
-                "sizes; it agrees within three standard deviations.",
+                "sizes. From three standard deviations on the model is not believed there.",
             ),
         ),
         *_measured_trials(found),
@@ -178,7 +178,7 @@ def _of_measurement(
 
 def _of_result(found: _Result) -> Page:
     confirmed = found.confirmed()
-    names = list(found.space.names)
+    names = _searched_first(list(found.space.names), found)
     if confirmed is None:
         table, shown = found.optima(), "the best of N trials at each batch size"
         recommended, fit = found.recommend(), found.scaling()
@@ -216,6 +216,11 @@ def _sentence(recommended: scaling.Recommendation, fit: scaling.Fit) -> str:
         f"Critical batch size {short(fit.b_crit)} ({fit.confidence:.0%} interval {short(low)} to "
     )
     return f"{knee} {found}{short(high)})."
+
+
+def _searched_first(names: Sequence[str], found: Any) -> list[str]:
+    """Hyperparameters, those that are the same in all trials last."""
+    return sorted(names, key=lambda name: found.trials[name].nunique() < 2)
 
 
 def _cost(steps: pd.DataFrame) -> Section:

@@ -236,5 +236,15 @@ def sentence(progress: Progress, goal: Goal) -> str:
     infeasible = f", {progress.infeasible} diverged" if progress.infeasible else ""
     return (
         f"batch size {progress.batch_size:6,}: {found} "
-        f"({progress.trials} trials{infeasible}, {progress.seconds:.1f} s)"
+        f"({progress.trials} trials{infeasible}{took(progress)})"
     )
+
+
+def took(progress: Progress) -> str:
+    """The time of a batch size that is done, in words; none where it was found done.
+
+    >>> done = Progress(64, 932, 20000, 0.0298, 932, 32, 3, 0.004, True)
+    >>> took(done), took(dataclasses.replace(done, seconds=4.21))
+    ('', ', 4.2 s')
+    """
+    return f", {progress.seconds:.1f} s" if progress.seconds >= 0.05 else ""
