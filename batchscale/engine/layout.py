@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -215,6 +216,7 @@ def _even(batch_size: int, most: int) -> int:
     return divisors[0] if divisors else power
 
 
+@functools.lru_cache(maxsize=8)  # asked at every batch size, and traced for it
 def _convolves(workload: Workload) -> bool:
     batch = arrays.like_examples(workload.splits()["train"], 1)
     key = keys.shape()

@@ -126,8 +126,8 @@ class Whole:
         """Adds up the sums of trials over all batches, and adds their metrics to what was found."""
         sums = {name: jax.tree.map(exact_sum, tree) for name, tree in parts.items()}
         endless = self._not_finite(sums)
-        for i, trial in enumerate(trials):
-            found.rows[trial] |= self._row(sums, i)
+        for i, (trial, row) in enumerate(zip(trials, self._rows(sums, len(trials)), strict=True)):
+            found.rows[trial] |= row
             if not finite[i]:
                 found.diverged.add(trial)
             if names := [name for name, which in endless.items() if which[i]]:
@@ -149,20 +149,25 @@ class Whole:
             )
         return {name: which for name, which in found.items() if which.any()}
 
-    def _row(self, sums: Mapping[str, PyTree], place: int) -> dict[str, float]:
-        """The metrics of a trial."""
-        row = {}
+    def _rows(self, sums: Mapping[str, PyTree], trials: int) -> list[dict[str, float]]:
+        """The metrics of every trial."""
+        rows: list[dict[str, float]] = [{} for _ in range(trials)]
         for name, tree in sums.items():
-            own = jax.tree.map(lambda x: x[place], tree)
+            column = f"{self._name}/{name}"
             if name in self._workload.finalize:
-                row[f"{self._name}/{name}"] = self._workload.finalized(name, own)
+                for i, row in enumerate(rows):
+                    own = jax.tree.map(lambda x, i=i: x[i], tree)
+                    row[column] = self._workload.finalized(name, own)
                 continue
-            total, count = own
+            total, count = tree
             with np.errstate(invalid="ignore", divide="ignore"):
-                row[f"{self._name}/{name}"] = float(total / count)
+                means = (total / count).tolist()
+            for row, mean in zip(rows, means, strict=True):
+                row[column] = mean
             if self._goal is not None and self._counted is not None and name == self._goal.name:
-                self._check_count(self._goal, int(total), int(count))
-        return row
+                for pair in zip(total.tolist(), count.tolist(), strict=True):
+                    self._check_count(self._goal, *map(int, pair))
+        return rows
 
     def _check_count(self, goal: Goal, total: int, count: int) -> None:
         if not 0 <= total <= count or count != self._counted:

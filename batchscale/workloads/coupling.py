@@ -55,6 +55,14 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
     >>> mixes_examples(workload(lambda p, batch: (p["w"] * batch["input"]).mean() ** 2), values)
     True
     """
+    given = tuple(sorted((name, float(value)) for name, value in hyperparameters.items()))
+    return _mixes(workload, given, jax.config.read("jax_enable_x64"))
+
+
+@functools.lru_cache(maxsize=8)  # each folder of a pilot and of its measurement asks it
+def _mixes(workload: Workload, hyperparameters: tuple[tuple[str, float], ...], x64: bool) -> bool | None:
+    """`mixes_examples`, at a precision."""
+    del x64  # of what is remembered
     train = workload.splits()["train"]
     size = arrays.examples(train)
     if size < 4:
@@ -98,7 +106,7 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
         for part in (some[: len(some) // 4], some[len(some) // 4 :], some)
     ]
     # Functions of others may take no arrays of NumPy.
-    values = {name: jnp.asarray(of, arrays.float_type()) for name, of in hyperparameters.items()}
+    values = {name: jnp.asarray(of, arrays.float_type()) for name, of in hyperparameters}
     key = keys.key(0)
     shapes, model_state = jax.eval_shape(workload.init, key)
     several = jax.tree.map(lambda x: np.stack([usual(x, random) for _ in range(_DRAWS)]), shapes)
