@@ -46,6 +46,7 @@ def test_where_forms_disagree_it_is_said():
 
 
 @pytest.mark.parametrize(("form", "studies"), [("hyperbolic", 15), ("averaged", 60)])
+@pytest.mark.slow
 def test_the_precision_of_medians_is_used(form, studies):
     """Six sizes, and a scatter that falls by eight: the precise ones decide."""
     random, sizes = np.random.default_rng(2), 4.0 ** np.arange(6)
@@ -85,6 +86,7 @@ def test_deviations_follow_from_intervals_and_their_trend():
     assert np.isnan(scaling.deviations(logs[:2], low[:2], high[:2], 0.9)).all()
 
 
+@pytest.mark.slow
 def test_minima_are_said_to_be_that_and_their_luck_is_allowed_for():
     """The best of five lucky seeds, where the scatter falls from 40% to 3%."""
     random, truth = np.random.default_rng(4), 32.0
@@ -110,6 +112,7 @@ def test_luck_needs_the_averaged_form():
         scaling.fit(drawn(np.random.default_rng(0), b_crit=32.0), luck=0.3)
 
 
+@pytest.mark.slow
 def test_the_ends_of_scaling_are_those_of_the_curve_with_intervals_that_hold_them():
     """Read off the table, they hang on the smallest batch size."""
     random, held, far = np.random.default_rng(5), [], []

@@ -100,8 +100,9 @@ def test_the_bound_is_the_goal_itself(bounded):
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
 @pytest.mark.parametrize(
-    "together", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))]
+    "together", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 4))]
 )
+@pytest.mark.slow
 def test_lanes_that_are_evaluated_together_are_cut_as_if_alone(
     together, bounded, tmp_path, monkeypatch
 ):
@@ -121,6 +122,7 @@ def test_lanes_that_are_evaluated_together_are_cut_as_if_alone(
     assert_bounds_hold(result, exact)
 
 
+@pytest.mark.slow
 def test_a_metric_that_grows_is_bounded_from_above(tmp_path):
     goal = bs.Goal("validation/accuracy", 0.85, "max")
     some = study(goal=goal, batch_sizes=[8], stop=1.5)
@@ -130,6 +132,7 @@ def test_a_metric_that_grows_is_bounded_from_above(tmp_path):
     assert goal.bound == "validation/accuracy_at_most"
 
 
+@pytest.mark.slow
 def test_extending_by_exact_curves_measures_what_was_only_bounded(exact, tmp_path):
     some = study()
     some.run(tmp_path, progress=False)
@@ -148,6 +151,7 @@ def test_extending_by_exact_curves_measures_what_was_only_bounded(exact, tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
+@pytest.mark.slow
 def test_an_interrupted_extension_by_exact_curves_goes_on_where_it_was(tmp_path):
     some = study(batch_sizes=[8, 16], trials=2)
     first = some.run(tmp_path, progress=False)
@@ -207,6 +211,7 @@ def test_the_best_measurement_is_refused_where_it_may_be_a_bound(bounded):
         metrics.best_measurement(before, "validation/error")
 
 
+@pytest.mark.slow
 def test_a_sum_of_integers_that_is_no_count_is_refused(tmp_path):
     workload = perceptron(validation=VALIDATION)
 

@@ -78,6 +78,7 @@ def smoothed(values):
     return found
 
 
+@pytest.mark.slow
 def test_a_branch_goes_on_from_the_whole_state_at_its_batch_size_rate_and_pace():
     found = branches(
         STUDY, batch_size=SIZE, trial=0, steps=[0, 8, 11], batch_sizes=[4, 8, 16],
@@ -133,6 +134,7 @@ def test_no_example_is_seen_twice_where_batch_sizes_do_not_divide_each_other():
     np.testing.assert_allclose(table["loss"], ends, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_losses_of_branches_are_those_that_a_noisy_quadratic_expects():
     model = NoisyQuadratic.power_law(20)
     study = bs.Study(

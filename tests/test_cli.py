@@ -52,6 +52,7 @@ def test_show_and_audit_print_what_the_library_says(folder):
     assert str(result.audit()) in run("audit", folder, code=int(failed))
 
 
+@pytest.mark.slow
 def test_what_is_under_way_is_shown_and_said_once(folder, tmp_path):
     copy = tmp_path / "copy"
     begun = bs.Study(

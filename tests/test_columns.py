@@ -43,6 +43,7 @@ def callable_alone(function):
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
+@pytest.mark.slow
 def test_every_column_of_every_table_is_declared(square, tmp_path, seen):
     study = bs.Study(
         workload=square,
@@ -105,6 +106,7 @@ def test_a_column_is_declared_with_the_table_that_has_it():
     assert found["b_simple"] == "noise scales"
 
 
+@pytest.mark.slow
 def test_names_are_taken_whatever_has_been_imported():
     """Figures and theory are imported when they are first used."""
     script = """

@@ -1,10 +1,12 @@
 """How often XLA compiles: bounded by batch-size classes, not by trials or hyperparameters."""
 
+import pytest
 from helpers import compiled, study
 
 from experiments import digits
 
 
+@pytest.mark.slow
 def test_the_digits_study_compiles_once_a_batch_size_class_and_seven_times_besides(tmp_path):
     study = digits.study("nesterov", trials=16)
     with compiled() as programs:

@@ -114,6 +114,7 @@ def test_another_version_is_told_and_recorded_where_it_trains(folder, tmp_path, 
         study().run(folder, progress=False)
 
 
+@pytest.mark.slow
 def test_what_follows_a_search_says_too_what_it_ran_under(tmp_path, monkeypatch):
     goal = bs.Goal("validation/error", 0.35)
     some = study(goal=goal, trials=4, max_steps=100, stop=4.0)

@@ -179,7 +179,7 @@ def study(**changes):
 OPTIONS = {"settings": 2, "selection_seeds": 3, "seeds": 5, "progress": False}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
     result = study().run(tmp_path / "a", progress=False)
     found = study().confirm(result.folder, **OPTIONS)
@@ -218,6 +218,7 @@ def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
     pd.testing.assert_frame_equal(killed.settings, found.settings, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_rerun_has_another_seed_and_the_setting_of_its_trial(tmp_path):
     result = study().run(tmp_path, progress=False)
     found = study().confirm(tmp_path, **OPTIONS)
@@ -231,7 +232,7 @@ def test_a_rerun_has_another_seed_and_the_setting_of_its_trial(tmp_path):
     assert len(set(found.runs.loc[found.runs["batch_size"] == 8, "steps"])) > 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_leads_may_change_and_what_was_run_before_stays(tmp_path):
     study().run(tmp_path, progress=False)
     study().confirm(tmp_path, **OPTIONS | {"settings": 4})
@@ -312,6 +313,7 @@ def test_what_cannot_be_confirmed_is_refused(tmp_path):
         study().confirm(tmp_path, patience=1)
 
 
+@pytest.mark.slow
 def test_an_extension_that_moves_the_best_makes_its_confirmation_stale(tmp_path):
     few = study(batch_sizes=[8], trials=3)
     few.run(tmp_path, progress=False)
@@ -331,6 +333,7 @@ def few_steps(few, folder):
     return first["first_crossing"].min()
 
 
+@pytest.mark.slow
 def test_what_draws_or_recommends_goes_by_the_medians_once_they_are_whole(tmp_path):
     one = study(batch_sizes=[4, 16])
     one.run(tmp_path / "one", progress=False)

@@ -181,6 +181,7 @@ def mutations(folder, other):
 
 
 @pytest.mark.parametrize("kind", ["finished", "interrupted"])
+@pytest.mark.slow
 def test_of_hundreds_of_damaged_folders_none_is_believed_and_none_is_overwritten(
     folders, tmp_path, kind
 ):
@@ -318,6 +319,7 @@ def test_files_that_do_not_fit_one_another_are_told_though_their_digests_agree(f
         assert files(folder) == before
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_measured_again_on_request(folders, tmp_path):
     folder = tmp_path / "study"
     shutil.copytree(folders / "finished", folder)
@@ -349,6 +351,7 @@ def test_what_is_damaged_is_measured_again_on_request(folders, tmp_path):
         pd.testing.assert_frame_equal(table, former, check_exact=True)
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_within_its_writes_ends_with_the_same_tables(
     folders, tmp_path, monkeypatch
 ):
@@ -576,6 +579,7 @@ def test_a_provenance_of_another_form_is_damaged_though_its_change_is_accepted(
             read_it()
 
 
+@pytest.mark.slow
 def test_of_a_hundred_and_fifty_mutated_folders_none_ends_inside_or_is_believed(folders, tmp_path):
     """A part of `python -m validation.fuzzing`, whose folders are trained as these are."""
     archive = bs.load(folders / "finished").to_archive(tmp_path / "data/model/sgd")

@@ -1132,6 +1132,7 @@ def test_a_workload_under_a_name_of_ones_own_keeps_it(small_mnist):
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
+@pytest.mark.slow
 def test_studies_of_two_orders_have_two_names_and_two_folders(tmp_path, small_mnist):
     loaded, studies = [], []
     for examples in (small_mnist, other_orders(small_mnist)[1]):

@@ -135,12 +135,13 @@ def plain_steps(result, batch_size, validation, *, stop, zeroed):
 @pytest.mark.parametrize(
     ("validation", "stop", "optimizer"),
     [
-        pytest.param(200, "first", "sgd", marks=pytest.mark.slow),
+        pytest.param(200, "first", "sgd", marks=pytest.mark.long),
         (200, "budget", zero_nans),
         (1200, "first", "sgd"),
         (1200, "budget", zero_nans),
     ],
 )
+@pytest.mark.slow
 def test_a_loss_that_is_nan_is_no_crossing(validation, stop, optimizer, run_of):
     _, result = run_of(validation, stop, optimizer)
     table = result.steps_to_target()
@@ -273,6 +274,7 @@ def with_metrics(workload, finalize, more):
 
 
 @pytest.mark.filterwarnings("ignore:.*not a number in any evaluation")
+@pytest.mark.slow
 def test_nan_of_finite_sums_is_no_divergence(run_of, tmp_path):
     """A ratio of which the count is 0 for a trial, and a function that returns NaN."""
     workload = with_metrics(

@@ -38,6 +38,7 @@ result.report(sys.argv[1] + "/page.html")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits and streams of POSIX")
+@pytest.mark.slow
 def test_a_study_runs_in_a_poor_environment_to_the_same_tables(square, tmp_path):
     """All at once: what fails alone fails together. No standard error, no home, no jit, -O."""
     goal = bs.Goal("validation/error", 0.4)

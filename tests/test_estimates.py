@@ -170,6 +170,7 @@ def test_an_evaluation_that_ends_early_costs_at_least_its_share():
     assert found == pytest.approx(0.5 + 4 * 10.0 + 2 * 0.25 + 3 * BOUNDED * 10.0)
 
 
+@pytest.mark.slow
 def test_seconds_are_taken_of_real_steps_evaluations_and_compilations(square, monkeypatch):
     sizes = set()
     compiled = Engine.compiled

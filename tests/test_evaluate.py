@@ -40,6 +40,7 @@ def goal_alone(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_what_is_measured_besides_the_goal_changes_no_trial_and_no_crossing(
     measured_all, goal_alone, tmp_path
 ):

@@ -72,7 +72,7 @@ def workload(name):
         pytest.param(
             p,
             id=f"{p.data_set}/{p.model} {p.optimizer}",
-            marks=[pytest.mark.slow] * ((p.workload, p.optimizer) in SLOW),
+            marks=[pytest.mark.long] * ((p.workload, p.optimizer) in SLOW),
         )
         for p in paper.ALL
     ],
@@ -148,7 +148,7 @@ def test_parameters_follow_from_the_number_of_classes():
     assert counts["lm1b/transformer_base"] == counts["common_crawl/transformer_base"] == base
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", catalogue.LARGE)
 def test_operations_are_those_of_the_table(name):
     found = workloads.get(name).flops(one_of_large(name.split("/")[0]))

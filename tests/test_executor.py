@@ -110,6 +110,7 @@ def test_what_workers_do_after_a_search_is_what_one_machine_does(call, alone, tm
     assert read_plan(tmp_path / "here" / call) == read_plan(tmp_path / "there" / call)
 
 
+@pytest.mark.slow
 def test_a_measurement_by_workers_is_that_of_one_machine(tmp_path, monkeypatch):
     """Where both are told the same of how long steps take, which they time otherwise."""
     told = dict.fromkeys([4, 16, 64, 256], 1e-5)
@@ -132,6 +133,7 @@ def test_a_measurement_by_workers_is_that_of_one_machine(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
+@pytest.mark.slow
 def test_what_is_handed_back_in_parts_or_interrupted_goes_on_to_the_same_tables(
     tmp_path, monkeypatch
 ):
@@ -160,6 +162,7 @@ def test_what_is_handed_back_in_parts_or_interrupted_goes_on_to_the_same_tables(
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
+@pytest.mark.slow
 def test_bounds_are_measured_whole_by_workers_too(tmp_path):
     some = study(perceptron(validation=1000), batch_sizes=[32], max_steps=12, trials=2)
     some.run(tmp_path / "here", progress=False)
@@ -428,6 +431,7 @@ def dying_once(marker: Path):
 
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
+@pytest.mark.slow
 def test_a_dask_cluster_of_which_a_worker_is_killed_makes_the_same_tables(tmp_path):
     distributed = pytest.importorskip("distributed")
     marker = tmp_path / "killed"
@@ -467,6 +471,7 @@ print(changed, libc.mallinfo2().keepcost)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of the C library of Linux")
+@pytest.mark.slow
 def test_a_worker_keeps_the_memory_that_dask_would_have_it_give_back():
     """20 MB that were freed: kept for the next step, or given back to the system."""
 

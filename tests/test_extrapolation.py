@@ -34,6 +34,7 @@ def quantiles(values, weights):
     return np.interp([0.05, 0.5, 0.95], cumulated / cumulated[-1], values.ravel()[order])
 
 
+@pytest.mark.slow
 def test_the_law_and_what_it_says_elsewhere_are_those_of_an_integral_on_a_grid():
     law = power_law(studies(), "train_examples")
     x, y = np.log(SIZES / 4e3), np.log(B_CRIT)

@@ -78,13 +78,14 @@ def plain(network, tmp_path_factory):
 @pytest.mark.parametrize(
     ("lanes", "together", "microbatch", "devices"),
     [
-        pytest.param(1, 1, 12, 1, marks=pytest.mark.slow),
-        pytest.param(2, 2, 4, 2, marks=pytest.mark.slow),
-        pytest.param(4, 1, 7, 1, marks=pytest.mark.slow),
+        pytest.param(1, 1, 12, 1, marks=pytest.mark.long),
+        pytest.param(2, 2, 4, 2, marks=pytest.mark.long),
+        pytest.param(4, 1, 7, 1, marks=pytest.mark.long),
         (4, 2, 5, 2),  # 12 is 5 + 5 + 2
-        pytest.param(8, 8, 12, 2, marks=pytest.mark.slow),
+        pytest.param(8, 8, 12, 2, marks=pytest.mark.long),
     ],
 )
+@pytest.mark.slow
 def test_fast_paths_give_the_answer_and_the_curves_of_the_plain_run(
     lanes, together, microbatch, devices, network, plain, tmp_path, monkeypatch
 ):
@@ -135,7 +136,7 @@ def test_digits_stop_at_the_same_step_with_and_without_bounds_and_lanes(tmp_path
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_eight_devices_give_the_bits_of_fewer(tmp_path):
     script = textwrap.dedent(
         """
@@ -182,7 +183,7 @@ def test_eight_devices_give_the_bits_of_fewer(tmp_path):
     assert "8 devices agree" in found.stdout, found.stderr[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_larger_than_what_is_drawn_at_once_have_a_program_of_their_own(
     network, tmp_path, monkeypatch
 ):

@@ -192,6 +192,7 @@ def test_what_a_preset_has_nothing_for_is_told(capsys, tmp_path):
         harness.main(FIGURES[1], "A figure.", ["--archive", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_every_study_of_every_preset_can_be_made():
     for preset in ("small", "mnist", "cifar", "text", "paper"):
         for entry in catalogue.PRESETS[preset]().values():
@@ -216,6 +217,7 @@ def test_a_small_figure_runs_and_goes_on_from_its_studies(tmp_path, capsys):
     assert record.state(record.Task("small", name, entry, True, folder)) == "to be confirmed"
 
 
+@pytest.mark.slow
 def test_a_record_goes_on_where_its_slice_ended(tmp_path, monkeypatch, capsys):
     name = "digits/fc_64/sgd"
     one = Figure(8, (name,), FIGURES[8].draw, tuned=False)
@@ -241,6 +243,7 @@ def test_a_record_goes_on_where_its_slice_ended(tmp_path, monkeypatch, capsys):
     pd.testing.assert_frame_equal(sliced.trials, whole.trials)
 
 
+@pytest.mark.slow
 def test_batch_sizes_that_were_left_out_are_added_later(tmp_path):
     name = "digits/fc_64/sgd"
     figure = Figure(8, (name,), FIGURES[8].draw)

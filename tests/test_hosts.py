@@ -109,6 +109,7 @@ def what_fails_in_one_process_fails_in_both(folder):
     assert "differ from those of process 0" in some[1]
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(folder, alone):
     """One test, for workers of the suite that shared it would each start the processes anew."""
     tables_are_those_of_one_process(folder, alone)

@@ -130,6 +130,7 @@ def test_pieces_of_whole_groups_make_the_sum_and_the_statistics_of_the_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after, state)
 
 
+@pytest.mark.slow
 def test_resnet_50_takes_two_steps_and_moves_its_statistics():
     module = models.ResNet50(5, ghost_batch_size=2, blocks=(1, 1), filters=4)
     images = RANDOM.integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)

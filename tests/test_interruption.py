@@ -131,9 +131,9 @@ def play(call: str, finished, tmp_path_factory, monkeypatch):
     raise KeyError(call)
 
 
-@pytest.mark.parametrize("every", [80, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [80, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    "call", [pytest.param(n, marks=[pytest.mark.slow] * (n == "confirm")) for n in CALLS]
+    "call", [pytest.param(n, marks=[pytest.mark.long] * (n == "confirm")) for n in CALLS]
 )
 def test_a_kill_before_or_after_any_write_changes_no_table(
     call, every, finished, tmp_path_factory, monkeypatch
@@ -152,6 +152,7 @@ def test_a_kill_before_or_after_any_write_changes_no_table(
 
 
 @pytest.mark.filterwarnings("ignore:.*not finished, and left out")
+@pytest.mark.slow
 def test_every_analysis_has_an_answer_or_a_reason_at_any_moment(
     finished, tmp_path_factory, monkeypatch
 ):

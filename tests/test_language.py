@@ -137,6 +137,7 @@ def made(tokens, vocabulary=11):
     return bs.Workload(name="made", data={"train": {"tokens": tokens}}, **fields)
 
 
+@pytest.mark.slow
 def test_padding_counts_for_nothing_and_tokens_alike():
     tokens = sequences(4).astype(np.uint8)
     tokens[1, 3:] = 0
@@ -165,6 +166,7 @@ def test_padding_counts_for_nothing_and_tokens_alike():
     np.testing.assert_allclose(again, total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_and_label_smoothing_are_hyperparameters():
     workload = made(sequences(6))
     params, state = workload.init(jax.random.key(0))
@@ -207,9 +209,10 @@ def test_dropout_of_the_lstm_is_a_hyperparameter():
     "name",
     [
         "tiny_shakespeare/transformer_tiny",
-        pytest.param("tiny_shakespeare/lstm_tiny", marks=pytest.mark.slow),
+        pytest.param("tiny_shakespeare/lstm_tiny", marks=pytest.mark.long),
     ],
 )
+@pytest.mark.slow
 def test_a_small_study_of_text_reaches_a_goal(name, tmp_path):
     words = np.frombuffer(b"the cat sat on the mat. " * 200, np.uint8).reshape(-1, 16)
     splits = {"train": {"tokens": words[:200]}, "validation": {"tokens": words[200:264]}}

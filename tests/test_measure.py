@@ -128,6 +128,7 @@ def test_fresh_seeds_that_missed_are_counted(measured):
             assert table.loc[size, "missed_seeds"] == np.isinf(runs).sum()
 
 
+@pytest.mark.slow
 def test_minutes_are_of_everything_that_a_call_does(tmp_path, capsys):
     began = time.monotonic()
     found = study().measure(tmp_path / "study", 0.5, minutes=60)
@@ -176,7 +177,7 @@ def test_analyses_are_of_the_medians(measured):
     assert len(found.audit()) == 14
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_was_killed_goes_on_with_the_same_trials(tmp_path, monkeypatch, measured):
     class Killed(BaseException):
         pass
@@ -206,7 +207,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_trials(tmp_path, monkeypatc
     pd.testing.assert_frame_equal(found.table, measured[1].table)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_on_to_a_finer_precision(tmp_path):
     folder = tmp_path / "study"
     first = study().measure(folder, 0.5, progress=False)
@@ -218,7 +219,7 @@ def test_it_goes_on_to_a_finer_precision(tmp_path):
     pd.testing.assert_frame_equal(common, first.trials)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_in_the_same_folder_is_left_alone(tmp_path):
     folder = tmp_path / "study"
     one = study(stop=3.0)
@@ -233,7 +234,7 @@ def test_a_search_in_the_same_folder_is_left_alone(tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_hyperparameters_are_measured(tmp_path):
     two = study(
         optimizer="momentum",
@@ -247,6 +248,7 @@ def test_two_hyperparameters_are_measured(tmp_path):
     np.testing.assert_allclose(effective, found.table["effective_learning_rate"])
 
 
+@pytest.mark.slow
 def test_what_is_not_measured_is_said(tmp_path):
     study().measure(tmp_path / "study", 0.5, progress=False)
     study(stop=3.0, trials=4, batch_sizes=[4, 16]).run(tmp_path / "searched", progress=False)
@@ -273,6 +275,7 @@ def test_arguments_are_refused_before_anything_is_written(tmp_path, changes, arg
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_that_was_changed_is_refused(tmp_path):
     folder = tmp_path / "study"
     study().measure(folder, 0.5, progress=False)
@@ -376,6 +379,7 @@ def test_where_half_of_the_seeds_missed_no_steps_are_quoted(measured):
     assert none.of("far").verdict == "unknown"
 
 
+@pytest.mark.slow
 def test_batch_sizes_are_added_to_a_measurement_that_may_grow(tmp_path):
     few, folder = study(batch_sizes=SIZES), tmp_path / "study"
     few.measure(folder, 0.6, progress=False)
@@ -411,6 +415,7 @@ def _timed(plan, *_):
     return {size: TOLD[size] for size in plan.definition.batch_sizes}
 
 
+@pytest.mark.slow
 def test_a_measurement_goes_on_as_where_it_began_whatever_devices_there_are(tmp_path, monkeypatch):
     """Rounds are filled up to full packs, whose width is that of the devices."""
     monkeypatch.setattr(measure, "seconds_per_step", _timed)
@@ -442,6 +447,7 @@ def test_a_measurement_goes_on_as_where_it_began_whatever_devices_there_are(tmp_
     assert MeasurePlan.from_json(older, "plan.json").width is None
 
 
+@pytest.mark.slow
 def test_a_measurement_whose_extension_was_killed_at_once_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "seconds_per_step", _timed)
     folder, more = tmp_path / "study", study(batch_sizes=[1, *SIZES, 1024])
@@ -458,6 +464,7 @@ def test_a_measurement_whose_extension_was_killed_at_once_is_read(tmp_path, monk
     assert found.table["batch_size"].tolist() == [1, *SIZES, 1024]
 
 
+@pytest.mark.slow
 def test_a_measurement_that_has_only_begun_says_so(tmp_path, monkeypatch):
     folder, train = tmp_path / "study", measure._train
     monkeypatch.setattr(measure, "_train", _struck)

@@ -218,6 +218,7 @@ def of_images(norm, microbatch="auto", batch_sizes=(4, 16), ghosts=None):
 
 
 @pytest.mark.parametrize(("norm", "verdict"), [("", "pass"), ("batch", "warn")])
+@pytest.mark.slow
 def test_the_audit_of_a_study_says_so_and_the_run_whatever_its_progress(norm, verdict, tmp_path):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -250,6 +251,7 @@ def test_a_plan_knows_whether_batch_sizes_have_one_objective(arguments, dependen
 
 
 @pytest.mark.parametrize(("norm", "shared"), [("", True), ("batch", False), ("ghost", False)])
+@pytest.mark.slow
 def test_batches_that_mix_are_not_cut_to_share_a_program(norm, shared, tmp_path):
     sizes = [1, 2, 4, 8]
     study = bs.Study(
@@ -500,6 +502,7 @@ def test_a_contrastive_loss_is_no_weighted_mean():
     assert mixes_examples(workload, SPACE.typical()) is True
 
 
+@pytest.mark.slow
 def test_the_whole_training_set_is_shuffled_where_its_order_matters(tmp_path):
     """Sorted by class, groups of examples in their order would be of one class each."""
     x, y = points(96)

@@ -117,6 +117,7 @@ def test_an_example_without_labels_counts_in_the_mean_and_adds_nothing(workload,
     assert not any(np.asarray(x).any() for x in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_a_study_of_average_precision_maximises_it(workload, tmp_path):
     study = bs.Study(
         workload=workload,

@@ -165,6 +165,7 @@ def test_a_model_that_was_sent_to_a_worker_is_the_same(framework):
 
 
 @pytest.mark.parametrize("framework", ["nnx", "equinox"])
+@pytest.mark.slow
 def test_a_model_of_another_framework_is_trained_by_a_study(framework, tmp_path):
     model, mode = MODELS[framework]
     study = bs.Study(

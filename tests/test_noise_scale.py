@@ -157,6 +157,7 @@ def test_a_big_batch_of_the_whole_set_has_the_gradient_itself():
     np.testing.assert_allclose([found.squared_gradient, found.trace], [squared, trace], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_random_loss_has_the_noise_of_its_draws():
     model = NoisyQuadratic([2.0, 1.0, 0.5], [3.0, 1.0, 4.0], [1.0, 1.0, 1.0])
     theta = np.array([0.5, -1.0, 1.5])
@@ -206,6 +207,7 @@ def test_the_draws_of_a_random_loss_do_not_end_with_the_training_set(batches):
     assert all(one.interval.high > one.interval.low for one in found)
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing():
     params = np.linspace(0, 1, 30, dtype=np.float32)
     some = noise_scale(NOISE, params, microbatch=30)
@@ -238,6 +240,7 @@ class Convolution(nn.Module):
         return nn.Dense(3)(x)
 
 
+@pytest.mark.slow
 def test_convolutions_have_gradients_of_single_examples():
     images, labels = RANDOM.normal(size=(6, 4, 4, 1)).astype(np.float32), np.arange(6) % 3
     workload = bs.Workload.from_flax(Convolution(), {"train": (images, labels)})
@@ -271,6 +274,7 @@ def small_study(square, **changes):
     return bs.Study(**fields | changes)
 
 
+@pytest.mark.slow
 def test_the_noise_scale_along_a_run_is_that_at_its_checkpoints(square):
     study = small_study(square)
     table = noise_scales(study, batch_size=16, trial=0, steps=[0, 7, 150], examples=60, seed=3)

@@ -191,7 +191,7 @@ def regression():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_warm_up_of_ten_steps_does_not_pass_for_a_critical_batch_size(tmp_path):
     study = bs.Study(
         workload=regression(),

@@ -19,6 +19,7 @@ def test_the_version_is_that_of_the_package():
     assert bs.__version__ == PROJECT["version"] == importlib.metadata.version("batchscale")
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_it_is_used():
     script = """
         import sys

@@ -36,6 +36,7 @@ def test_every_page_of_a_model_is_tested():
 
 @pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("framework", MODELS)
+@pytest.mark.slow
 def test_a_model_takes_six_lines_at_most_and_learns(framework, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page, names = f"models/{framework}.md", {}

@@ -95,6 +95,7 @@ def test_at_once_must_divide_the_lanes():
         parallel.packed(lambda *_: None, parallel.mesh(), per=["trial"], lanes=4, at_once=3)
 
 
+@pytest.mark.slow
 def test_shard_map_over_vmap_agrees_with_pmap(square):
     recipe = train.Recipe.of(
         square, optimizers.get("nesterov"), schedules.constant, batch_size=8, microbatch=8

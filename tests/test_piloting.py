@@ -385,6 +385,7 @@ def test_batch_sizes_are_about_the_critical_one_at_the_goal():
     assert steps[4] / steps[32] == pytest.approx((1 + 10 / 4) / (1 + 10 / 32), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_goal_is_the_same_whatever_minutes_are_given_later(tmp_path):
     """It was decided by those of the first call."""
     given = {"metric": "validation/risk", "folder": tmp_path, "progress": False, "minutes": 0.05}
@@ -401,6 +402,7 @@ def only_rounds_count(monkeypatch):
     monkeypatch.setattr(measure._Clock, "since", lambda self: 0.0)
 
 
+@pytest.mark.slow
 def test_budgets_that_were_guessed_are_made_longer_while_there_are_minutes(
     tmp_path, capsys, only_rounds_count
 ):
@@ -431,6 +433,7 @@ def test_budgets_that_were_guessed_are_made_longer_while_there_are_minutes(
     pd.testing.assert_frame_equal(again.measurement.table, found.measurement.table)
 
 
+@pytest.mark.slow
 def test_a_goal_that_cannot_be_reached_is_told_in_words_of_the_call(tmp_path):
     with pytest.raises(ValueError, match=r"Give an easier goal, or max_steps, in another"):
         bs.recommend(
@@ -439,6 +442,7 @@ def test_a_goal_that_cannot_be_reached_is_told_in_words_of_the_call(tmp_path):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_batch_sizes_are_added_where_the_plateau_is_not_seen(
     tmp_path, monkeypatch, capsys, only_rounds_count
 ):
@@ -474,6 +478,7 @@ class _StruckError(Exception):
 
 
 @pytest.mark.parametrize("struck", [2, 3])
+@pytest.mark.slow
 def test_an_answer_that_was_killed_while_it_grew_goes_on_with_all_that_was_added(
     tmp_path, monkeypatch, struck
 ):
@@ -585,6 +590,7 @@ def test_another_goal_is_refused_in_the_folder_of_a_pilot(answered):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_other_batch_sizes_and_budgets_are_refused_in_a_folder_of_others(answered, tmp_path):
     folder, _ = answered
     others = {"batch_sizes": [8, 16, 32, 64]}, {"max_steps": 77}, {"evaluation_spacing": 0.03}
@@ -599,6 +605,7 @@ def test_other_batch_sizes_and_budgets_are_refused_in_a_folder_of_others(answere
 
 
 @pytest.mark.parametrize("spacing", [0.01, 0.15])
+@pytest.mark.slow
 def test_a_spacing_of_evaluations_that_is_given_is_taken(tmp_path, spacing):
     found = bs.pilot(
         MODEL.workload(), "sgd", metric="validation/risk", folder=tmp_path, progress=False,

@@ -145,6 +145,7 @@ def test_a_trial_says_how_far_it_is_unless_it_is_soon_done_or_shall_not(
     assert not capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_trains_a_run_again_says_what_is_at_work_unless_it_shall_not(square, capsys):
     one = study(square, batch_sizes=[8], trials=1, max_steps=200)
     run = {"batch_size": 8, "trial": 0}

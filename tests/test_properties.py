@@ -228,7 +228,7 @@ CASES = {
 def some(*names):
     """These cases in every run of the suite, the others where there is time."""
     return pytest.mark.parametrize(
-        "name", [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+        "name", [n if n in names else pytest.param(n, marks=pytest.mark.long) for n in CASES]
     )
 
 
@@ -258,6 +258,7 @@ def assert_same(some, other):
 
 
 @some("batch statistics", "counts, in bounds")
+@pytest.mark.slow
 def test_devices_change_no_bit_or_those_of_divisions_alone(name, reference, tmp_path):
     assert jax.device_count() == 2
     alone = CASES[name].study().run(tmp_path, progress=False, devices=jax.devices()[:1])
@@ -270,6 +271,7 @@ def test_devices_change_no_bit_or_those_of_divisions_alone(name, reference, tmp_
 
 
 @some("augmentation", "counts, in bounds")
+@pytest.mark.slow
 def test_a_kill_changes_no_bit(name, reference, tmp_path, monkeypatch):
     writing_after_every_evaluation(monkeypatch)
     told = []
@@ -287,6 +289,7 @@ def test_a_kill_changes_no_bit(name, reference, tmp_path, monkeypatch):
 
 
 @some("finalize", "dropout")
+@pytest.mark.slow
 def test_lanes_and_microbatches_change_nothing_but_rounding(name, tmp_path):
     case = CASES[name]
     if case.params != "float32":
@@ -324,7 +327,7 @@ def test_states_keep_the_types_they_began_with_and_more_steps_compile_nothing(na
     assert {str(x.dtype) for x in jax.tree.leaves(packs[0].state.params)} == {case.params}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_cases_do_what_they_are_called_after(reference):
     """Else nothing above would have tested it."""
     found = {name: reference(name).measurements for name in CASES}

@@ -134,7 +134,7 @@ def study(space=None):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_refined_trials_are_more_and_change_no_answer_and_survive_a_kill(tmp_path):
     before = study().run(tmp_path / "a", progress=False)
     after = study().refine(tmp_path / "a", rounds=2, trials=4, until=0.0, progress=False)
@@ -179,6 +179,7 @@ def test_refined_trials_are_more_and_change_no_answer_and_survive_a_kill(tmp_pat
     assert set(found.settings.loc[found.settings["batch_size"] == 8, "trial"]) == wanted
 
 
+@pytest.mark.slow
 def test_an_optimum_beyond_the_edge_is_found(tmp_path):
     study(bs.LogUniform(0.003, 0.05)).run(tmp_path, progress=False)
     result = study(bs.LogUniform(0.003, 0.05)).refine(tmp_path, trials=6, progress=False)
@@ -187,7 +188,7 @@ def test_an_optimum_beyond_the_edge_is_found(tmp_path):
     assert (best.to_numpy() < 0.7 * result.steps_to_target()["steps"].to_numpy()).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_sizes_of_an_extension_get_the_rounds_that_others_had(tmp_path):
     some = study()
     few = dataclasses.replace(some, batch_sizes=[8])

@@ -18,6 +18,7 @@ def small(workload, **changes):
     return study(workload, **{"batch_sizes": [32, 64], "trials": 4, "max_steps": 60} | changes)
 
 
+@pytest.mark.slow
 def test_a_layout_that_needs_too_much_memory_is_made_smaller_before_the_first_step(
     square, tmp_path, monkeypatch
 ):
@@ -88,6 +89,7 @@ def test_a_probe_climbs_to_the_fastest_lanes_and_says_what_it_found(times, best,
     assert autotune.fastest_lanes(2, 4, times.__getitem__) == (best, found)
 
 
+@pytest.mark.slow
 def test_a_probe_takes_real_times_and_the_study_is_that_of_the_lanes_it_found(
     square, tmp_path, monkeypatch
 ):

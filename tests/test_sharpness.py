@@ -53,6 +53,7 @@ def trained(square):
     return study.run_trial(batch_size=16, trial=0, steps=200).params
 
 
+@pytest.mark.slow
 def test_the_largest_eigenvalues_are_those_of_the_whole_hessian(square, trained):
     wanted = np.linalg.eigvalsh(hessian(square, trained))[::-1]
     found = sharpness(square, trained, top=4, iterations=80, tolerance=1e-5)
@@ -187,7 +188,7 @@ def swept(square, tmp_path_factory):
     return study, study.run(tmp_path_factory.mktemp("swept"), progress=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_sizes_are_compared_at_the_same_training_loss(swept, square):
     study, result = swept
     table = generalisation(study, result, train_loss=0.5, trials=2, tolerance=1e-4)

@@ -57,9 +57,10 @@ def study(workload, **options):
 
 @pytest.mark.parametrize(
     ("window", "chunk"),
-    [pytest.param(2**26, 2**26, marks=pytest.mark.slow), (256, 2_000)],
+    [pytest.param(2**26, 2**26, marks=pytest.mark.long), (256, 2_000)],
     ids=["a window that holds the set", "many small windows and chunks"],
 )
+@pytest.mark.slow
 def test_resident_and_streamed_data_give_the_same_tables(
     square, tmp_path, monkeypatch, window, chunk
 ):
@@ -82,6 +83,7 @@ def test_a_folder_of_arrays_refuses_a_stream_of_the_same(square, tmp_path):
         study(streamed(square)).run(tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_a_whole_batch_is_not_reordered_by_its_window(square, tmp_path, monkeypatch):
     options = {"batch_sizes": [8, "full"], "lanes": 1, "trials": 3}
     resident = study(square, **options).run(tmp_path / "resident", progress=False)
@@ -287,6 +289,7 @@ def test_reading_ends_when_it_is_stopped_and_wants_whole_numbers():
     assert stream.read([])["input"].shape == (0,)
 
 
+@pytest.mark.slow
 def test_large_sums_of_a_metric_are_those_of_resident_data(tmp_path, monkeypatch):
     """Of a metric that returns a vector an example, which is not kept for every batch."""
     x, y = points(1300)

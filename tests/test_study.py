@@ -113,6 +113,7 @@ def test_running_a_finished_study_again_trains_nothing(square, first):
     assert_same_tables(first, again)
 
 
+@pytest.mark.slow
 def test_extending_gives_the_tables_of_a_run_that_asked_for_it_at_once(square, tmp_path):
     for changes in ({"stop": 2.0, "trials": 9, "batch_sizes": [4, 8]}, {"max_steps": 800}):
         asked = {"stop": "budget"} if "max_steps" in changes else {}
@@ -230,6 +231,7 @@ def test_a_harder_goal_is_refused_where_curves_were_cut_and_an_easier_one_is_rea
     )
 
 
+@pytest.mark.slow
 def test_a_run_of_which_only_the_plan_was_written_goes_on(square, first, tmp_path):
     class StopError(Exception):
         pass
@@ -243,7 +245,7 @@ def test_a_run_of_which_only_the_plan_was_written_goes_on(square, first, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "evaluations", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (40, 100))]
+    "evaluations", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (40, 100))]
 )
 def test_an_interrupted_run_goes_on_where_it_was(square, budget, tmp_path, evaluations):
     told = []
@@ -283,8 +285,9 @@ def test_an_interrupted_run_says_how_it_goes_on(square, tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    "stop", ["first", *(pytest.param(x, marks=pytest.mark.slow) for x in ("all", "budget"))]
+    "stop", ["first", *(pytest.param(x, marks=pytest.mark.long) for x in ("all", "budget"))]
 )
+@pytest.mark.slow
 def test_an_interruption_inside_an_evaluation_loses_no_evaluation(
     square, tmp_path, monkeypatch, stop
 ):

@@ -79,6 +79,7 @@ def checked(result: bs.Result) -> None:
 
 
 @pytest.mark.usefixtures("usual_promotion")
+@pytest.mark.slow
 def test_the_example_interrupted_and_resumed_has_the_tables_of_one_that_was_not(
     tmp_path, monkeypatch, capsys
 ):
@@ -108,7 +109,7 @@ def test_the_example_interrupted_and_resumed_has_the_tables_of_one_that_was_not(
         pd.testing.assert_frame_equal(table, whole, check_exact=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_as_it_stands_raises_no_alarm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

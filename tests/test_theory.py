@@ -115,7 +115,7 @@ def test_the_optimum_beats_every_learning_rate_of_a_fine_grid():
         MODEL.optimum(100.0, batch_size=8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_sizes_follow_the_papers_findings():
     """Perfect scaling, then a plateau; the best rate grows with B; momentum carries further."""
     sizes = [2**k for k in (0, 2, 6, 10, 14, 16)]
@@ -168,8 +168,8 @@ def test_models_are_checked():
 @pytest.mark.parametrize(
     ("batch_size", "microbatch", "optimizer"),
     [
-        pytest.param(1, 1, "sgd", marks=pytest.mark.slow),
-        pytest.param(64, 16, "sgd", marks=pytest.mark.slow),
+        pytest.param(1, 1, "sgd", marks=pytest.mark.long),
+        pytest.param(64, 16, "sgd", marks=pytest.mark.long),
         (2**12, 2**10, "momentum"),
     ],
 )

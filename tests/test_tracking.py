@@ -71,6 +71,7 @@ def test_lines_of_json_hold_every_value(tracked):
     assert_tracked(found, result)
 
 
+@pytest.mark.slow
 def test_wandb_holds_every_value(tracked):
     pytest.importorskip("wandb")
     from wandb.proto.wandb_internal_pb2 import Record
@@ -133,6 +134,7 @@ def test_tensorboard_holds_every_value(tracked):
 
 # Its store uses what SQLAlchemy will remove.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.slow
 def test_mlflow_holds_every_value(tracked):
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")

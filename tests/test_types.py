@@ -150,7 +150,7 @@ def test_a_batch_that_counts_nothing_is_a_step_without_a_gradient(
 @pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.parametrize("optimizer", ["momentum", "nesterov", "adam", "adamw", "sgd"])
 @pytest.mark.parametrize("schedule", ["constant", "linear_decay"])
-@pytest.mark.parametrize("x64", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("x64", [pytest.param(False, marks=pytest.mark.long), True])
 def test_states_keep_the_types_that_init_gave_them(optimizer, schedule, x64):
     names = {"momentum": 0.9} if optimizer in ("momentum", "nesterov") else {}
     names |= {"weight_decay": 0.1} if optimizer == "adamw" else {}
@@ -206,7 +206,7 @@ def test_the_users_settings_of_jax_change_nothing(setting, usual, tmp_path):
     assert result.measurements.equals(usual)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keys_in_states_are_stored_and_the_noise_of_trials_differs(tmp_path, monkeypatch):
     """Nothing but noise moves the parameters, and the trials have the same hyperparameters."""
     writing_after_every_evaluation(monkeypatch)

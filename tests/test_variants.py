@@ -253,6 +253,7 @@ def test_a_reference_that_is_none_is_refused():
         scaling.transitions(long_table(first=hyperbola(50, 32)).iloc[:0])
 
 
+@pytest.mark.slow
 def test_a_result_has_both_analyses(square, tmp_path):
     study = bs.Study(
         workload=square,

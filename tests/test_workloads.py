@@ -30,6 +30,7 @@ class Normalised(nn.Module):
         return nn.Dense(3)(x)
 
 
+@pytest.mark.slow
 def test_a_flax_module_with_batch_statistics_and_dropout_is_a_workload(tmp_path):
     data = {"train": images(90), "validation": images(60, 1)}
     workload = bs.Workload.from_flax(Normalised(), data)
@@ -82,6 +83,7 @@ def test_named_workloads_state_their_sizes():
     assert (image.min(), image.max()) == (0, 1)
 
 
+@pytest.mark.slow
 def test_the_table_lists_every_workload_with_size_and_cost():
     table = workloads.table().set_index("workload")
     assert table.loc["mnist/simple_cnn_base", "parameters"] == 3_274_634

@@ -60,7 +60,9 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
 
 
 @functools.lru_cache(maxsize=8)  # each folder of a pilot and of its measurement asks it
-def _mixes(workload: Workload, hyperparameters: tuple[tuple[str, float], ...], x64: bool) -> bool | None:
+def _mixes(
+    workload: Workload, hyperparameters: tuple[tuple[str, float], ...], x64: bool
+) -> bool | None:
     """`mixes_examples`, at a precision."""
     del x64  # of what is remembered
     train = workload.splits()["train"]
