@@ -5,13 +5,15 @@ import dataclasses
 import functools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+import time
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -348,6 +350,39 @@ def test_an_executor_that_takes_nothing_is_told(executor, words, tmp_path):
         executor.submit = lambda *_: (_ for _ in ()).throw(RuntimeError("closed."))
     with pytest.raises((KeyError, TypeError, ValueError, RuntimeError), match=words):
         study(perceptron()).run(tmp_path / "study", progress=False, executor=executor)
+
+
+def test_workers_of_a_pool_that_was_made_here_end_with_an_interruption():
+    def made():
+        return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+    def interrupt(*_):
+        ours.update(set(multiprocessing.active_children()) - before)
+        raise KeyboardInterrupt
+
+    before, ours = set(multiprocessing.active_children()), set()
+    former = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.carry_out(made, [Task("task", time.sleep, (600,))], lambda returned: ())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert ours
+    waited_until = time.monotonic() + 30
+    while any(map(_is_there, ours)) and time.monotonic() < waited_until:
+        time.sleep(0.1)
+    assert not any(map(_is_there, ours))
+
+
+def _is_there(process):
+    """Whether a child has not ended; the pool may have waited for it before."""
+    process.join(0)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, 0)
+        return True
+    return False
 
 
 def test_a_script_that_its_workers_import_is_told_what_to_write(tmp_path):
