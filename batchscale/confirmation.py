@@ -11,7 +11,7 @@ import pandas as pd
 import scipy
 
 from batchscale import columns, display, numeric, scaling
-from batchscale.records import TRIAL_COLUMNS, Origin, Status
+from batchscale.records import TRIAL_COLUMNS, Origin, Status, StopReason
 from batchscale.tuner import medians
 
 
@@ -55,13 +55,15 @@ class Confirmation:
 
         Batch sizes that have not been run again, or not all of them, are left out; one of which no
         trial of the search reached the goal is a miss. `log_deviation` is the standard deviation of
-        the log of the median, by its interval; NaN where seeds are too few for one.
+        the log of the median, by its interval; see `scaling.deviations`.
         """
         shown = ["batch_size", "steps", "previous_evaluation", "trial"]
         known = self.table.loc[self.table["steps"].notna()].reset_index(drop=True)
         ends = known.reindex(columns=["batch_size", "low", "high"])
         sizes, low, high = ends.to_numpy(float).T
-        deviation = scaling.deviations(np.log(sizes), low, high, self.confidence)
+        deviation = scaling.deviations(
+            np.log(sizes), low, high, self.confidence, known["steps"].to_numpy(float)
+        )
         return known[shown].assign(log_deviation=deviation)
 
     def recommend(
@@ -169,18 +171,33 @@ def confirmation(
     )
 
 
-def at_goal(found: Confirmation, crossings: pd.DataFrame, best_of_n: pd.DataFrame) -> Confirmation:
+def at_goal(
+    found: Confirmation, trials: pd.DataFrame, crossings: pd.DataFrame, best_of_n: pd.DataFrame
+) -> Confirmation:
     """The same runs counted to another, easier goal; settings are those chosen for the study's.
 
     Args:
       found: by the study's goal.
+      trials: with the `stop_reason` of every run.
       crossings: of the other goal, as `metrics.first_crossings` says them.
       best_of_n: the study's table of `metrics.steps_to_target` at that goal.
+
+    Raises:
+      ValueError: a run ended at the study's goal, short of the other one.
     """
     index = ["batch_size", "trial", "replicate"]
     seen = crossings.rename(columns={"first_crossing": "steps"})
     runs = found.runs[index].join(seen[["steps", "previous_evaluation"]], on=index)
     runs["previous_evaluation"] = runs["previous_evaluation"].fillna(0.0)
+    ended = runs[index].join(trials["stop_reason"], on=index)["stop_reason"]
+    short = runs.loc[((ended == StopReason.OWN_CROSSING) & ~np.isfinite(runs["steps"])).to_numpy()]
+    if len(short):
+        size, trial, replicate = short.iloc[0][index].astype(int)
+        raise ValueError(
+            f"goal: at batch size {size}, run {replicate} of trial {trial} ended where it reached "
+            f"the study's goal, and is not past this one; so are {len(short) - 1} others. A "
+            "confirmation tells of easier goals: make a study with this goal."
+        )
     best = dict(zip(best_of_n["batch_size"].tolist(), best_of_n["steps"].tolist(), strict=True))
     rows = []
     for row in found.table.to_dict("records"):
@@ -191,6 +208,8 @@ def at_goal(found: Confirmation, crossings: pd.DataFrame, best_of_n: pd.DataFram
                 here.rename(columns={"previous_evaluation": "previous"}), found.confidence
             )
             row["luck"] = row["steps"] / row["best_of_n"] if row["best_of_n"] else math.nan
+        else:  # nothing was run again there, perhaps because nothing reached the study's goal
+            row["steps"] = math.nan if math.isfinite(row["best_of_n"]) else math.inf
         rows.append(row)
     table = pd.DataFrame(rows)[list(found.table.columns)].astype({"trial": "Int64"})
     return dataclasses.replace(found, table=table, runs=runs)
@@ -233,10 +252,15 @@ def _summary(runs: pd.DataFrame, confidence: float) -> dict[str, float]:
     low, high = median_ranks(len(values), confidence)
     last = len(values) - 1
     middle = medians.middle(values)
+    # What the median lies after, itself the geometric mean of two of an even number.
+    after = [
+        float(before[place] if math.isfinite(values[place]) else before.max())
+        for place in (last // 2, len(values) // 2)
+    ]
     return {
         "seeds": len(values),
         "steps": middle,
-        "previous_evaluation": float(before[last // 2] if math.isfinite(middle) else before.max()),
+        "previous_evaluation": after[0] if math.isfinite(middle) else math.sqrt(math.prod(after)),
         "low": float(before[low]) if low >= 0 else 0.0,
         "high": float(values[high]) if high <= last else math.inf,
         "quantile_10": float(values[round(0.1 * last)]),

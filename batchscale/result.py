@@ -187,6 +187,8 @@ class Result:
 
         Raises:
           FileNotFoundError: `Study.confirm` has not been called.
+          ValueError: runs ended at the study's goal, short of this one; or their evaluations were
+            cut short, far from it.
         """
         with self._opened() as stored:
             found = opening.confirmed(stored, self._plan())
@@ -220,7 +222,7 @@ class Result:
         if goal is None:
             return medians
         crossings = metrics.first_crossings(measurements, self._goal(goal))
-        return at_goal(medians, crossings, self.steps_to_target(goal))
+        return at_goal(medians, trials, crossings, self.steps_to_target(goal))
 
     def confirmed(self) -> Confirmation | None:
         """The confirmation, of which all that draws or recommends goes; None where it is not whole.

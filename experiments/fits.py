@@ -42,7 +42,8 @@ def curves() -> list[tuple[str, str, pd.DataFrame]]:
         found.append(
             (name, BEST, evaluated(table[["batch_size"]].assign(steps=table["best_of_n"])))
         )
-        precise = scaling.deviations(np.log(sizes), low, high, 0.9)
+        medians = table["steps"].to_numpy(float)
+        precise = scaling.deviations(np.log(sizes), low, high, 0.9, medians)
         found.append((name, TUNED, table.assign(log_deviation=precise)))
         if "least_median" in table:
             found.append((name, TRUTH, table[["batch_size"]].assign(steps=table["least_median"])))

@@ -185,7 +185,9 @@ def main() -> None:
         "expected risk": optima,
     }
     moved = bs.scaling.transitions(
-        pd.concat([t.assign(variant=name) for name, t in curves.items()]), reference="least median"
+        pd.concat([t.assign(variant=name) for name, t in curves.items()]),
+        reference="least median",
+        luck={"best of N": bs.scaling.LUCK},
     )
     moved.to_csv(arguments.output / "transitions.csv", index=False, float_format="%.6g")
     print(moved.to_string(index=False))

@@ -63,12 +63,41 @@ def test_an_easier_goal_is_read_off_the_same_runs_of_the_same_settings():
     found = confirmation(trials, crossings, BEST, selection_seeds=3)
     easier = crossings.assign(first_crossing=crossings["first_crossing"] - 30)
     easier["previous_evaluation"] -= 30
-    other = at_goal(found, easier, BEST.assign(steps=20.0))
+    ended = trials.assign(stop_reason="own crossing")
+    other = at_goal(found, ended, easier, BEST.assign(steps=20.0))
     row = other.table.iloc[0]
     assert (row["trial"], row["steps"], row["previous_evaluation"]) == (3, 65, 60)
     assert (row["low"], row["high"], row["luck"]) == (46, 73, 65 / 20)
     assert other.runs["steps"].tolist() == [51, 62, 65, 71, 73]
     assert found.table.iloc[0]["steps"] == 95  # the other is as it was
+    # Where they ended the harder goal was not reached, which is no miss.
+    harder = easier.assign(
+        first_crossing=easier["first_crossing"].where(easier["first_crossing"] < 70, math.inf)
+    )
+    with pytest.raises(ValueError, match=r"run 7 of trial 3 ended.*1 others.*easier goals"):
+        at_goal(found, ended, harder, BEST.assign(steps=20.0))
+    given = at_goal(found, ended.assign(stop_reason="budget"), harder, BEST.assign(steps=20.0))
+    assert given.table.iloc[0]["missed"] == pytest.approx(0.4)
+
+
+def test_what_was_never_run_again_is_no_miss_of_an_easier_goal():
+    trials, crossings = runs({3: [50, 60, 70, 81, 92, 95]})
+    best = pd.concat([BEST, BEST.assign(batch_size=32, steps=math.inf)])
+    found = confirmation(trials, crossings, best, selection_seeds=3)
+    assert found.table["steps"].tolist() == [92, math.inf]
+    for steps, median in [(30.0, math.nan), (math.inf, math.inf)]:
+        easier = best.assign(steps=[20.0, steps])
+        other = at_goal(found, trials.assign(stop_reason="own crossing"), crossings, easier)
+        np.testing.assert_array_equal(other.table["steps"], [92, median])
+        assert len(other.steps_to_target()) == 1 + math.isinf(median)
+
+
+def test_the_median_of_an_even_number_lies_after_the_mean_of_two():
+    trials, crossings = runs({1: [10, 20, 30, 44, 55, math.inf, math.inf]})
+    row = confirmation(trials, crossings, BEST, selection_seeds=3).table.iloc[0]
+    assert (row["steps"], row["missed"]) == (math.inf, 0.5)
+    # Between the second, which lies after 50, and the third, which lies after its limit of 160.
+    assert row["previous_evaluation"] == pytest.approx(math.sqrt(50 * 160))
 
 
 def test_misses_and_divergences_are_infinite_and_stay():
@@ -192,7 +221,7 @@ def test_a_confirmation_is_beside_the_study_and_goes_on_after_a_kill(tmp_path):
     ax = bs.plots.confirmation(again)
     assert ax.get_ylabel() == "Steps to validation error < 0.15"
     assert ax.get_xticklabels(minor=True)[0].get_text() == f"\nfull: {again.train_examples}"
-    median, best = ax.lines
+    median, best = ax.lines[:2]
     np.testing.assert_array_equal(median.get_ydata(), found.table["steps"])
     np.testing.assert_array_equal(best.get_ydata(), again.steps_to_target()["steps"])
     plt.close(ax.figure)

@@ -324,6 +324,32 @@ UNEVEN = bs.Workload(
 )
 
 
+def _normalised(params, batch):
+    """A norm of the batch that keeps no state."""
+    features = batch["input"] @ params
+    features = (features - features.mean()) / jnp.sqrt(features.var() + 1e-3)
+    return (features - batch["label"]) ** 2
+
+
+NORMALISED = bs.Workload.from_functions(
+    init=lambda key: jnp.zeros(DIMENSION),
+    loss=_normalised,
+    data={"train": (X.astype(np.float32), X[:, 0].astype(np.float32))},
+    name="normalised",
+)
+
+
+def test_a_loss_that_mixes_examples_has_a_noise_scale_by_batches_alone(monkeypatch):
+    with pytest.raises(ValueError, match=r"loss: that of an example of 'normalised' depends.*Use"):
+        noise_scale(NORMALISED, WEIGHTS.astype(np.float32))
+    found = noise_scale_of_batches(NORMALISED, WEIGHTS.astype(np.float32), small=10, big=60)
+    assert found.b_simple > 0
+    study = small_study(NORMALISED)
+    monkeypatch.setattr(bs.Study, "run_trial", None)  # it is told before anything trains
+    with pytest.raises(ValueError, match="Use noise_scale_of_batches"):
+        noise_scales(study, batch_size=16, trial=0, steps=[0, 5])
+
+
 @pytest.mark.parametrize(
     ("workload", "changes", "message"),
     [

@@ -204,7 +204,7 @@ def test_a_warm_up_of_ten_steps_does_not_pass_for_a_critical_batch_size(tmp_path
     )
     plain = study.run(tmp_path / "plain", progress=False)
     assert plain.audit().of(NAME).verdict == "pass"
-    truth = plain.scaling().b_crit
+    truth = scaling.fit(plain.steps_to_target()).b_crit
     late = dataclasses.replace(study, schedule=warm_up).run(tmp_path / "late", progress=False)
     assert late.steps_to_target()["steps"].iloc[-1] < 20
     # What was quoted before: another critical batch size, and quite sure of it.

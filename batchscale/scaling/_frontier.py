@@ -14,6 +14,7 @@ from batchscale.given import instance
 from batchscale.metrics import _tables
 from batchscale.numeric import short
 from batchscale.scaling._regimes import Regimes, overhead, regimes
+from batchscale.scaling.averaging import LUCK, lucky
 from batchscale.scaling.curve import Interval
 from batchscale.scaling.fitted import Fit
 from batchscale.scaling.fitting import fit as fit_steps
@@ -147,15 +148,18 @@ def recommend(
     seconds_per_step: StepTimes | None = None,
     tolerance: float = 0.2,
     paces: Mapping[int, Pace] | None = None,
+    luck: float = LUCK,
 ) -> Recommendation:
     """Below which batch size doubling it is free, where returns diminish, and where they end.
 
     Args:
-      steps: the table of `metrics.steps_to_target`.
+      steps: the table of `metrics.steps_to_target`, or of medians.
       fit: of `scaling.fit`; made here if not given.
       seconds_per_step: as for `frontier`.
       tolerance: the share by which steps, examples or seconds may be off and count as the same.
       paces: as for `fit`.
+      luck: as for `fit`, of the fit that is made here; none of medians whose `log_deviation` is
+        known.
 
     Raises:
       ValueError: an argument is not as above.
@@ -163,7 +167,7 @@ def recommend(
     >>> table = pd.DataFrame(
     ...     {"batch_size": [1, 4, 16, 64, 256, 1024], "steps": [2500, 650, 178, 63, 33, 26]}
     ... )
-    >>> print(recommend(table))
+    >>> print(recommend(table, luck=0))
     Steps stand for time: on ideal hardware a step takes as long at every batch size.
     Up to 2... (90% interval ...): doubling the batch halves the steps, at no more than 20% over the
     fewest examples.
@@ -174,7 +178,9 @@ def recommend(
     if fit is not None:
         instance("fit", fit, Fit, "what scaling.fit returns")
     table = frontier(steps, seconds_per_step=seconds_per_step)
-    fit = fit_steps(steps, form="averaged", paces=paces) if fit is None else fit
+    if fit is None:
+        luck = lucky(steps, luck)
+        fit = fit_steps(steps, form="averaged", paces=paces, luck=luck)
     found = regimes(steps, tolerance=tolerance, paces=paces, fit=fit)
     reached = _tables.select(table, np.isfinite(table["steps"]))
     unit = "steps" if seconds_per_step is None else "seconds"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from batchscale import columns, numeric
 from batchscale.scaling._regimes import regimes
+from batchscale.scaling.averaging import LUCK, lucky
 from batchscale.scaling.curve import check_table, points
 from batchscale.scaling.fitting import fit
 from batchscale.scaling.pace import Pace
@@ -26,6 +27,7 @@ def transitions(
     reference: str | None = None,
     tolerance: float = 0.2,
     paces: Mapping[int, Pace] | None = None,
+    luck: float | Mapping[str, float] = LUCK,
 ) -> pd.DataFrame:
     """Where perfect scaling ends and the plateau begins, under each definition of steps to target.
 
@@ -38,6 +40,8 @@ def transitions(
       reference: a variant; if not given, the first.
       tolerance: as for `regimes`.
       paces: as for `fit`.
+      luck: as for `fit`, of all variants, or by the names of those that have any: steps that are no
+        minima over trials have none. Those whose `log_deviation` is known are medians, without it.
 
     Returns:
       One row a variant: `variant`; `perfect_until` and `plateau_from` of `regimes`; `b_crit` of
@@ -57,7 +61,8 @@ def transitions(
     ...             table.assign(variant="error < 0.1", steps=steps),
     ...             table.assign(variant="error < 0.05", steps=2 * steps),
     ...         ]
-    ...     )
+    ...     ),
+    ...     luck=0,
     ... )
     >>> found[["variant", "perfect_until", "plateau_from", "b_crit_ratio"]].round(2)
             variant  perfect_until  plateau_from  b_crit_ratio
@@ -79,10 +84,11 @@ def transitions(
         raise ValueError(
             f"reference: got {reference!r}, wanted one of {', '.join(map(repr, names))}."
         )
-    rows = [
-        {"variant": name, **_points(variants[variants["variant"] == name], tolerance, paces)}
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        steps = variants[variants["variant"] == name]
+        own = luck.get(name, 0.0) if isinstance(luck, Mapping) else luck
+        rows.append({"variant": name, **_points(steps, tolerance, paces, lucky(steps, own))})
     table = pd.DataFrame(rows).set_index("variant")
     for point in _POINTS:
         table[f"{point}_ratio"] = table[point] / table[point].to_dict()[reference]
@@ -90,7 +96,7 @@ def transitions(
 
 
 def _points(
-    steps: pd.DataFrame, tolerance: float, paces: Mapping[int, Pace] | None
+    steps: pd.DataFrame, tolerance: float, paces: Mapping[int, Pace] | None, luck: float
 ) -> dict[str, Any]:
     """The transition points of one variant."""
     nothing = dict.fromkeys((*_POINTS, "low", "high"), math.nan)
@@ -99,7 +105,7 @@ def _points(
         return {**nothing, "refused": why}
     if (points(steps)["steps"] == 0).any():
         return {**nothing, "refused": "the goal holds before the first step"}
-    fitted = fit(steps, form="averaged", paces=paces)
+    fitted = fit(steps, form="averaged", paces=paces, luck=luck)
     found = regimes(steps, tolerance=tolerance, paces=paces, fit=fitted)
     read = {"perfect_until": found.perfect_until, "plateau_from": found.plateau_from}
     low, high = fitted.b_crit_interval

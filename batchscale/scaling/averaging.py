@@ -22,6 +22,18 @@ _STRAIGHT = 0.1  # slopes of log steps so near to 0 and -1 are those of a platea
 _LEAST = 0.005  # of the scatter of log steps
 
 
+def lucky(steps: pd.DataFrame, luck: float) -> float:
+    """The luck of a table of steps; none of medians, whose precision is known.
+
+    >>> lucky(pd.DataFrame({"steps": [8.0]}), LUCK)
+    0.4
+    >>> lucky(pd.DataFrame({"steps": [8.0], "log_deviation": [0.1]}), LUCK)
+    0.0
+    """
+    known = "log_deviation" in steps and steps["log_deviation"].notna().any()
+    return 0.0 if known else luck
+
+
 def averaged(table: pd.DataFrame, *, confidence: float, luck: float) -> Fit:
     """The curve through a checked table of steps, by the posterior over all of its parameters.
 

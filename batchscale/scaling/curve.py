@@ -132,22 +132,27 @@ def deviations(
     low: Float[np.ndarray, " batch_sizes"],
     high: Float[np.ndarray, " batch_sizes"],
     confidence: float,
+    medians: Float[np.ndarray, " batch_sizes"] | None = None,
 ) -> Float[np.ndarray, " batch_sizes"]:
     """The standard deviations of log medians, from the ends of their intervals.
 
     An interval of order statistics of a few seeds is itself uncertain by a quarter of its width.
     Scatter changes slowly with batch size, so that each is taken together with the trend of all:
-    the mean of both, in logs. NaN where an end is open, or for all where fewer than 3 are closed.
+    the mean of both, in logs. Where an end is open, there is the trend alone, or, if it is wider,
+    the other half of the interval. NaN for all where fewer than 3 are closed.
 
     Args:
       log_batch_size: of each.
       low: ends of the intervals, in steps; 0 where open.
       high: likewise; inf where open.
       confidence: of the intervals.
+      medians: in steps; inf where half of the runs missed. Without them an interval with an open
+        end has no other half.
 
-    >>> sizes = np.log([1.0, 2.0, 4.0])
-    >>> deviations(sizes, np.full(3, 90.0), np.full(3, 110.0), 0.9).round(3)
-    array([0.061, 0.061, 0.061])
+    >>> sizes = np.log([1.0, 2.0, 4.0, 8.0])
+    >>> low, high = np.full(4, 90.0), np.array([110.0, 110.0, 110.0, np.inf])
+    >>> deviations(sizes, low, high, 0.9, np.array([100.0, 100.0, 100.0, 150.0])).round(3)
+    array([0.061, 0.061, 0.061, 0.311])
     """
     confidence = numeric.confidence(confidence)
     for name, array in (("log_batch_size", log_batch_size), ("low", low), ("high", high)):
@@ -161,7 +166,13 @@ def deviations(
     z = -float(scipy.special.ndtri((1 - confidence) / 2))
     own = np.log(np.log(high[closed] / low[closed]) / (2 * z))
     slope, height = np.polyfit(log_batch_size[closed], own, 1)
-    found[closed] = np.exp((own + height + slope * log_batch_size[closed]) / 2)
+    found[:] = np.exp(height + slope * log_batch_size)
+    found[closed] = np.exp((own + np.log(found[closed])) / 2)
+    if medians is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):  # of ends that are open
+            halves = np.log([medians / low, high / medians]) / z
+        seen = np.where(np.isfinite(halves), halves, 0.0).max(0)
+        found[~closed] = np.maximum(found, seen)[~closed]
     return found
 
 

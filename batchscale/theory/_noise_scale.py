@@ -21,15 +21,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import jax
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, PyTree
 
-from batchscale import arrays, columns, given, numeric
+from batchscale import arrays, columns, given, keys, numeric
 from batchscale.runner.progress import lines
 from batchscale.scaling import Interval
 from batchscale.theory._asked import check_options, check_study
-from batchscale.theory._training_loss import Sums, TrainingLoss, microbatches
+from batchscale.theory._training_loss import Sums, TrainingLoss, check_single, microbatches
 from batchscale.theory.ratio import CONFIDENCE, Moments, fieller, population_without_noise, ratio
 from batchscale.workloads import Workload
 
@@ -104,8 +105,8 @@ def noise_scale(
       seed: of the choice of examples, and of dropout and augmentation.
 
     Raises:
-      ValueError: an argument is not as above; a single example has no gradient of its own, or none
-        that is finite.
+      ValueError: an argument is not as above; a single example has no gradient of its own (of
+        norms of batches, losses of pairs), or none that is finite.
 
     >>> x = np.linspace(-1, 1, 64, dtype=np.float32)
     >>> workload = Workload.from_functions(
@@ -119,7 +120,7 @@ def noise_scale(
     if not isinstance(with_hessian, bool | np.bool_):
         raise TypeError(f"with_hessian: got {with_hessian!r}, wanted True or False.")
     loss = TrainingLoss(workload, params, model_state, hyperparameters, split=split, seed=seed)
-    loss.check_no_state()
+    check_single(workload, model_state, hyperparameters or {})
     chosen = loss.sample(examples, fewest=3)
     count = len(chosen)
     if count < 3:
@@ -320,6 +321,10 @@ def noise_scales(
     size = arrays.examples(study.workload.splits()[split])
     if of is noise_scale_of_batches:
         _check_batches(options["small"], options["big"], options.get("batches", 2), size)
+    else:  # before it is trained
+        spaces = study.definition().spaces
+        typical = next(iter(spaces.values())).typical()
+        check_single(study.workload, jax.eval_shape(study.workload.init, keys.shape())[1], typical)
     if (examples := options.get("examples")) is not None:
         numeric.integer("examples", examples, 3, size)
     steps = numeric.increasing("steps", given.several("steps", steps, "steps, in a list"))

@@ -18,6 +18,7 @@ from batchscale.engine import devices
 from batchscale.engine.layout import evaluation_batch
 from batchscale.theory._asked import check_workload
 from batchscale.workloads import Workload
+from batchscale.workloads.coupling import mixes_examples
 
 _FLOATS = 2**22  # a choice: of the gradients of single examples at once, as a CPU's cache holds
 
@@ -38,6 +39,33 @@ class Sums(NamedTuple):
     gradient: _Vector
     loss: float
     weight: float
+
+
+def check_single(
+    workload: Workload, model_state: PyTree, hyperparameters: Mapping[str, float]
+) -> None:
+    """Refuses what has no gradient of single examples.
+
+    Args:
+      workload: its loss.
+      model_state: of its model, or the shapes of that.
+      hyperparameters: that the loss is given, by name.
+
+    Raises:
+      ValueError: the loss of an example depends on the other examples of its batch.
+    """
+    if jax.tree.leaves(model_state):
+        raise ValueError(
+            f"model_state: {workload.name!r} keeps some, as models do that normalise by "
+            "the statistics of a batch: an example has no gradient of its own there. Use "
+            "noise_scale_of_batches."
+        )
+    if mixes_examples(workload, hyperparameters):
+        raise ValueError(
+            f"loss: that of an example of {workload.name!r} depends on the others of its batch, as "
+            "norms of batches and losses of pairs have it: an example has no gradient of its own. "
+            "Use noise_scale_of_batches."
+        )
 
 
 class TrainingLoss:
@@ -105,15 +133,6 @@ class TrainingLoss:
             raise ValueError(
                 f"params: got arrays of shapes {shapes[0][1]}, wanted those of workload "
                 f"{self.workload.name!r}: {shapes[1][1]}, in the structure that its init returns."
-            )
-
-    def check_no_state(self) -> None:
-        """Refuses models whose loss of an example depends on the other examples of its batch."""
-        if jax.tree.leaves(self._point.model_state):
-            raise ValueError(
-                f"model_state: {self.workload.name!r} keeps some, as models do that normalise by "
-                "the statistics of a batch: an example has no gradient of its own there. Use "
-                "noise_scale_of_batches."
             )
 
     def sample(self, examples: int | None, *, fewest: int) -> Int[np.ndarray, " examples"]:
