@@ -20,7 +20,7 @@ _RESOLUTION = 0.03  # of log rates: no fit is better than that
 
 
 class Knee(NamedTuple):
-    """rate = c B^p (1 + (B / knee)^(p s))^(-1 / s), the sharpness s averaged over.
+    """rate = c B^p (1 + (B / knee)^s)^(-p / s), the sharpness s averaged over.
 
     Attributes:
       exponent: p, the median of the posterior.
