@@ -67,10 +67,9 @@ def variants(result: Result, *, ax: Axes | None = None, title: str | None = None
       The axes.
 
     >>> from types import SimpleNamespace
-    >>> table = pd.DataFrame({"batch_size": [1, 4, 16, 64, 256], "why": ""})
-    >>> table = table.assign(
-    ...     variant="validation/error < 0.03", steps=[1710.0, 435.0, 116.0, 37.0, 16.0]
-    ... )
+    >>> sizes = 2.0 ** np.arange(12)
+    >>> table = pd.DataFrame({"batch_size": sizes, "steps": 16 * (1 + 60 / sizes), "why": ""})
+    >>> table = table.assign(variant="validation/error < 0.03")
     >>> result = SimpleNamespace(
     ...     name="mnist/fc_128_128_128, sgd",
     ...     goal=SimpleNamespace(metric="validation/error", value=0.03, mode="min"),
