@@ -109,6 +109,7 @@ def test_the_example_interrupted_and_resumed_has_the_tables_of_one_that_was_not(
         pd.testing.assert_frame_equal(table, whole, check_exact=True)
 
 
+@pytest.mark.usefixtures("usual_promotion")
 @pytest.mark.long
 def test_the_example_as_it_stands_raises_no_alarm(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
