@@ -344,7 +344,7 @@ def test_a_loss_that_mixes_examples_has_a_noise_scale_by_batches_alone(monkeypat
         noise_scale(NORMALISED, WEIGHTS.astype(np.float32))
     found = noise_scale_of_batches(NORMALISED, WEIGHTS.astype(np.float32), small=10, big=60)
     assert found.b_simple > 0
-    study = small_study(NORMALISED)
+    study = small_study(NORMALISED, goal=bs.Goal("train/loss", 0.1))
     monkeypatch.setattr(bs.Study, "run_trial", None)  # it is told before anything trains
     with pytest.raises(ValueError, match="Use noise_scale_of_batches"):
         noise_scales(study, batch_size=16, trial=0, steps=[0, 5])

@@ -321,13 +321,13 @@ def noise_scales(
     size = arrays.examples(study.workload.splits()[split])
     if of is noise_scale_of_batches:
         _check_batches(options["small"], options["big"], options.get("batches", 2), size)
-    else:  # before it is trained
-        spaces = study.definition().spaces
-        typical = next(iter(spaces.values())).typical()
-        check_single(study.workload, jax.eval_shape(study.workload.init, keys.shape())[1], typical)
     if (examples := options.get("examples")) is not None:
         numeric.integer("examples", examples, 3, size)
     steps = numeric.increasing("steps", given.several("steps", steps, "steps, in a list"))
+    if of is noise_scale:  # before it is trained
+        planned = study.planned_trial(batch_size=batch_size, trial=trial, folder=folder)
+        state = jax.eval_shape(study.workload.init, keys.shape())[1]
+        check_single(study.workload, state, planned.hyperparameters)
     say = lines(progress)
     run = study.run_trial(
         batch_size=batch_size, trial=trial, steps=steps, folder=folder, progress=progress
