@@ -232,6 +232,33 @@ def test_transitions_are_compared_with_those_of_the_reference():
     assert other.loc["moved", "perfect_until_ratio"] == 1
 
 
+def test_minima_have_luck_and_what_is_none_has_not():
+    random = np.random.default_rng(0)
+    steps = hyperbola(50, 32) * np.exp(0.1 * random.standard_normal(len(SIZES)))
+    table = long_table(minima=steps, medians=steps)
+    own = pd.DataFrame({"batch_size": SIZES, "steps": steps})
+
+    def ends(found, name):
+        return found.set_index("variant").loc[name, ["low", "high"]].tolist()
+
+    fits = {
+        luck: list(scaling.fit(own, form="averaged", luck=luck).b_crit_interval)
+        for luck in (0.0, scaling.LUCK)
+    }
+    assert fits[scaling.LUCK][1] / fits[scaling.LUCK][0] > 1.1 * fits[0.0][1] / fits[0.0][0]
+    assert ends(scaling.transitions(table), "medians") == fits[scaling.LUCK]
+    assert ends(scaling.transitions(table, luck=0), "minima") == fits[0.0]
+    some = scaling.transitions(table, luck={"minima": scaling.LUCK})
+    assert [ends(some, name) for name in ("minima", "medians")] == [fits[scaling.LUCK], fits[0.0]]
+    assert list(scaling.recommend(own).fit.b_crit_interval) == fits[scaling.LUCK]
+    assert list(scaling.recommend(own, luck=0).fit.b_crit_interval) == fits[0.0]
+    # Medians, whose precision is known, are no minima.
+    known = own.assign(log_deviation=0.1)
+    expected = list(scaling.fit(known, form="averaged").b_crit_interval)
+    assert list(scaling.recommend(known).fit.b_crit_interval) == expected
+    assert ends(scaling.transitions(known.assign(variant="x")), "x") == expected
+
+
 def test_variants_without_an_answer_have_no_transitions_and_say_why():
     table = long_table(first=hyperbola(50, 32), unknown=np.nan, early=0.0 * SIZES, far=1e6 / SIZES)
     table["why"] = np.where(table["variant"] == "unknown", "the curves are too short", "")
