@@ -195,7 +195,7 @@ def at_goal(
         size, trial, replicate = short.iloc[0][index].astype(int)
         raise ValueError(
             f"goal: at batch size {size}, run {replicate} of trial {trial} ended where it reached "
-            f"the study's goal, and is not past this one; so are {len(short) - 1} others. A "
+            f"the study's goal, and is not past this one: one of {len(short)} such runs. A "
             "confirmation tells of easier goals: make a study with this goal."
         )
     best = dict(zip(best_of_n["batch_size"].tolist(), best_of_n["steps"].tolist(), strict=True))

@@ -74,7 +74,7 @@ def test_an_easier_goal_is_read_off_the_same_runs_of_the_same_settings():
     harder = easier.assign(
         first_crossing=easier["first_crossing"].where(easier["first_crossing"] < 70, math.inf)
     )
-    with pytest.raises(ValueError, match=r"run 7 of trial 3 ended.*1 others.*easier goals"):
+    with pytest.raises(ValueError, match=r"run 7 of trial 3 ended.*one of 2 such.*easier goals"):
         at_goal(found, ended, harder, BEST.assign(steps=20.0))
     given = at_goal(found, ended.assign(stop_reason="budget"), harder, BEST.assign(steps=20.0))
     assert given.table.iloc[0]["missed"] == pytest.approx(0.4)
