@@ -36,7 +36,7 @@ def linear_decay(
 
     From `learning_rate` at step 0 the rate falls in a straight line to `end_learning_rate_factor`
     times that at step `learning_rate_decay_steps`, and stays there:
-    eta(t) = eta0 - (1 - alpha) eta0 min(t, T) / T.
+    eta(t) = eta0 - (1 - alpha) eta0 min(t, T) / T; with T = 0 it is there from the beginning.
 
     >>> rates = {"learning_rate": 1.0, "learning_rate_decay_steps": 10.0,
     ...          "end_learning_rate_factor": 0.1}
@@ -47,7 +47,7 @@ def linear_decay(
     decay_steps = hyperparameters["learning_rate_decay_steps"]
     drop = (1 - hyperparameters["end_learning_rate_factor"]) * start
     with jax.numpy_dtype_promotion("standard"):  # an integer over what gives way to other types
-        return start - drop * jnp.minimum(step / decay_steps, 1.0)
+        return start - drop * _share(step, decay_steps)
 
 
 def warmup_constant(
@@ -87,7 +87,8 @@ def warmup_cosine(
 ) -> Float[ArrayLike, ""]:
     """Linear warm-up as in `warmup_constant`, then `cosine` in the steps that are left.
 
-    The whole takes `learning_rate_decay_steps`, of which `warmup_steps` are the warm-up.
+    The whole takes `learning_rate_decay_steps`, of which `warmup_steps` are the warm-up. Where the
+    warm-up takes as long or longer, the rate after it is at its end at once.
 
     >>> rates = {"learning_rate": 1.0, "warmup_steps": 4.0, "learning_rate_decay_steps": 14.0,
     ...          "end_learning_rate_factor": 0.0}
@@ -126,8 +127,13 @@ def _cosine(
 ) -> Float[ArrayLike, ""]:
     end = hyperparameters["end_learning_rate_factor"]
     with jax.numpy_dtype_promotion("standard"):
-        turned = (1 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0))) / 2
+        turned = (1 + jnp.cos(jnp.pi * _share(step, steps))) / 2
         return hyperparameters["learning_rate"] * (end + (1 - end) * turned)
+
+
+def _share(step: Num[ArrayLike, ""], steps: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
+    """How much of a decay is over; all of it where it takes no steps, or fewer than none."""
+    return jnp.where(steps > 0, jnp.minimum(step / steps, 1.0), 1.0)
 
 
 _DECAY = "learning_rate_decay_steps", "end_learning_rate_factor"

@@ -312,3 +312,32 @@ def test_sums_that_would_stop_growing_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match=r"of its loss is bfloat16, wanted 32 bits .*jnp\.int32"):
         some.run(tmp_path / "a", progress=False)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "sigmoid_cross_entropy"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=lambda x: x.__name__)
+@pytest.mark.parametrize("margin", [4, 8, 10])
+def test_losses_of_narrow_logits_are_those_of_the_same_numbers(loss, dtype, margin):
+    random = np.random.default_rng(0)
+    label = random.integers(0, 10, 2000)
+    logits = random.normal(size=(2000, 10)) + (margin * 1.5) * np.eye(10)[label]
+    logits = np.asarray(jnp.asarray(logits).astype(dtype))
+    exact = logits.astype(np.float64)
+    if loss == "cross_entropy":
+        right = np.log(np.exp(exact).sum(1)) - exact[np.arange(2000), label]
+    else:
+        label = np.eye(10)[label]
+        right = np.log1p(np.exp(np.where(label > 0, -exact, exact)))
+    workload = bs.Workload.from_model(
+        (lambda key: jnp.eye(10, dtype=dtype), lambda w, x: x @ w),
+        {"train": (logits, label.astype(np.int32))},
+        loss=loss,
+    )
+    params, state = workload.init(jax.random.key(0))
+    batch = {name: jnp.asarray(x) for name, x in workload.splits()["train"].items()}
+    batch = workload.prepare(batch, None)
+    for summed, count in (
+        workload.metrics(params, state, batch)["loss"],
+        workload.loss(params, state, batch, jax.random.key(0), {})[0],
+    ):
+        assert float(summed) / int(count) == pytest.approx(right.mean(), 1e-5, 2e-7)

@@ -122,3 +122,33 @@ def test_schedules_follow_their_formulas_with_traced_lengths(name, expected):
         found = jax.jit(jax.vmap(schedule, in_axes=(0, None)))(steps, rates)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, [expected(t) for t in range(100)], rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "decay", "step", "factor"),
+    [
+        ("warmup_cosine", 100, 50, 99, 1.0),
+        ("warmup_cosine", 100, 50, 100, 0.1),
+        ("warmup_cosine", 100, 50, 150, 0.1),
+        ("warmup_cosine", 100, 50, 12_345, 0.1),
+        ("warmup_cosine", 100, 100, 50, 0.51),
+        ("warmup_cosine", 100, 100, 100, 0.1),
+        ("warmup_cosine", 0, 100, 0, 1.0),
+        ("linear_decay", 0, 0, 0, 0.1),
+        ("linear_decay", 0, 0, 7, 0.1),
+        ("cosine", 0, 0, 0, 0.1),
+        ("warmup_constant", 0, 0, 0, 1.0),
+    ],
+)
+def test_schedules_whose_parts_take_no_steps_are_at_the_end_of_them(
+    name, warmup, decay, step, factor
+):
+    values = {
+        "learning_rate": 2.0,
+        "warmup_steps": float(warmup),
+        "learning_rate_decay_steps": float(decay),
+        "end_learning_rate_factor": 0.1,
+    }
+    traced = jax.tree.map(jnp.asarray, values)
+    found = jax.jit(schedules.get(name)[0])(jnp.asarray(step), traced)
+    assert float(found) == pytest.approx(2.0 * factor)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from batchscale.optimizers import Hyperparameters
 from batchscale.workloads import _regularised
-from batchscale.workloads._sums import total
+from batchscale.workloads._sums import total, wide
 
 PADDING = 0  # no token; models take it for the beginning
 
@@ -52,6 +52,7 @@ def fields(module: nn.Module, *, length: int, vocabulary: int) -> dict[str, Any]
         logits: Any = module.apply(
             {"params": params}, tokens, train=True, rngs={"dropout": key}, **rates
         )
+        logits = wide(logits)
         losses = _cross_entropy(logits, tokens)
         losses = _regularised.smoothed(losses, logits, hyperparameters)
         real = tokens != PADDING
@@ -64,7 +65,7 @@ def fields(module: nn.Module, *, length: int, vocabulary: int) -> dict[str, Any]
         logits: Any = module.apply({"params": params}, tokens, train=False)
         real = tokens != PADDING
         wrong = (logits.argmax(-1).astype(tokens.dtype) != tokens) & real
-        losses = jnp.where(real, _cross_entropy(logits, tokens), 0)
+        losses = jnp.where(real, _cross_entropy(wide(logits), tokens), 0)
         return {"error": (total(wrong), real.sum()), "loss": (total(losses), real.sum())}
 
     return {

@@ -62,6 +62,8 @@ class Loss(abc.ABC):
 class CrossEntropy(Loss):
     """Softmax cross-entropy of logits and integer labels; `error` counts what is wrong.
 
+    In 32 bits or more: in 16 the loss of an example that is certain rounds to zero.
+
     Attributes:
       ignored: a label that counts for nothing; None where there is none.
       perplexity: whether that is measured, too.
@@ -79,6 +81,7 @@ class CrossEntropy(Loss):
     def trained(self, outputs: Any, labels: Any, hyperparameters: Hyperparameters) -> Pair:
         """The sum and the count of what is trained."""
         real, labels = self._real(labels)
+        outputs = wide(outputs)
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
         losses = _regularised.smoothed(losses, outputs, hyperparameters)
         return _summed(losses, real), _count(labels, real)
@@ -86,7 +89,7 @@ class CrossEntropy(Loss):
     def measured(self, outputs: Any, labels: Any) -> dict[str, PyTree]:
         """The metrics, as sums."""
         real, labels = self._real(labels)
-        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+        losses = optax.softmax_cross_entropy_with_integer_labels(wide(outputs), labels)
         # Not in the labels' type, which may be too narrow for all classes.
         wrong = outputs.argmax(-1).astype(jnp.int32) != labels.astype(jnp.int32)
         count = _count(labels, real)
@@ -139,7 +142,7 @@ class SigmoidCrossEntropy(Loss):
     def trained(self, outputs: Any, labels: Any, hyperparameters: Hyperparameters) -> Pair:
         """The sum and the count of what is trained."""
         del hyperparameters
-        real = self._real(labels)
+        real, outputs = self._real(labels), wide(outputs)
         targets = _like(labels if real is None else jnp.where(real, labels, 0), outputs)
         losses = optax.sigmoid_binary_cross_entropy(outputs, targets)
         return _summed(losses, real), _count(labels, real)

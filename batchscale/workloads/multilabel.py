@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from batchscale.optimizers import Hyperparameters
 from batchscale.workloads import _regularised, ranking
-from batchscale.workloads._sums import total
+from batchscale.workloads._sums import total, wide
 
 
 def fields(
@@ -160,7 +160,7 @@ def _losses(
 ) -> Float[Array, "batch labels"]:
     label = batch["label"]
     positive: Bool[Array, "batch labels"] = batch["positive"]
-    scores = _of_labels(logits, label)
+    scores = wide(_of_labels(logits, label))
     targets = positive.astype(scores.dtype)
     if smoothing is not None:
         targets = (1 - smoothing) * targets + smoothing / 2
