@@ -108,7 +108,8 @@ class Study:
       lanes: trials vmapped together on a device; `"auto"` chooses by the size of the model, and
         `"probe"` by timing, before the first step of a batch size: a few programs more to compile,
         and another time it may choose otherwise, which changes the last bits of every trial.
-      microbatch: examples whose gradient is taken at once; `"auto"` chooses.
+      microbatch: examples whose gradient is taken at once; `"auto"` chooses, and cuts no batch whose
+        examples' losses depend on one another.
       seed: of the plan and of every trial.
 
     Raises:
@@ -809,8 +810,7 @@ class Study:
                 values = refined_values(folder, batch_size, trial)
             mixes = training.mixes_examples
             if batch_size == self._train_examples():  # whether its order matters
-                typical = definition.spaces[definition.batch_sizes[0]].typical()
-                mixes = mixes_examples(self.workload, typical)
+                mixes = self._mixes()
             packing, measured = self._layout(batch_size, mesh), self._measured()
             if folder is not None:
                 stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)
@@ -899,7 +899,7 @@ class Study:
 
     def _layout(self, batch_size: int, mesh: Mesh) -> Layout:
         """How the trials of a batch size are packed, unless its plan says otherwise."""
-        return layout.choose(
+        chosen = layout.choose(
             self.workload,
             cpu=mesh.devices.flat[0].platform == "cpu",
             batch_size=batch_size,
@@ -907,6 +907,16 @@ class Study:
             lanes=None if isinstance(self.lanes, str) else self.lanes,
             microbatch=None if self.microbatch == "auto" else self.microbatch,
         )
+        cut = self.microbatch == "auto" and chosen.microbatch < batch_size
+        if cut and self.workload.ghost_batch_size is None and self._mixes() is not False:
+            return chosen.uncut(batch_size)
+        return chosen
+
+    def _mixes(self) -> bool | None:
+        """Whether the loss of an example depends on the others of its batch."""
+        definition = self.definition()
+        typical = definition.spaces[definition.batch_sizes[0]].typical()
+        return mixes_examples(self.workload, typical)
 
     def _measured(self) -> dict[str, int]:
         """How many examples are measured of every split that is."""

@@ -15,7 +15,7 @@ from helpers import batches, points
 
 import batchscale as bs
 from batchscale import optimizers, schedules, train
-from batchscale.engine import layout
+from batchscale.engine import autotune, layout
 from batchscale.models import GhostBatchNorm, layers
 from batchscale.workloads.coupling import mixes_examples, mixes_groups
 
@@ -500,6 +500,83 @@ def test_a_contrastive_loss_is_no_weighted_mean():
         lambda key: {"w": jnp.eye(3)}, loss, data={"train": (x, x + 0.1)}
     )
     assert mixes_examples(workload, SPACE.typical()) is True
+
+
+def contrasts(params, batch):
+    """Of each pair of rows among all of its batch (InfoNCE)."""
+    scores = 3 * (batch["input"] @ params["w"]) @ (batch["label"] @ params["w"]).T
+    return -jnp.diagonal(jax.nn.log_softmax(scores, -1))
+
+
+def contrastive(validation, *, goal="loss", **others):
+    random = np.random.default_rng(0)
+    x = random.normal(size=(700 + validation, 4)).astype(np.float32)
+    x, y = (x + 0.3 * random.normal(size=x.shape).astype(np.float32) for _ in range(2))
+    workload = bs.Workload.from_functions(
+        lambda key: {"w": jnp.eye(4) / 3},
+        contrasts,
+        metrics={"size": lambda params, batch: jnp.abs(batch["input"] @ params["w"]).sum(1)},
+        data={"train": (x[:700], y[:700]), "validation": (x[700:], y[700:])},
+    )
+    arguments = {
+        **{"optimizer": "sgd", "space": bs.SearchSpace(learning_rate=0.5), "trials": 1},
+        **{"batch_sizes": ["full"], "goal": bs.Goal(f"validation/{goal}", 0.0), "max_steps": 1},
+    }
+    return bs.Study(workload=workload, **(arguments | others)), (x, y)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_whose_examples_mix_is_not_cut(tmp_path):
+    study, (x, y) = contrastive(300)
+    result = study.run(tmp_path, progress=False)
+    assert result.layouts()["microbatch"].tolist() == [700]
+    batch = {"input": jnp.asarray(x[:700]), "label": jnp.asarray(y[:700])}
+    w = jnp.eye(4) / 3
+    right = w - 0.5 * jax.grad(lambda w: contrasts({"w": w}, batch).mean())(w)
+    run = study.run_trial(batch_size=700, trial=0, folder=tmp_path, steps=1)
+    np.testing.assert_allclose(run.params["w"], right, rtol=1e-5, atol=1e-6)
+    # Its loss is of the split taken together, on any device.
+    batch = {"input": jnp.asarray(x[700:]), "label": jnp.asarray(y[700:])}
+    right = contrasts({"w": right}, batch).mean()
+    assert result.measurements["validation/loss"].iloc[-1] == pytest.approx(float(right), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_batch_that_does_not_fit_is_cut_where_its_examples_do_not_mix_alone():
+    def fitted(workload, layout_, mixes):
+        class Engine:
+            memory_limit = 100
+            group = None if mixes else 1
+
+            def memory(self, batch_size, layout, trials):
+                return layout.lanes * layout.microbatch
+
+            def start(self, *args, **kwargs):
+                return []
+
+            advance = start
+
+        some = autotune.Rehearsal(Engine(), 256, lambda ids: {}, 4, Engine.group)
+        return autotune.final_layout(some, layout_, probe=False)[0]
+
+    study, _ = contrastive(300)
+    assert fitted(study.workload, layout.Layout(4, 64), True) == layout.Layout(1, 64)
+    assert fitted(study.workload, layout.Layout(4, 64), False) == layout.Layout(4, 16)
+    with pytest.raises(MemoryError, match="no batch is cut: another microbatch= is another obj"):
+        fitted(study.workload, layout.Layout(4, 256), True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_goal_that_depends_on_how_many_are_evaluated_at_once_is_refused(tmp_path):
+    study, _ = contrastive(600)
+    with pytest.raises(ValueError, match=r"goal: 'loss' .* evaluate=\{'validation': 500\}"):
+        study.run(tmp_path / "loss", progress=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        contrastive(600, goal="size")[0].run(tmp_path / "size", progress=False)
+    assert any("'loss' of workload" in str(x.message) for x in told)
+    study, _ = contrastive(600, evaluate={"validation": 500})
+    assert study.run(tmp_path / "part", progress=False).measurements["validation/loss"].all()
 
 
 @pytest.mark.slow

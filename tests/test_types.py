@@ -315,7 +315,9 @@ def test_sums_that_would_stop_growing_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "sigmoid_cross_entropy"])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=lambda x: x.__name__)
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, jnp.float16, jnp.float32], ids=lambda x: x.__name__
+)
 @pytest.mark.parametrize("margin", [4, 8, 10])
 def test_losses_of_narrow_logits_are_those_of_the_same_numbers(loss, dtype, margin):
     random = np.random.default_rng(0)

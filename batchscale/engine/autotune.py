@@ -33,14 +33,14 @@ class Rehearsal:
       batch_size: examples a step.
       values: the hyperparameters of trials.
       trials: how many there are.
-      group: examples that microbatches do not cut apart.
+      group: examples that microbatches do not cut apart; None where they stay as they are.
     """
 
     engine: Engine
     batch_size: int
     values: ValuesOf
     trials: int
-    group: int = 1
+    group: int | None = 1
 
     def full_pack(self, layout: Layout) -> list[Pack]:
         """A full pack before its first step; where there are fewer trials, some stand twice."""
@@ -161,11 +161,17 @@ def _fitting(rehearsal: Rehearsal, layout: Layout) -> tuple[Layout, str]:
     """Smaller microbatches, then fewer lanes, until the trials fit into memory; and why."""
     wanted, why, batch_size = layout, "", rehearsal.batch_size
     while problem := _problem(rehearsal, layout):
-        smaller = layout.smaller(rehearsal.group)
+        smaller = layout.smaller(rehearsal.group or layout.microbatch)
         if smaller is None:
+            remedy = "Take a smaller model, fewer trials, or another device."
+            if rehearsal.group is None:
+                remedy += (
+                    " The loss of an example depends on the others, so that no batch is cut: "
+                    "another microbatch= is another objective, of so many examples."
+                )
             raise MemoryError(
                 f"batch size {batch_size}: {problem}, with one trial at a time and microbatches of "
-                f"{layout.microbatch}. Take a smaller model, fewer trials, or another device."
+                f"{layout.microbatch}. {remedy}"
             )
         layout, why = smaller, f"{wanted.lanes} lanes, microbatch {wanted.microbatch}: {problem}"
     if layout != wanted:

@@ -144,9 +144,10 @@ class Engine:
         }
 
     @property
-    def ghost_batch_size(self) -> int:
-        """The examples that are normalised together, and not cut apart; 1 where none are."""
-        return self._training.workload.ghost_batch_size or 1
+    def group(self) -> int | None:
+        """The examples that are not cut apart where memory is short; None: no microbatch is cut."""
+        one = None if self._training.mixes_examples else 1
+        return self._training.workload.ghost_batch_size or one
 
     @property
     def state_bytes(self) -> int:

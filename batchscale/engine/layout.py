@@ -56,6 +56,19 @@ class Layout(NamedTuple):
         together = 1 if self.evaluation_lanes == 1 else lanes
         return self._replace(lanes=lanes, evaluation_lanes=together)
 
+    def uncut(self, batch_size: int) -> Layout:
+        """The layout with the whole batch as its microbatch.
+
+        Where the loss of an example depends on the others, a part of a batch is another objective.
+
+        Args:
+          batch_size: that is packed so.
+
+        >>> Layout(2, 16).uncut(100)
+        Layout(lanes=2, microbatch=100, evaluation_lanes=1, shared=False)
+        """
+        return self._replace(microbatch=batch_size, shared=False)
+
     def smaller(self, group: int = 1) -> Layout | None:
         """A layout that needs less memory; None if there is none.
 

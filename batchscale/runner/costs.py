@@ -104,7 +104,7 @@ def rehearsal(engine: Engine, definition: Definition, batch_size: int) -> Rehear
     def values(trials: Sequence[TrialId]) -> Values:
         return stacked([first] * len(trials))  # pyright: ignore[reportArgumentType]
 
-    group = engine.ghost_batch_size
+    group = engine.group
     return Rehearsal(engine, batch_size, values, definition.trials, group)
 
 

@@ -14,13 +14,15 @@ from jax.sharding import Mesh
 from batchscale import arrays, datasets, keys, records
 from batchscale.engine.engine import Training
 from batchscale.engine.evaluation import counted
-from batchscale.engine.layout import LayoutOf, worth_sharing
+from batchscale.engine.layout import LayoutOf, evaluation_batch, worth_sharing
+from batchscale.metrics import Goal
 from batchscale.plan import Definition, Plan
 from batchscale.records import Origin, StudyFolder
 from batchscale.runner.costs import work_of
 from batchscale.runner.pacing import paces
 from batchscale.stored import opening
-from batchscale.workloads.coupling import mixes_examples, mixes_groups
+from batchscale.workloads import Workload
+from batchscale.workloads.coupling import metrics_of_batches, mixes_examples, mixes_groups
 from batchscale.workloads.fingerprint import changes, fingerprint
 
 _TRAJECTORIES = {
@@ -202,7 +204,8 @@ def _find_out(plan: Plan, training: Training) -> None:
     splits = workload.splits()
     plan.examples = {split: arrays.examples(fields) for split, fields in splits.items()}
     space = definition.spaces[definition.batch_sizes[0]]
-    if plan.mixes_examples is None:
+    unknown = plan.mixes_examples is None
+    if unknown:
         plan.mixes_examples = mixes_examples(workload, space.typical())
     group = workload.ghost_batch_size
     other = plan.mixes_examples and group not in (None, plan.ghost_batch_size)
@@ -211,6 +214,52 @@ def _find_out(plan: Plan, training: Training) -> None:
     if not plan.measured:
         plan.measured = definition.evaluate.counts(splits, definition.goal.split)
         plan.counted = counted(workload, definition.goal, plan.measured)
+    if unknown:
+        _check_metrics(
+            workload,
+            definition.goal,
+            plan.measured,
+            metrics_of_batches(workload, space.typical()),
+        )
+
+
+def _check_metrics(
+    workload: Workload,
+    goal: Goal,
+    measured: Mapping[str, int],
+    found: Mapping[str, tuple[float, float]],
+) -> None:
+    """Refuses a goal, and tells of metrics, that depend on how many examples are evaluated at once.
+
+    They are what they say of a split that is evaluated at once on every device.
+    """
+    most = {
+        split: evaluation_batch(count, tokens=arrays.elements(of), cpu=True)
+        for split, count in measured.items()
+        for of in [workload.splits()[split]]
+    }
+    parted = [split for split, count in measured.items() if most[split] < count]
+    for name, (together, apart) in found.items():
+        words = (
+            f"{name!r} of workload {workload.name!r} is {together:.6g} for some examples taken "
+            f"together, and {apart:.6g} for the same in two batches: it depends on how many are "
+            "evaluated at once, which hangs on the device and the size of the split"
+        )
+        if name == goal.name and goal.split in parted:
+            tokens = arrays.elements(workload.splits()[goal.split])
+            few = range(measured[goal.split], 0, -1)
+            count = next(n for n in few if evaluation_batch(n, tokens=tokens, cpu=True) == n)
+            raise ValueError(
+                f"goal: {words}. Make the goal one of a metric that each example has by itself: "
+                "return one value an example, or (sum, count); or measure so few that they are "
+                f"evaluated at once, evaluate={{{goal.split!r}: {count}}} at most."
+            )
+        if parted:
+            warnings.warn(
+                f"metrics: {words}. On the split {' and '.join(parted)} it is of several batches; "
+                "compare it with nothing.",
+                stacklevel=7,
+            )
 
 
 def _marks(training: Training) -> dict[str, str]:

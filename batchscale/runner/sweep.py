@@ -49,7 +49,7 @@ def run(session: Session, *, probe: bool = False) -> None:
             if not probe:
                 engine.compile_ahead(batch_size, chosen)
             rehearsal = Rehearsal(
-                engine, batch_size, now.values, plan.definition.trials, engine.ghost_batch_size
+                engine, batch_size, now.values, plan.definition.trials, engine.group
             )
             now.layout, finding = autotune.final_layout(rehearsal, chosen, probe=probe)
             if finding:

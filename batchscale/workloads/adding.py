@@ -105,6 +105,30 @@ def _odds(
 
 def check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow: bool) -> None:
     """Refuses metrics of which the numbers of two batches, added, are not those of both."""
+    for name, (of_whole, of_parts) in not_adding(workload, parts, narrow).items():
+        raise ValueError(
+            f"metrics: {name!r} of workload {workload.name!r} is {of_whole:.6g} for some "
+            f"examples taken together, and {of_parts:.6g} for the same in two batches whose "
+            "numbers are added, as they are over a split. Return (sum, count): the sum over "
+            "the batch, not its mean, and what was summed; and for what is no mean, sums that "
+            "add, with finalize={name: function of the added sums}."
+        )
+
+
+def not_adding(
+    workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow: bool
+) -> dict[str, tuple[float, float]]:
+    """Metrics of which the numbers of two batches, added, are not those of both.
+
+    Args:
+      workload: whose metrics they are.
+      parts: the sums of two batches, and of both together, by name.
+      narrow: whether numbers are of 16 bits.
+
+    Returns:
+      Their values, of both together and of the two added, by name.
+    """
+    found = {}
     for name in parts[0]:
         first, second, whole = (
             jax.tree.map(lambda x: np.asarray(x, np.float64), part[name]) for part in parts
@@ -117,13 +141,8 @@ def check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow
         # One that is the same for all examples may be the mean of its values.
         of_whole, of_parts = (_value(workload, name, sums) for sums in (whole, added))
         if abs(of_whole - of_parts) > _ADDED * abs(of_whole):
-            raise ValueError(
-                f"metrics: {name!r} of workload {workload.name!r} is {of_whole:.6g} for some "
-                f"examples taken together, and {of_parts:.6g} for the same in two batches whose "
-                "numbers are added, as they are over a split. Return (sum, count): the sum over "
-                "the batch, not its mean, and what was summed; and for what is no mean, sums that "
-                "add, with finalize={name: function of the added sums}."
-            )
+            found[name] = of_whole, of_parts
+    return found
 
 
 def _add(first: np.ndarray, second: np.ndarray, whole: np.ndarray, narrow: bool) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from batchscale import arrays, datasets, keys
 from batchscale.workloads import Workload
-from batchscale.workloads.adding import check_scale, check_sums, check_weights, usual
+from batchscale.workloads.adding import check_scale, check_sums, check_weights, not_adding, usual
 
 # Choices.
 _EXAMPLES = 8
@@ -55,6 +55,38 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
     >>> mixes_examples(workload(lambda p, batch: (p["w"] * batch["input"]).mean() ** 2), values)
     True
     """
+    return _asked(workload, hyperparameters)[0]
+
+
+def metrics_of_batches(
+    workload: Workload, hyperparameters: Mapping[str, float]
+) -> Mapping[str, tuple[float, float]]:
+    """Metrics whose value depends on how many examples are evaluated at once.
+
+    They may be where the loss of an example depends on others; elsewhere they are refused.
+
+    Args:
+      workload: as in `mixes_examples`, which remembers it.
+      hyperparameters: likewise.
+
+    Returns:
+      Values by name: of some examples together, and of the same in two batches, added.
+
+    >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
+    >>> workload = Workload.from_functions(
+    ...     lambda key: {"w": jnp.ones(())},
+    ...     lambda p, batch: (p["w"] * batch["input"]).mean() ** 2,
+    ...     data={"train": (x, x)},
+    ... )
+    >>> list(metrics_of_batches(workload, {"learning_rate": 0.1}))
+    ['loss']
+    """
+    return _asked(workload, hyperparameters)[1]
+
+
+def _asked(
+    workload: Workload, hyperparameters: Mapping[str, float]
+) -> tuple[bool | None, Mapping[str, tuple[float, float]]]:
     given = tuple(sorted((name, float(value)) for name, value in hyperparameters.items()))
     return _mixes(workload, given, jax.config.read("jax_enable_x64"))
 
@@ -62,13 +94,13 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
 @functools.lru_cache(maxsize=8)  # each folder of a pilot and of its measurement asks it
 def _mixes(
     workload: Workload, hyperparameters: tuple[tuple[str, float], ...], x64: bool
-) -> bool | None:
-    """`mixes_examples`, at a precision."""
+) -> tuple[bool | None, Mapping[str, tuple[float, float]]]:
+    """`mixes_examples` and `metrics_of_batches`, at a precision."""
     del x64  # of what is remembered
     train = workload.splits()["train"]
     size = arrays.examples(train)
     if size < 4:
-        return None
+        return None, {}
     # Some of all of it: a batch of examples of one class would say less. The others stay as they
     # are: of two examples a norm leaves nothing but the sign.
     random = np.random.default_rng(0)
@@ -167,20 +199,19 @@ def _mixes(
     gradients, changes, aparts = np.asarray(norms, np.float64)
     found = np.array([[of[:4] for of in once], twice], np.float64)
     if not (np.isfinite(found).all() and np.isfinite(changes[draws == 0]).all()):
-        return None
+        return None, {}
     if not found[:, 1].all():
-        return None
+        return None, {}
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(shapes))
     if not gradients[0]:
         check_sums(workload, measured, eps > 1e-5)
-        return None
+        return None, {}
     check_scale(workload, *(total / count for total, count in found))
     rounding = _ROUNDING * eps * gradients[begins]
     most = np.maximum(changes[begins + 1], changes[begins + 2])
     if not (aparts[begins + 3] > np.maximum(_APART * most, rounding)).any():
-        # Where the loss is one of whole batches, so may its metrics be: that is told.
         check_sums(workload, measured, eps > 1e-5)
-        return False
+        return False, {}
     alone = changes[4 : 4 + 2 * len(fields)]
     stays = {
         name: dealt <= max(_APART * replaced, rounding[0])
@@ -192,7 +223,8 @@ def _mixes(
     # If no other field matters, another order of one is another order of the examples.
     if len(stays) > 1 and any(stays.values()):
         _refuse_pairs(workload, [name for name in stays if stays[name]][-1])
-    return True
+    # Where the loss is one of whole batches, so may its metrics be: that is told.
+    return True, not_adding(workload, measured, eps > 1e-5)
 
 
 def mixes_groups(workload: Workload, hyperparameters: Mapping[str, float]) -> bool:
