@@ -7,7 +7,7 @@ import enum
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -173,9 +173,9 @@ def export(
         tables["measurement"] = measured.table
         tables["measurement_trials"] = measured.trials.reset_index()
     where = local_path(output, "output")
+    tables = {name: table for name, table in tables.items() if len(table)}
+    _check_free(where, tables, _ENDINGS[format])
     for name, table in tables.items():
-        if not len(table):
-            continue
         path = where / f"{name}.{_ENDINGS[format]}"
         with replacing(path) as file:
             if format == Format.PARQUET:
@@ -183,6 +183,29 @@ def export(
             else:
                 file.write(as_text(table, format).encode())
         typer.echo(str(path))
+
+
+_TABLES = (
+    *("audit", "steps_to_target", "optima", "trials", "measurements"),
+    *("confirmation", "measurement", "measurement_trials"),
+)
+
+
+def _check_free(where: Path, tables: Collection[str], ending: str) -> None:
+    """Refuses a folder whose files are a study's, or tables that would stay beside these."""
+    for name in ("index.json", "plan.json"):
+        if (where / name).exists():
+            raise ValueError(
+                f"{where}: holds a study, whose own tables an export would replace. Export into a "
+                f"folder of its own, such as {where / 'tables'}."
+            )
+    others = [f"{name}.{ending}" for name in _TABLES if name not in tables]
+    stay = [name for name in others if (where / name).exists()]
+    if stay:
+        raise ValueError(
+            f"{where}: {', '.join(stay)} would stay of another export, and this study has no such "
+            "table. Export into another folder, or delete what is there."
+        )
 
 
 def as_text(table: pd.DataFrame, format: Format) -> str:
@@ -196,12 +219,22 @@ def as_text(table: pd.DataFrame, format: Format) -> str:
     |           16 |    61.5 |
     """
     if format == Format.LATEX:
-        styled = table.style.format(precision=4, escape="latex").hide(axis="index")
+        floats = dict.fromkeys(table.select_dtypes("floating").columns, _digits)
+        styled = table.style.format(escape="latex").format(floats).hide(axis="index")
         escaped = [name.replace("_", r"\_") for name in map(str, table.columns)]
         return styled.relabel_index(escaped, axis="columns").to_latex(hrules=True)
     if format == Format.MARKDOWN:
-        return table.to_markdown(index=False)
+        return table.to_markdown(index=False, floatfmt=".15g")
     return table.to_csv(index=False)
+
+
+def _digits(value: float) -> str:
+    """A number in a table to be printed: whole ones as they are, others to four digits or all.
+
+    >>> _digits(1234567.0), _digits(3.21e-5), _digits(61.53461)
+    ('1234567', '3.21e-05', '61.53')
+    """
+    return f"{value:.4g}" if abs(value) < 1e4 and value % 1 else f"{value:.15g}"
 
 
 def _result(folder: Path) -> bs.Result:

@@ -28,6 +28,7 @@ _TABLE = (
     *("name", "shows", "b_crit", "b_crit_low", "b_crit_high"),
     *("fewest_steps", "fewest_steps_low", "fewest_steps_high", "why", "audit"),
 )
+_CONFIDENCE = 0.9  # of the intervals of curves, and of all that results and measurements say
 _RATIOS = ("of", "first", "second", "ratio", "ratio_low", "ratio_high", "differ")
 
 
@@ -119,7 +120,7 @@ def compare(studies: Mapping[str, Any]) -> Comparison:
         )
     for name in studies:
         columns.check_label("compare: a study", name)
-    goals = {name: str(found.goal) for name, found in studies.items() if hasattr(found, "goal")}
+    goals = {name: str(_goal(name, found)) for name, found in studies.items()}
     if len(set(goals.values())) > 1:
         listed = "; ".join(f"{name}: {goal}" for name, goal in goals.items())
         raise ValueError(
@@ -133,6 +134,13 @@ def compare(studies: Mapping[str, Any]) -> Comparison:
             f"compare: goals are decided on other examples ({listed}), which makes other goals. "
             "Answer both with the same goal=Goal(...), which is decided on the whole split."
         )
+    for name, found in studies.items():
+        if isinstance(found, Confirmation) and found.confidence != _CONFIDENCE:
+            raise ValueError(
+                f"compare: the intervals of the confirmation {name!r} are at "
+                f"{found.confidence:.4g}, and those of curves at {_CONFIDENCE}. Take "
+                "result.confirmation(goal) as it is."
+            )
     kinds, steps, fits = {}, {}, {}
     for name, found in studies.items():
         kinds[name], steps[name], fits[name] = _of(name, found)
@@ -157,8 +165,23 @@ def compare(studies: Mapping[str, Any]) -> Comparison:
         pd.DataFrame(ratios, columns=list(_RATIOS)),
         steps,
         fits,
-        next(iter(goals.values()), "the goal"),
-        next(iter(fits.values())).confidence,
+        next(iter(goals.values())),
+        _CONFIDENCE,
+    )
+
+
+def _goal(name: str, found: Any) -> Any:
+    """The goal of a study; refuses what has none."""
+    if (goal := getattr(found, "goal", None)) is not None:
+        return goal
+    if isinstance(found, Confirmation):
+        raise ValueError(
+            f"compare: the goal of the confirmation {name!r} is not known. Take "
+            "result.confirmation(goal), or replace its field `goal`."
+        )
+    raise TypeError(
+        f"compare: {name!r} is a {type(found).__name__}, wanted a result, a confirmation, a "
+        "measurement or an answer."
     )
 
 

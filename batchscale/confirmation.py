@@ -11,6 +11,7 @@ import pandas as pd
 import scipy
 
 from batchscale import columns, display, numeric, scaling
+from batchscale.metrics import Goal
 from batchscale.records import TRIAL_COLUMNS, Origin, Status, StopReason
 from batchscale.tuner import medians
 
@@ -35,6 +36,8 @@ class Confirmation:
       confidence: of `low` and `high`.
       paces: between which steps the schedule decides when the goal is reached, by batch size.
       crowded: which edges of the search space the leading trials crowd, in words; empty if none.
+      goal: that the steps are to; None if it is not known.
+      name: of the workload and the optimizer; empty if it is not known.
     """
 
     table: pd.DataFrame
@@ -43,6 +46,8 @@ class Confirmation:
     confidence: float
     paces: Mapping[int, scaling.Pace] = dataclasses.field(default_factory=dict)
     crowded: str = ""
+    goal: Goal | None = None
+    name: str = ""
 
     def __str__(self) -> str:
         return self.table.to_string(index=False, float_format=display.cell)

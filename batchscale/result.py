@@ -159,11 +159,15 @@ class Result:
             found = found.cautioned(
                 "the steps are minima over trials, whose luck is not allowed for"
             )
-        return found.refuse(scaling.Refusal.EDGE, self._crowded())
+        return found.refuse(scaling.Refusal.EDGE, self._crowded(goal))
 
-    def _crowded(self) -> str:
-        """Which edges of the search space the leading trials crowd, in words; empty if none."""
-        trials = self._finished().reset_index()
+    def _crowded(self, goal: Goal | None = None) -> str:
+        """Which edges of the search space those trials crowd that lead to a goal; empty if none."""
+        trials = self._finished()
+        if goal is not None:
+            crossings = metrics.first_crossings(self.measurements, goal)["first_crossing"]
+            trials = trials.assign(first_crossing=crossings.reindex(trials.index).fillna(np.inf))
+        trials = trials.reset_index()
         trials = trials.loc[(trials["replicate"] == 0).to_numpy()]
         return str(tuner.crowded_edges(trials, self.definition.spaces))
 
@@ -218,10 +222,12 @@ class Result:
         # Beyond an edge that was crowded `Study.refine` has looked.
         beyond = (self.refined()["origin"] == Origin.EXPAND).any()
         crowded = "" if beyond else self._crowded()
-        medians = dataclasses.replace(medians, paces=self.paces or {}, crowded=crowded)
+        medians = dataclasses.replace(
+            medians, paces=self.paces or {}, crowded=crowded, goal=self._goal(goal), name=self.name
+        )
         if goal is None:
             return medians
-        crossings = metrics.first_crossings(measurements, self._goal(goal))
+        crossings = metrics.first_crossings(measurements, goal)
         return at_goal(medians, trials, crossings, self.steps_to_target(goal))
 
     def confirmed(self) -> Confirmation | None:
@@ -258,14 +264,15 @@ class Result:
             raise FileNotFoundError(
                 f"{self.folder}: nothing is measured by one design yet. Call study.measure(folder)."
             )
-        trials = _with_hyperparameters(found.trials, self.definition)
+        # As it is now: what was loaded may have grown.
+        trials = _with_hyperparameters(found.trials, plan.definition)
         audited = {
             "measurements": found.measurements,
             "batch_dependent": plan.batch_dependent,
             "evaluation_examples": plan.measured.get(self.goal.split),
             "counted": plan.counted,
         }
-        made = measurement(found.plan, self.definition, trials, paces=self.paces, audited=audited)
+        made = measurement(found.plan, plan.definition, trials, paces=plan.paces, audited=audited)
         return dataclasses.replace(made, runs=tuple(self.runs()))
 
     def audit(self) -> audit.Audit:

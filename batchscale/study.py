@@ -108,8 +108,8 @@ class Study:
       lanes: trials vmapped together on a device; `"auto"` chooses by the size of the model, and
         `"probe"` by timing, before the first step of a batch size: a few programs more to compile,
         and another time it may choose otherwise, which changes the last bits of every trial.
-      microbatch: examples whose gradient is taken at once; `"auto"` chooses, and cuts no batch whose
-        examples' losses depend on one another.
+      microbatch: examples whose gradient is taken at once; `"auto"` chooses, and cuts no batch where
+        the loss of an example depends on others.
       seed: of the plan and of every trial.
 
     Raises:

@@ -12,7 +12,7 @@ from helpers import perceptron
 from typer.testing import CliRunner
 
 import batchscale as bs
-from batchscale.cli import app
+from batchscale.cli import Format, app, as_text
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +127,29 @@ def test_what_is_wrong_is_told_in_a_line_without_a_traceback(tmp_path):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert f"batchscale: {tmp_path / 'none'}: no such folder" in done.stderr
+
+
+def test_an_export_replaces_no_study_and_leaves_no_tables_of_another(folder, tmp_path):
+    study = shutil.copytree(folder, tmp_path / "study")
+    for output in (study, study / "confirmed"):
+        if (output / "plan.json").exists() or (output / "index.json").exists():
+            done = CliRunner().invoke(app, ["export", str(folder), "-o", str(output)])
+            assert "holds a study, whose own tables" in str(done.exception)
+    before = bs.load(study).trials
+    run("export", study, "--output", study / "tables", "--format", "parquet")
+    pd.testing.assert_frame_equal(bs.load(study).trials, before)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "measurement.csv").write_text("of another\n")
+    done = CliRunner().invoke(app, ["export", str(folder), "-o", str(other)])
+    assert "measurement.csv would stay of another export" in str(done.exception)
+    run("export", folder, "--output", other, "--format", "latex")
+
+
+@pytest.mark.parametrize("format", [Format.LATEX, Format.MARKDOWN])
+def test_small_and_large_numbers_are_printed_as_they_are(format):
+    table = pd.DataFrame({"batch_size": [8], "learning_rate": [3.2e-5], "steps": [1234567.0]})
+    text = as_text(table, format)
+    assert "3.2e-05" in text
+    assert "1234567" in text
+    assert "1234567.0" not in text

@@ -1,5 +1,6 @@
 """Studies beside each other: ratios against closed forms."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,10 +11,11 @@ import batchscale as bs
 from batchscale import comparing, scaling
 from batchscale.confirmation import Confirmation
 
+GOAL = bs.Goal("validation/error", 0.1)
 SIZES = np.array([4, 8, 16, 32, 64, 128, 256, 512])
 
 
-def confirmed(critical, fewest, width=1.08):
+def confirmed(critical, fewest, width=1.08, *, confidence=0.9, goal=GOAL):
     """A confirmation whose medians lie on a hyperbola."""
     steps = fewest * (1 + critical / SIZES)
     table = pd.DataFrame(
@@ -23,7 +25,8 @@ def confirmed(critical, fewest, width=1.08):
             "high": steps * width, "missed": 0.0,
         }
     )  # fmt: skip
-    return Confirmation(table, pd.DataFrame(), pd.DataFrame(), 0.9)
+    nothing = pd.DataFrame()
+    return Confirmation(table, nothing, nothing, confidence, goal=goal, name="workload, sgd")
 
 
 def test_ratios_are_those_of_the_curves_and_hold_the_truth():
@@ -129,3 +132,19 @@ def test_the_figure_has_the_points_and_the_curves():
         curve = scaling.Fit.steps(found.fits[name], SIZES)
         np.testing.assert_allclose(curve, found.steps[name]["steps"], rtol=0.1)
     assert len(ax.get_legend().get_texts()) == 2 if ax.get_legend() else True
+
+
+def test_confirmations_are_of_one_goal_one_part_of_a_split_and_one_confidence():
+    one = confirmed(120, 40)
+    assert bs.compare({"one": one, "other": confirmed(40, 60)}).goal == "validation/error < 0.1"
+    for other, words in (
+        (confirmed(40, 60, goal=bs.Goal("validation/error", 0.3)), "the goals differ"),
+        (confirmed(40, 60, goal=None), "the goal of the confirmation 'other' is not known"),
+        (confirmed(40, 60, confidence=0.5), "'other' are at 0.5"),
+        (
+            dataclasses.replace(one, name="workload (500 of validation), sgd"),
+            "decided on other examples",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bs.compare({"one": one, "other": other})

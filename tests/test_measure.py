@@ -483,3 +483,15 @@ def test_figures_of_a_search_say_what_draws_a_measurement(measured, figure):
         ValueError, match=rf"{figure}: there is no trial of a search .*measured_trials"
     ):
         getattr(bs.plots, figure)(bs.load(measured[0]))
+
+
+def test_a_result_that_was_loaded_before_its_study_grew_reads_it_as_it_is_now(measured):
+    whole = bs.load(measured[0])
+    before = dataclasses.replace(
+        whole.definition,
+        max_steps=dict.fromkeys(whole.definition.batch_sizes, 40),
+        evaluation_spacing=0.5,
+    )
+    held = dataclasses.replace(whole, definition=before, paces=None)
+    pd.testing.assert_frame_equal(held.measurement().table, whole.measurement().table)
+    assert str(held.measurement().scaling()) == str(whole.measurement().scaling())

@@ -1,11 +1,18 @@
 """What a result says of its own study is what the analyses say of its tables."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import batchscale as bs
+from batchscale import metrics
+from batchscale.plan import Definition
+from batchscale.records import MEASUREMENT_INDEX, TRIAL_INDEX, measurement_table, trial_table
+from batchscale.result import Result
 from batchscale.runner import sweep
+from batchscale.stopping import evaluation_grid
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +89,46 @@ def test_a_metric_that_is_never_a_number_is_told_and_one_that_is_not_so_is_not()
     with pytest.warns(UserWarning, match=r"^validation/r2: not a number in any evaluation") as told:
         sweep.warn_of_misses(steps, table, trials, bs.Goal("validation/error", 0.2))
     assert len(told) == 1
+
+
+EASY, HARD = bs.Goal("validation/error", 0.2), bs.Goal("validation/error", 0.1)
+
+
+def of_two_goals(goal):
+    """A study whose best learning rate is in the middle for the easy goal, and at the edge else."""
+    sizes, rates = [2**k for k in range(2, 12)], np.geomspace(0.01, 1, 24)
+    grid, random = evaluation_grid(60_000, 0.03), np.random.default_rng(0)
+    rows, trials = {}, {}
+    for size in sizes:
+        for trial, rate in enumerate(rates):
+            far, base = np.log10(rate / 0.1), 60 * (1 + 64 / size)
+            easy = base * np.exp(far**2 + 0.02 * random.normal())
+            hard = 4 * base * np.exp(1.2 * (1 - far) + 0.02 * random.normal())
+            for step in grid:
+                error = 0.9 if step < easy else 0.15 if step < max(hard, 1.2 * easy) else 0.05
+                rows[size, trial, 0, step] = error
+            trials[size, trial, 0] = {
+                "learning_rate": rate, "origin": "plan", "status": "complete",
+                "steps_trained": 60_000, "stop_reason": "budget",
+            }  # fmt: skip
+    index = pd.MultiIndex.from_tuples(list(rows), names=MEASUREMENT_INDEX)
+    curves = measurement_table(pd.DataFrame({"validation/error": list(rows.values())}, index))
+    index = pd.MultiIndex.from_tuples(list(trials), names=TRIAL_INDEX)
+    table = pd.DataFrame(list(trials.values()), index)
+    table["first_crossing"] = metrics.first_crossings(curves, goal)["first_crossing"]
+    definition = Definition(
+        workload="own", optimizer="sgd", schedule="constant", goal=goal, trials=24,
+        spaces=dict.fromkeys(sizes, bs.SearchSpace(learning_rate=bs.LogUniform(0.01, 1))),
+        max_infeasible=0, max_steps=dict.fromkeys(sizes, 60_000), earlier_budgets={},
+        stop="budget", curves="exact", evaluation_spacing=0.03, seed=0, train_examples=10**6,
+    )  # fmt: skip
+    return Result(Path("none"), definition, trial_table(table), curves)
+
+
+def test_edges_are_crowded_by_the_trials_that_lead_to_the_goal_that_is_asked_for():
+    of_easy, of_hard = of_two_goals(EASY), of_two_goals(HARD)
+    for goal, quoted in ((EASY, True), (HARD, False)):
+        found = {str(study.scaling(goal)) for study in (of_easy, of_hard)}
+        found.add(str((of_easy if goal == EASY else of_hard).scaling()))
+        assert len(found) == 1
+        assert ("crowd" not in found.pop()) == quoted
