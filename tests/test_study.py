@@ -542,3 +542,43 @@ def test_nothing_before_run_starts_a_backend():
     command = [sys.executable, "-c", textwrap.dedent(script)]
     found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     assert found.stdout.strip() == "none was started"
+
+
+@pytest.mark.parametrize("stop", ["first", 1.5])
+def test_a_budget_that_ended_where_the_rule_did_is_no_whole_one_once_it_has_grown(
+    square, first, tmp_path, stop
+):
+    """Harder goals are as unknown as if the longer budget had been given at once."""
+    begun = study(square, batch_sizes=[32], stop=stop)
+    at_once = begun.run(tmp_path / "at once", progress=False)
+    end = int(at_once.trials["steps_trained"].max())
+    short = study(square, batch_sizes=[32], stop=stop, max_steps=end)
+    short.run(tmp_path / "short", progress=False)
+    longer = at_once.definition.max_steps[32]
+    result = short.extend(tmp_path / "short", max_steps=longer, progress=False)
+    pd.testing.assert_frame_equal(result.trials, at_once.trials)
+    pd.testing.assert_frame_equal(bs.load(tmp_path / "short").trials, at_once.trials)
+    best = at_once.measurements[GOAL.metric].min()
+    harder = dataclasses.replace(GOAL, value=float(best))
+    for one in (at_once, result):
+        with pytest.raises(ValueError, match="too short"):
+            one.steps_to_target(harder)
+
+
+@pytest.mark.parametrize("stop", ["budget", "first"])
+def test_a_longer_budget_that_was_not_gone_on_with_is_not_finished(square, tmp_path, stop):
+    never = dataclasses.replace(GOAL, value=1e-9)
+    begun = study(square, batch_sizes=[4, 32], stop=stop, max_steps=20, goal=never)
+    with pytest.warns(UserWarning, match="no trial"):
+        begun.run(tmp_path, progress=False)
+
+    def interrupt(progress):
+        if progress.step > 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begun.extend(tmp_path, max_steps=200, progress=interrupt)
+    result = bs.load(tmp_path)
+    with pytest.warns(UserWarning, match="batch size 4, 32 not finished"):
+        assert not len(result.steps_to_target())
+    assert set(result.trials["status"]) == {"incomplete"}

@@ -234,8 +234,10 @@ class Ledger:
         enough = StopReason.FACTOR if self.spec.candidates else StopReason.BUDGET
         asked = set(self.spec.candidates) or self._measured.keys()
         for trial in (self._measured.keys() & asked) - self._diverged.keys():
-            if self._reasons.get(trial, StopReason.INTERRUPTED) == StopReason.INTERRUPTED:
-                whole = self._measured[trial] == self.spec.grid[-1]
+            whole = self._measured[trial] == self.spec.grid[-1]
+            reason = self._reasons.get(trial, StopReason.INTERRUPTED)
+            # A budget that has grown since was not the whole one.
+            if reason == StopReason.INTERRUPTED or (reason == StopReason.BUDGET and not whole):
                 self._reasons[trial] = enough if whole else self.spec.rule.reason
 
     def unwritten(self) -> pd.DataFrame:

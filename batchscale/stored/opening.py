@@ -9,6 +9,7 @@ import pandas as pd
 from batchscale.plan import Plan
 from batchscale.records import CONFIRMED, MEASURED, REFINED, DamagedError, StudyFolder
 from batchscale.stored import consistency
+from batchscale.stored.extended import as_extended
 from batchscale.stored.followups import ConfirmationPlan, RefinementPlan
 from batchscale.stored.measured import MeasurePlan
 
@@ -80,7 +81,7 @@ def study(stored: StudyFolder) -> Stored | None:
         return None
     made = Plan.from_json(found, str(stored.folder / "plan.json"))
     consistency.check(stored.folder, made, measurements, trials, accept=stored.accepted)
-    return Stored(made, measurements, trials)
+    return Stored(made, measurements, as_extended(trials, made.definition))
 
 
 def refinement(stored: StudyFolder, plan: Plan) -> Refinement | None:
