@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -219,8 +219,8 @@ def as_text(table: pd.DataFrame, format: Format) -> str:
     |           16 |    61.5 |
     """
     if format == Format.LATEX:
-        floats = dict.fromkeys(table.select_dtypes("floating").columns, _digits)
-        styled = table.style.format(escape="latex").format(floats).hide(axis="index")
+        shown: Any = {name: _digits for name, of in table.items() if of.dtype.kind == "f"}
+        styled = table.style.format(escape="latex").format(shown).hide(axis="index")
         escaped = [name.replace("_", r"\_") for name in map(str, table.columns)]
         return styled.relabel_index(escaped, axis="columns").to_latex(hrules=True)
     if format == Format.MARKDOWN:

@@ -261,12 +261,6 @@ def trials_of(plan: MeasurePlan, definition: Definition, table: pd.DataFrame) ->
     return Trials.of(sorted(rows, key=lambda row: row[-1]))
 
 
-def _budget(definition: Definition) -> str:
-    """The fewest and the most steps of a trial, in words."""
-    fewest, most = (f(definition.max_steps.values()) for f in (min, max))
-    return f"{most:,} steps" if fewest == most else f"{fewest:,} to {most:,} steps"
-
-
 def spent(plan: MeasurePlan, table: pd.DataFrame) -> Spent:
     """What the trials have cost: in seconds of steps, and in examples."""
     sizes = table.index.get_level_values("batch_size").to_numpy(float)
@@ -336,9 +330,9 @@ def measurement(
         )
     if not crossed:
         raise NotReachedError(
-            f"measure: none of {len(trials)} trials reached {definition.goal} in its budget "
-            f"({_budget(definition)}). Choose an easier goal, a longer budget (max_steps), or "
-            "other ranges, in another folder.",
+            f"measure: none of {len(trials)} trials reached {definition.goal}, of which the "
+            f"longest was trained for {table['steps_trained'].max():,} steps. Choose an easier "
+            "goal, a longer budget (max_steps), or other ranges, in another folder.",
             plan.seconds,
         )
     warm = np.array(plan.parameters) if plan.parameters else None

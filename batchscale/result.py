@@ -159,6 +159,8 @@ class Result:
             found = found.cautioned(
                 "the steps are minima over trials, whose luck is not allowed for"
             )
+        if goal is not None:
+            found = found.cautioned(self._seldom(goal))
         return found.refuse(scaling.Refusal.EDGE, self._crowded(goal))
 
     def _crowded(self, goal: Goal | None = None) -> str:
@@ -422,11 +424,27 @@ class Result:
         )
 
     def _goal(self, other: Goal | None) -> Goal:
-        """Another goal, checked, or the study's own."""
+        """Another goal, checked, or the study's own; tells where it was seldom measured."""
         if other is None:
             return self.goal
         check_goal("goal", other)
+        if words := self._seldom(other):
+            warnings.warn(f"{self.folder}: {words}", stacklevel=3)
         return other
+
+    def _seldom(self, goal: Goal) -> str:
+        """That curves of a goal have gaps that the study's do not have, in words; or nothing."""
+        found = self.measurements
+        if goal.split == self.goal.split or goal.metric not in found or not len(found):
+            return ""
+        share = float(found[goal.metric].notna().mean())
+        if share == 1:
+            return ""
+        return (
+            f"{goal.split!r} was measured at {share:.0%} of the evaluations alone, among them where"
+            f" a trial passed {self.goal}: steps to {goal} follow those, and may be far off. Make a"
+            " study with this goal."
+        )
 
     @property
     def _feasible_trials(self) -> int | None:

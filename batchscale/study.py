@@ -108,8 +108,8 @@ class Study:
       lanes: trials vmapped together on a device; `"auto"` chooses by the size of the model, and
         `"probe"` by timing, before the first step of a batch size: a few programs more to compile,
         and another time it may choose otherwise, which changes the last bits of every trial.
-      microbatch: examples whose gradient is taken at once; `"auto"` chooses, and cuts no batch where
-        the loss of an example depends on others.
+      microbatch: examples whose gradient is taken at once; `"auto"` chooses, and cuts no batch
+        where the loss of an example depends on others.
       seed: of the plan and of every trial.
 
     Raises:
@@ -727,8 +727,9 @@ class Study:
           folder: the study's, whose plan says how trials were packed; needed for the same bits
             only where that was chosen otherwise than now (other trials, another kind of device).
           replicate: 0, or another number for a fresh seed.
-          steps: how many; by default until the trial is past the goal, or its budget is spent.
-            Several, in increasing order: its parameters at each are kept as `checkpoints`.
+          steps: how many; by default until the trial is past the goal, or its budget is spent, that
+            of the folder if one is given. Several, in increasing order: its parameters at each are
+            kept as `checkpoints`.
           until: another goal, past which it ends instead, at the latest after `steps`.
           progress: a line each half minute of how far it is, or none.
           devices: as in `run`.
@@ -803,7 +804,9 @@ class Study:
         mesh = session.mesh_of(devices)
         session.check(training, mesh)
 
-        def found() -> tuple[Layout, Mapping[str, float], Mapping[str, int], bool | None]:
+        def found() -> tuple[
+            Layout, Mapping[str, float], Mapping[str, int], bool | None, tuple[int, ...]
+        ]:
             """What process 0 finds, which may be the only one that sees the folder."""
             values: Mapping[str, float] | None = None
             if trial >= FIRST_REFINED:
@@ -812,15 +815,22 @@ class Study:
             if batch_size == self._train_examples():  # whether its order matters
                 mixes = self._mixes()
             packing, measured = self._layout(batch_size, mesh), self._measured()
+            budgets = (definition.max_steps[batch_size],)
             if folder is not None:
                 stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)
                 packing, values = stored.layout, values or stored.hyperparameters
+                budgets = stored.budgets
                 measured = stored.measured or measured
             if values is None:
                 values = trial_run.drawn(definition, batch_size, trial)
-            return packing, values, measured, mixes
+            return packing, values, measured, mixes, budgets
 
-        packing, values, measured, mixes = hosts.agreed(found)
+        packing, values, measured, mixes, (*earlier, last) = hosts.agreed(found)
+        definition = dataclasses.replace(
+            definition,
+            max_steps={**definition.max_steps, batch_size: last},
+            earlier_budgets={batch_size: tuple(earlier)},
+        )
         training, packing = dataclasses.replace(training, mixes_examples=mixes), Layout(*packing)
         return PlannedTrial(
             training, definition, mesh, batch_size, name, packing, values, dict(measured)

@@ -334,8 +334,11 @@ def test_a_kill_while_the_chosen_setting_is_reported_loses_no_state(tmp_path, mo
 
 def test_what_cannot_be_confirmed_is_refused(tmp_path):
     study(stop="first").run(tmp_path, progress=False)
-    with pytest.raises(ValueError, match="reached the goal before all were stopped at the first"):
+    with pytest.raises(ValueError, match="before all were stopped, at less than 2 times"):
         study(stop="first").confirm(tmp_path, settings=5, progress=False)
+    study(stop=1.01).run(tmp_path / "soon", progress=False)
+    with pytest.raises(ValueError, match="before all were stopped, at less than 2 times"):
+        study(stop=1.01).confirm(tmp_path / "soon", settings=5, progress=False)
     with pytest.raises(FileNotFoundError, match="nothing is confirmed yet"):
         bs.load(tmp_path).confirmation()
     with pytest.raises(ValueError, match="patience: got 1, wanted a factor above 1"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import warnings
 
 import flax.linen as nn
 import jax
@@ -736,3 +737,21 @@ def test_batch_sizes_may_come_in_any_collection():
 def test_a_schedule_in_a_list_is_refused():
     with pytest.raises(ValueError, match=re.escape("schedule: got ['constant'], wanted one of")):
         study(schedule=["constant"])
+
+
+def test_another_finalize_is_another_workload(tmp_path):
+    """It runs on the host, and is no part of the program."""
+
+    def of(function):
+        return study(
+            slope(metrics={"r2": r2_sums}, finalize={"r2": function}),
+            goal=bs.Goal("validation/r2", 2.0, "max"),
+            stop="budget",
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        of(r2_of).run(tmp_path, progress=False)
+        of(lambda sums: r2_of(sums)).run(tmp_path, progress=False)  # the same by another name
+    with pytest.raises(ValueError, match="what finalize makes of sums changed"):
+        of(lambda sums: r2_of(sums) ** 3).extend(tmp_path, max_steps=50, progress=False)

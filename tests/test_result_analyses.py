@@ -1,5 +1,6 @@
 """What a result says of its own study is what the analyses say of its tables."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,26 @@ def test_edges_are_crowded_by_the_trials_that_lead_to_the_goal_that_is_asked_for
         found.add(str((of_easy if goal == EASY else of_hard).scaling()))
         assert len(found) == 1
         assert ("crowd" not in found.pop()) == quoted
+
+
+def test_a_goal_of_a_split_that_was_seldom_measured_is_told(square, tmp_path):
+    arguments = {
+        **{"workload": square, "optimizer": "sgd", "batch_sizes": [4, 8, 16, 32], "trials": 8},
+        "space": bs.SearchSpace(learning_rate=bs.LogUniform(0.05, 5)),
+        **{"goal": bs.Goal("validation/error", 0.4), "max_steps": 400, "stop": "budget"},
+    }
+    other = bs.Goal("test/error", 0.42)
+    seldom = bs.Study(**arguments).run(tmp_path / "seldom", progress=False)
+    with pytest.warns(UserWarning, match=r"'test' was measured at \d+% of the evaluations alone"):
+        seldom.steps_to_target(other)
+    with pytest.warns(UserWarning, match="may be far off"):
+        assert "may be far off" in " ".join(seldom.scaling(other).cautions)
+    often = bs.Study(**arguments, evaluate=bs.Evaluate(every=1.01, share=None))
+    always = often.run(tmp_path / "always", progress=False)
+    assert always.steps_to_target(other)["steps"].le(seldom_steps(seldom, other)).all()
+
+
+def seldom_steps(result, goal):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return result.steps_to_target(goal)["steps"]

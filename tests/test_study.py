@@ -582,3 +582,24 @@ def test_a_longer_budget_that_was_not_gone_on_with_is_not_finished(square, tmp_p
     with pytest.warns(UserWarning, match="batch size 4, 32 not finished"):
         assert not len(result.steps_to_target())
     assert set(result.trials["status"]) == {"incomplete"}
+
+
+def test_a_trial_of_a_study_that_was_extended_ends_where_it_crossed_there(square, tmp_path):
+    """On an earlier budget's last step, where no trial is evaluated otherwise."""
+    arguments = {"batch_sizes": [32], "stop": "budget", "curves": "exact"}
+    fine = study(square, evaluation_spacing=0.01, **arguments).run(tmp_path / "a", progress=False)
+
+    def coarse(max_steps):
+        return study(square, max_steps=max_steps, evaluation_spacing=1.0, **arguments)
+
+    crossings, grid = fine.trials["first_crossing"], coarse(300).definition().grid(32)
+    some = crossings[np.isfinite(crossings) & ~crossings.isin(grid)]
+    number, end = some.index[0][1], int(some.iloc[0])
+    folder = tmp_path / "b"
+    coarse(end).run(folder, progress=False)
+    result = coarse(end).extend(folder, max_steps=300, progress=False)
+    assert result.trials.loc[(32, number, 0), "first_crossing"] == end
+    # By the study as it was defined at first, and as it was extended.
+    for one in (coarse(end), coarse(300)):
+        run = one.run_trial(batch_size=32, trial=number, folder=folder, progress=False)
+        assert run.curve.index.get_level_values("step")[-1] == end

@@ -90,11 +90,13 @@ class StoredTrial(NamedTuple):
       layout: how it was packed.
       hyperparameters: as they were drawn there; None where it was not planned.
       measured: how many examples of every split were measured; None where that is asked otherwise.
+      budgets: of its batch size, the earlier ones first.
     """
 
     layout: Layout
     hyperparameters: Mapping[str, float] | None
     measured: Mapping[str, int] | None
+    budgets: tuple[int, ...]
 
 
 def stored(
@@ -141,6 +143,10 @@ def stored(
         plan.layouts[batch_size],
         rows[trial.number]["hyperparameters"] if trial.number < len(rows) else None,
         plan.measured if plan.definition.evaluate == definition.evaluate else None,
+        (
+            *plan.definition.earlier_budgets.get(batch_size, ()),
+            plan.definition.max_steps[batch_size],
+        ),
     )
 
 
@@ -189,7 +195,9 @@ def run_trial(
     goal = definition.goal
     whole = whole_steps(definition.grid(batch_size))
     at, crossed = 0, False
-    for step in evaluation_grid(budget, definition.evaluation_spacing, budgets=wanted):
+    ends = {*wanted, *definition.earlier_budgets.get(batch_size, ())}
+    ends = sorted(end for end in ends if end < budget)
+    for step in evaluation_grid(budget, definition.evaluation_spacing, budgets=ends):
         engine.advance(packs, batch_size=batch_size, layout=layout, step=at, to=step)
         at = step
         found = engine.measure(packs, engine.splits, layout=layout)

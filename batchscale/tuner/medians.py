@@ -10,6 +10,8 @@ import pandas as pd
 from batchscale import columns, given, numeric
 from batchscale.records import TRIAL_INDEX, Origin, Status, StopReason, check_index
 
+_SHORT = 2.0  # a choice: times the fewest steps, short of which no trial shows how it would do
+
 _COLUMNS = columns.declare("settings compared", "trial", "seeds", "median", "missed", "upper")
 
 
@@ -45,7 +47,7 @@ def leading(trials: pd.DataFrame, count: int) -> pd.DataFrame:
     [0.2, 0.1]
     """
     check_index(trials, TRIAL_INDEX, "trials")
-    kinds = ["origin", "status", "stop_reason", "first_crossing"]
+    kinds = ["origin", "status", "stop_reason", "steps_trained", "first_crossing"]
     given.frame("trials", trials, "the table Result.trials", kinds)
     count = numeric.integer("settings", count, 1)
     plain = trials.loc[
@@ -56,12 +58,16 @@ def leading(trials: pd.DataFrame, count: int) -> pd.DataFrame:
     reached = plain.loc[np.isfinite(plain["first_crossing"])].groupby(level="batch_size")
     found = reached.head(count)
     for batch_size, some in plain.groupby(level="batch_size"):
-        have = int(np.isfinite(some["first_crossing"]).sum())
-        if have < count and (some["stop_reason"] == StopReason.FIRST_CROSSING).any():
+        crossings = some["first_crossing"].to_numpy(float)
+        have, first = int(np.isfinite(crossings).sum()), crossings.min(initial=np.inf)
+        stopped = some["stop_reason"].isin([StopReason.FIRST_CROSSING, StopReason.FACTOR])
+        stopped &= np.isinf(crossings) & (some["steps_trained"] < _SHORT * first)
+        if 0 < have < count and stopped.any():
             raise ValueError(
                 f"settings: at batch size {batch_size}, {have} of the wanted {count} trials "
-                "reached the goal before all were stopped at the first crossing. Go on with "
-                f"study.extend(folder, stop=3.0), or ask for {have}."
+                f"reached the goal before all were stopped, at less than {_SHORT:g} times the "
+                "steps of the first crossing. Go on with study.extend(folder, stop=3.0), or ask "
+                f"for {have}."
             )
     return found
 

@@ -22,14 +22,15 @@ def fingerprint(
 
     Args:
       workload: its splits are hashed byte by byte; its `init`, `loss` and `metrics` as the
-        program that JAX makes of them; `finalize` runs on the host and is not covered.
+        program that JAX makes of them; its `finalize`, which runs on the host, as what it makes of
+        a few sums.
       optimizer: its update is part of the program.
       schedule: so is the learning rate.
       names: the hyperparameters.
 
     Returns:
-      `data`; `program`; and `compiler`, without which programs cannot be compared, since the text
-      of the same program changes with the version of JAX.
+      `data`; `program`; `compiler`, without which programs cannot be compared, since the text
+      of the same program changes with the version of JAX; and `finalize`, if there is any.
     """
     splits = workload.splits()
     with jitting.as_usual():
@@ -42,7 +43,8 @@ def fingerprint(
     digest = hashlib.blake2b(lowered.as_text().encode(), digest_size=16).hexdigest()
     floats = arrays.float_type()
     compiler = f"jax {jax.__version__}, {jax.default_backend()}, {floats}"
-    return {"data": datasets.fingerprint(splits), "program": digest, "compiler": compiler}
+    found = {"data": datasets.fingerprint(splits), "program": digest, "compiler": compiler}
+    return found | ({"finalize": _finalized(workload)} if workload.finalize else {})
 
 
 def changes(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
@@ -59,7 +61,38 @@ def changes(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
         found = [f"the data{kept}"]
     if there["compiler"] == here["compiler"] and there["program"] != here["program"]:
         found.append("the model, its loss, its metrics or the optimizer")
+    if there.get("finalize", here.get("finalize")) != here.get("finalize"):
+        found.append("what finalize makes of sums")
     return found
+
+
+_DRAWS = 4  # a choice
+
+
+def _finalized(workload: Workload) -> str:
+    """What `finalize` makes of a few sums, in words."""
+    batch = arrays.like_examples(workload.splits()["train"], 2)
+
+    def metrics(key: PyTree, batch: PyTree) -> PyTree:
+        params, model_state = workload.init(key)
+        return workload.metrics(params, model_state, workload.prepare(batch, None))
+
+    shapes = jax.eval_shape(metrics, keys.shape(), batch)
+    random = np.random.default_rng(0)
+
+    def sums(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        drawn = random.uniform(1, 100, shape.shape)
+        return (np.sort(drawn, axis=None).reshape(shape.shape)).astype(shape.dtype)
+
+    found = []
+    for name in sorted(workload.finalize):
+        for _ in range(_DRAWS):
+            try:
+                value = f"{workload.finalized(name, jax.tree.map(sums, shapes[name])):.5g}"
+            except ValueError:  # these may be no sums that it could be given
+                value = "refused"
+            found.append(f"{name} {value}")
+    return hashlib.blake2b("; ".join(found).encode(), digest_size=16).hexdigest()
 
 
 def _program(workload: Workload, optimizer: Optimizer, schedule: Schedule):
