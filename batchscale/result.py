@@ -542,7 +542,8 @@ class Result:
           The folder, absolute.
 
         Raises:
-          FileExistsError: there is something in it that this workload and optimizer did not write.
+          FileExistsError: there is something in it that this study did not write, or the archive
+            has a batch size that this result has not.
           ValueError: no batch size is finished; or the archive has no place for a metric's name.
         """
         return archive.write(

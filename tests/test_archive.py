@@ -619,6 +619,7 @@ def test_the_files_are_those_of_the_archive(ours, tmp_path):
     assert first[0] == row["first_crossing"]
 
 
+@pytest.mark.filterwarnings("ignore:.*not finished")
 def test_nothing_else_is_overwritten(ours, tmp_path):
     for name, make in {
         "a file": lambda path: path.write_text("mine"),
@@ -635,6 +636,18 @@ def test_nothing_else_is_overwritten(ours, tmp_path):
     ours.to_archive(tmp_path / "empty")
     (tmp_path / "empty/32/0/measurements.csv").write_text("")
     assert_comes_back(ours, tmp_path / "empty")  # its own, written again
+    # That of other batch sizes, another goal or another seed is another's.
+    sizes = ours.trials.index.get_level_values("batch_size")
+    fewer = dataclasses.replace(ours, trials=ours.trials.loc[sizes != 32])
+    goal = bs.Goal("validation/error", 0.123)
+    for other in (
+        fewer,
+        dataclasses.replace(ours, definition=dataclasses.replace(ours.definition, seed=77)),
+        dataclasses.replace(ours, definition=dataclasses.replace(ours.definition, goal=goal)),
+    ):
+        with pytest.raises(FileExistsError, match="something else"):
+            other.to_archive(tmp_path / "empty")
+    assert_comes_back(ours, tmp_path / "empty")
     (tmp_path / "empty/32/notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="something else"):
         ours.to_archive(tmp_path / "empty")

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,9 @@ def write(
       ValueError: there are no trials, or the archive has no place for something.
     """
     path = local_path(folder)
-    _check_replaceable(path, definition)
     plain = trials.loc[trials.index.get_level_values("replicate") == 0]
+    sizes = set(plain.index.get_level_values("batch_size").tolist())
+    _check_replaceable(path, definition, sizes)
     if plain.empty:
         raise ValueError("to_archive: no batch size is finished; study.run(folder) goes on.")
     columns = names.archived_columns(map(str, measurements.columns))
@@ -149,17 +150,25 @@ def _write(path: Path, text: str) -> str:
     return seals.digest(content)
 
 
-def _check_replaceable(path: Path, definition: Definition) -> None:
-    """Refuses a place where there is anything but an archive that this study wrote before."""
-    if not path.is_symlink() and (not path.exists() or _is_of(path, definition)):
+_SAME = ("workload", "schedule", "goal", "seed", "train_examples", "evaluation_spacing")
+"""What makes another study, whose archive is not replaced."""
+
+
+def _check_replaceable(path: Path, definition: Definition, sizes: Collection[int]) -> None:
+    """Refuses a place where there is anything but an archive that this study wrote before.
+
+    Nor is one replaced that has other batch sizes than these, which would be lost.
+    """
+    if not path.is_symlink() and (not path.exists() or _is_of(path, definition, sizes)):
         return
     raise FileExistsError(
         f"{path}: there is something else, which is not overwritten. Give a folder that does not "
-        "exist yet, or one to which the same workload and optimizer were written before."
+        "exist yet, or one to which the same study, with no other batch sizes than now, was "
+        "written before."
     )
 
 
-def _is_of(path: Path, definition: Definition) -> bool:
+def _is_of(path: Path, definition: Definition, sizes: Collection[int]) -> bool:
     if not path.is_dir():
         return False
     known = {1: {names.STUDY}, 2: {names.METADATA, names.MEASUREMENTS}}
@@ -167,18 +176,19 @@ def _is_of(path: Path, definition: Definition) -> bool:
         depth = len(Path(folder).relative_to(path).parts)
         if not known.get(depth, set()).issuperset(files):
             return False
-        if depth == 1 and not _study_is_of(Path(folder) / names.STUDY, definition):
+        if depth == 1 and not _study_is_of(Path(folder) / names.STUDY, definition, sizes):
             return False
     return True
 
 
-def _study_is_of(path: Path, definition: Definition) -> bool:
+def _study_is_of(path: Path, definition: Definition, sizes: Collection[int]) -> bool:
+    own = Own.of(definition, definition.batch_sizes[0], None).to_json()
     try:
         found = json.loads(path.read_bytes())
-        optimizer = names.optimizer(found["optimizer"])
-        return (found[names.OWN]["workload"], optimizer) == (
-            definition.workload,
-            definition.optimizer,
+        return (
+            names.optimizer(found["optimizer"]) == definition.optimizer
+            and found["batch_size"] in sizes
+            and all(found[names.OWN][name] == own[name] for name in _SAME)
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
