@@ -133,7 +133,7 @@ def _cosine(
 
 def _share(step: Num[ArrayLike, ""], steps: Float[ArrayLike, ""]) -> Float[ArrayLike, ""]:
     """How much of a decay is over; all of it where it takes no steps, or fewer than none."""
-    return jnp.where(jnp.greater(steps, 0), jnp.minimum(step / steps, 1.0), 1.0)
+    return jnp.where(jnp.greater(steps, 0), jnp.minimum(jnp.divide(step, steps), 1.0), 1.0)
 
 
 _DECAY = "learning_rate_decay_steps", "end_learning_rate_factor"

@@ -819,7 +819,7 @@ class Study:
             if folder is not None:
                 stored = trial_run.stored(folder, training, definition, mesh, batch_size, name)
                 packing, values = stored.layout, values or stored.hyperparameters
-                budgets = stored.budgets
+                budgets, mixes = stored.budgets, stored.mixes_examples
                 measured = stored.measured or measured
             if values is None:
                 values = trial_run.drawn(definition, batch_size, trial)

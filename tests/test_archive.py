@@ -640,10 +640,14 @@ def test_nothing_else_is_overwritten(ours, tmp_path):
     sizes = ours.trials.index.get_level_values("batch_size")
     fewer = dataclasses.replace(ours, trials=ours.trials.loc[sizes != 32])
     goal = bs.Goal("validation/error", 0.123)
+    wide = bs.SearchSpace(learning_rate=bs.LogUniform(1e-5, 3))
+    wide = dict.fromkeys(ours.definition.spaces, wide)
     for other in (
         fewer,
         dataclasses.replace(ours, definition=dataclasses.replace(ours.definition, seed=77)),
         dataclasses.replace(ours, definition=dataclasses.replace(ours.definition, goal=goal)),
+        dataclasses.replace(ours, definition=dataclasses.replace(ours.definition, trials=2)),
+        dataclasses.replace(ours, definition=dataclasses.replace(ours.definition, spaces=wide)),
     ):
         with pytest.raises(FileExistsError, match="something else"):
             other.to_archive(tmp_path / "empty")

@@ -438,3 +438,23 @@ def test_a_batch_size_where_only_a_trial_that_diverged_got_there_is_passed_over(
     trials = trials.assign(status=trials["status"].mask(diverged, "infeasible"))
     only = dataclasses.replace(result, trials=trials)
     pd.testing.assert_frame_equal(only.confirmed().table, result.confirmation().table)
+
+
+def test_the_end_of_a_search_is_that_of_its_first_crossing_also_of_a_trial_that_diverged():
+    """At three times 10, though the fastest that did not diverge crossed at 25."""
+    index = pd.MultiIndex.from_product([[8], range(4), [0]], names=TRIAL_INDEX)
+    trials = pd.DataFrame(
+        {
+            "learning_rate": 0.1,
+            "origin": ["plan", "plan", "plan", "refine"],
+            "status": ["infeasible", "complete", "complete", "complete"],
+            "steps_trained": [20, 30, 30, 26],
+            "stop_reason": ["diverged", "factor", "factor", "factor"],
+            "first_crossing": [10.0, 25.0, np.inf, np.inf],
+        },
+        index,
+    )
+    assert medians.leading(trials, 3).index.get_level_values("trial").tolist() == [1]
+    trials.loc[(8, 0, 0), "first_crossing"] = 25.0
+    with pytest.raises(ValueError, match="at less than 2 times the steps of the first crossing"):
+        medians.leading(trials, 3)

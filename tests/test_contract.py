@@ -755,3 +755,20 @@ def test_another_finalize_is_another_workload(tmp_path):
         of(lambda sums: r2_of(sums)).run(tmp_path, progress=False)  # the same by another name
     with pytest.raises(ValueError, match="what finalize makes of sums changed"):
         of(lambda sums: r2_of(sums) ** 3).extend(tmp_path, max_steps=50, progress=False)
+
+
+def test_a_finalize_that_draws_does_not_refuse_its_own_folder(tmp_path):
+    random = np.random.default_rng()
+
+    def about(sums):
+        return r2_of(sums) + 1e-3 * random.normal()
+
+    one = study(
+        slope(metrics={"r2": r2_sums}, finalize={"r2": about}),
+        goal=bs.Goal("validation/r2", 2.0, "max"),
+        stop="budget",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one.run(tmp_path, progress=False)
+        one.run(tmp_path, progress=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -216,3 +217,13 @@ def test_nothing_is_likely_before_a_goal_is_reached(square, tmp_path):
     with pytest.raises(ValueError, match="no batch size has reached the goal yet"):
         some.estimate(tmp_path, steps="likely")
     assert not math.isnan(some.estimate(tmp_path)["flops"].sum())
+
+
+def test_a_confirmation_where_no_trial_reached_the_goal_costs_nothing(square, tmp_path):
+    never = {"goal": bs.Goal("validation/error", 1e-9), "max_steps": 10}
+    some = small(square, **never)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        some.run(tmp_path, progress=False)
+        table = some.estimate(tmp_path, call="confirm", steps=dict.fromkeys(SIZES, 5))
+    assert not table["examples"].any()

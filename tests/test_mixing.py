@@ -15,9 +15,10 @@ from helpers import batches, points
 
 import batchscale as bs
 from batchscale import optimizers, schedules, train
-from batchscale.engine import autotune, layout
+from batchscale.engine import autotune, layout, parallel
+from batchscale.engine.engine import Engine
 from batchscale.models import GhostBatchNorm, layers
-from batchscale.workloads.coupling import mixes_examples, mixes_groups
+from batchscale.workloads.coupling import metrics_of_batches, mixes_examples, mixes_groups
 
 SPACE = bs.SearchSpace(learning_rate=bs.LogUniform(0.01, 1.0))
 RANDOM = np.random.default_rng(0)
@@ -616,3 +617,28 @@ def test_the_whole_training_set_is_shuffled_where_its_order_matters(tmp_path):
     drawn, stored = off(batches((0, 96, 0, 0), 2, 96)), off([np.arange(96)] * 2)
     assert drawn < 1e-3  # norms of four examples enlarge what is rounded
     assert drawn < stored / 10
+
+
+@pytest.mark.parametrize(
+    ("norm", "told"), [("batch, nothing kept", {"error", "loss"}), ("batch", set())]
+)
+def test_metrics_of_batches_are_found_and_counts_are_counted_exactly(norm, told):
+    random = np.random.default_rng(5)
+    data = random.normal(size=(400, 6, 6, 1)).astype(np.float32), random.integers(0, 4, 400)
+    workload = bs.Workload.from_flax(Net(norm), {"train": data})
+    assert mixes_examples(workload, SPACE.typical()) is True
+    assert set(metrics_of_batches(workload, SPACE.typical())) == told
+
+
+@pytest.mark.parametrize(("mixes", "bounded"), [(True, False), (False, True), (None, True)])
+def test_evaluations_look_for_mistakes_where_examples_are_apart_alone(mixes, bounded):
+    """Batches of mistakes have other statistics than those of a split."""
+    data = {"train": points(64), "validation": points(1200, 1)}
+    some = bs.Study(
+        workload=bs.Workload.from_flax(Net(), data), optimizer="sgd", space=SPACE, batch_sizes=[8],
+        goal=bs.Goal("validation/error", 0.3), trials=1, max_steps=10,
+    )  # fmt: skip
+    training = dataclasses.replace(some.training(), mixes_examples=mixes)
+    with Engine(training, mesh=parallel.mesh(jax.devices()[:1])) as engine:
+        assert engine.bounded is bounded
+        assert engine.group == (1 if mixes is False else None)

@@ -264,7 +264,7 @@ def test_the_best_rate_gets_there_first_however_it_ends_and_begins(start):
     )
     rows = pd.MultiIndex.from_product([sizes, range(3), [0]], names=names[:3])
     trials = pd.DataFrame({"learning_rate": rates * len(sizes), "status": "complete"}, index=rows)
-    scan = types.SimpleNamespace(trials=trials, measurements=measured)
+    scan = types.types.SimpleNamespace(trials=trials, measurements=measured)
     given = effort(scan=dict.fromkeys(sizes, 2000))
     table = scanning.table_of(asked(), given, scan)
     assert table["best_learning_rate"].tolist() == [0.1] * 3
@@ -527,8 +527,8 @@ def test_batch_sizes_beyond_are_those_that_are_missing_and_paid_for():
     refusals = bs.scaling.Refusal
 
     def more(kinds, minutes=1e6, unseen=""):
-        fit = types.SimpleNamespace(refusals=kinds, unseen=lambda *_: unseen)
-        found = types.SimpleNamespace(scaling=lambda: fit, table=table)
+        fit = types.types.SimpleNamespace(refusals=kinds, unseen=lambda *_: unseen)
+        found = types.types.SimpleNamespace(scaling=lambda: fit, table=table)
         speeds = pd.DataFrame({"batch_size": [8, 16], "seconds_per_step": [0.1, 0.2]})
         return growing.beyond(found, speeds, perceptron(), minutes)
 
@@ -787,3 +787,18 @@ def test_the_study_of_a_pilot_can_be_edited():
     low, high = study.space["learning_rate"].low, study.space["learning_rate"].high
     assert low <= 0.01
     assert high >= 4.0
+
+
+def test_seeds_that_are_infinite_at_the_first_step_have_a_median_and_extremes():
+    """As a correlation is of a model whose outputs are all alike."""
+    index = pd.MultiIndex.from_product(
+        [[8], range(5), [0], [0, 4, 8]], names=["batch_size", "trial", "replicate", "step"]
+    )
+    values = np.tile([np.nan, 2.0, 1.0], 5) + np.repeat(np.arange(5) / 10, 3)
+    values[12:] = np.nan, np.inf, 1.4
+    result = types.SimpleNamespace(measurements=pd.DataFrame({"validation/loss": values}, index))
+    asked = types.SimpleNamespace(metric="validation/loss", worse=lambda x: x, mode="min")
+    found = scanning.medians(asked, result)
+    assert found["median"].tolist() == [np.inf, 2.2, 1.2]
+    assert found["low"].tolist() == [np.inf, 2.0, 1.0]
+    assert found["high"].tolist() == [np.inf, np.inf, 1.4]

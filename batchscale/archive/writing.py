@@ -21,6 +21,7 @@ from batchscale.files import local_path, sync_folder, told
 from batchscale.plan import Definition
 from batchscale.records import TRIAL_COLUMNS, Status
 from batchscale.scaling import Pace
+from batchscale.stopping import StopRule
 
 _ORDER = ("train", "val", "test")
 
@@ -185,10 +186,16 @@ def _study_is_of(path: Path, definition: Definition, sizes: Collection[int]) -> 
     own = Own.of(definition, definition.batch_sizes[0], None).to_json()
     try:
         found = json.loads(path.read_bytes())
+        size, there = found["batch_size"], found[names.OWN]
         return (
             names.optimizer(found["optimizer"]) == definition.optimizer
-            and found["batch_size"] in sizes
-            and all(found[names.OWN][name] == own[name] for name in _SAME)
+            and size in sizes
+            and found["parameter_configs"] == spaces.configs(definition.spaces[size])
+            and all(there[name] == own[name] for name in _SAME)
+            # Nor is one that is more than this study is now.
+            and there["trials"] <= definition.trials
+            and there["max_steps"] <= definition.max_steps[size]
+            and StopRule.of(definition.stop).covers(StopRule.of(there["stop"]))
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

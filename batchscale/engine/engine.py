@@ -120,6 +120,7 @@ class Engine:
             self._typed,
             examples=examples,
             resident_bytes=resident_bytes,
+            mixes_examples=training.mixes_examples,
         )
         self._seconds = self._lasted = 0.0
 
@@ -146,7 +147,7 @@ class Engine:
     @property
     def group(self) -> int | None:
         """The examples that are not cut apart where memory is short; None: no microbatch is cut."""
-        one = None if self._training.mixes_examples else 1
+        one = 1 if self._training.mixes_examples is False else None
         return self._training.workload.ghost_batch_size or one
 
     @property

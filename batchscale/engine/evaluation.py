@@ -39,6 +39,8 @@ class Evaluations:
       state: shapes of a trial's state, its keys typed.
       examples: how many are measured of each split that is, by name.
       resident_bytes: as `most_resident` says.
+      mixes_examples: whether the loss of an example hangs on others of its batch: so may what is
+        counted, and every evaluation is whole.
 
     Attributes:
       splits: what can be measured, by name; where not all examples are, a fixed subset.
@@ -54,6 +56,7 @@ class Evaluations:
         *,
         examples: Mapping[str, int] | None = None,
         resident_bytes: int | None = None,
+        mixes_examples: bool | None = None,
     ) -> None:
         splits = workload.splits()
         if examples is None:
@@ -86,7 +89,7 @@ class Evaluations:
         self._bounded: Bounded | None = None
         bound: Bound | None = None
         of_goal = resident.get(goal.split, splits[goal.split])
-        if is_bounded(workload, goal, of_goal):
+        if not mixes_examples and is_bounded(workload, goal, of_goal):
             bound = Bound(goal, counts.of_goal(workload, goal, of_goal))
             if goal.split in resident:
                 self._bounded = Bounded(

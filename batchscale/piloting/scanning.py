@@ -162,8 +162,8 @@ def medians(asked: Asked, result: Result) -> pd.DataFrame:
         np.nan_to_num(asked.worse(wide), nan=np.inf, posinf=np.inf), axis=0
     )
     sign = 1 if asked.mode == "min" else -1
-    quantiles = np.quantile(least, [0.5, 0.0, 1.0], axis=1, method="median_unbiased")
+    # Not by quantiles, which between two infinite values are none.
+    values = {"median": np.median(least, 1), "low": least.min(1), "high": least.max(1)}
     return pd.DataFrame(
-        {"step": wide.index.to_numpy(), "median": sign * quantiles[0]}
-        | {"low": sign * quantiles[1], "high": sign * quantiles[2]}
+        {"step": wide.index.to_numpy(), **{name: sign * of for name, of in values.items()}}
     )

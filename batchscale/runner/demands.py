@@ -155,6 +155,8 @@ def of_confirm(
         leading = medians.leading(both, settings)
         numbers = leading.index.get_level_values("trial").tolist()
         steps = dict(zip(numbers, leading["first_crossing"].tolist(), strict=True))
+    if not numbers:  # no trial reached the goal
+        return Counts()
     compared = [TrialId(n, 1 + seed) for n in numbers for seed in range(selection_seeds)]
     fresh = [TrialId(numbers[0], 1 + selection_seeds + seed) for seed in range(seeds)]
     done = known.confirmed.at(size)

@@ -91,12 +91,14 @@ class StoredTrial(NamedTuple):
       hyperparameters: as they were drawn there; None where it was not planned.
       measured: how many examples of every split were measured; None where that is asked otherwise.
       budgets: of its batch size, the earlier ones first.
+      mixes_examples: whether the loss of an example depends on the others of its batch.
     """
 
     layout: Layout
     hyperparameters: Mapping[str, float] | None
     measured: Mapping[str, int] | None
     budgets: tuple[int, ...]
+    mixes_examples: bool | None
 
 
 def stored(
@@ -147,6 +149,7 @@ def stored(
             *plan.definition.earlier_budgets.get(batch_size, ()),
             plan.definition.max_steps[batch_size],
         ),
+        plan.mixes_examples,
     )
 
 

@@ -68,6 +68,10 @@ def branches(
     branch are packed, and branches see the same examples, which begin at the next multiple of all
     their batch sizes in the trial's own order.
 
+    Where the loss of an example depends on others, as with batch norm, branches at larger batch
+    sizes keep the trial's objective, by microbatches as large as the trial's batch; a study of
+    those batch sizes has another.
+
     Args:
       study: of the trial.
       batch_size: of the trial.

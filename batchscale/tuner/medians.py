@@ -58,10 +58,14 @@ def leading(trials: pd.DataFrame, count: int) -> pd.DataFrame:
     reached = plain.loc[np.isfinite(plain["first_crossing"])].groupby(level="batch_size")
     found = reached.head(count)
     for batch_size, some in plain.groupby(level="batch_size"):
-        crossings = some["first_crossing"].to_numpy(float)
-        have, first = int(np.isfinite(crossings).sum()), crossings.min(initial=np.inf)
-        stopped = some["stop_reason"].isin([StopReason.FIRST_CROSSING, StopReason.FACTOR])
-        stopped &= np.isinf(crossings) & (some["steps_trained"] < _SHORT * first)
+        have = int(np.isfinite(some["first_crossing"]).sum())
+        # Of the search: it ends by its first crossing, also of a trial that diverged later.
+        searched = some.loc[some["origin"].isin([Origin.PLAN, Origin.TOPUP]).to_numpy()]
+        every = trials.loc[trials.index.get_level_values("batch_size") == batch_size]
+        first = every["first_crossing"].to_numpy(float).min(initial=np.inf)
+        stopped = searched["stop_reason"].isin([StopReason.FIRST_CROSSING, StopReason.FACTOR])
+        stopped &= np.isinf(searched["first_crossing"])
+        stopped &= searched["steps_trained"] < _SHORT * first
         if 0 < have < count and stopped.any():
             raise ValueError(
                 f"settings: at batch size {batch_size}, {have} of the wanted {count} trials "

@@ -116,7 +116,7 @@ def check_sums(workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow
 
 
 def not_adding(
-    workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow: bool
+    workload: Workload, parts: Sequence[Mapping[str, PyTree]], narrow: bool, *, slack: float = 2.0
 ) -> dict[str, tuple[float, float]]:
     """Metrics of which the numbers of two batches, added, are not those of both.
 
@@ -124,6 +124,7 @@ def not_adding(
       workload: whose metrics they are.
       parts: the sums of two batches, and of both together, by name.
       narrow: whether numbers are of 16 bits.
+      slack: by how many a count may be off, for rounding.
 
     Returns:
       Their values, of both together and of the two added, by name.
@@ -134,7 +135,7 @@ def not_adding(
             jax.tree.map(lambda x: np.asarray(x, np.float64), part[name]) for part in parts
         )
         numbers = zip(*map(jax.tree.leaves, (first, second, whole)), strict=True)
-        if all(_add(one, two, both, narrow) for one, two, both in numbers):
+        if all(_add(one, two, both, narrow, slack) for one, two, both in numbers):
             continue
         with np.errstate(invalid="ignore"):
             added = jax.tree.map(np.add, first, second)
@@ -145,14 +146,16 @@ def not_adding(
     return found
 
 
-def _add(first: np.ndarray, second: np.ndarray, whole: np.ndarray, narrow: bool) -> bool:
+def _add(
+    first: np.ndarray, second: np.ndarray, whole: np.ndarray, narrow: bool, slack: float
+) -> bool:
     """Whether they add but for rounding, by which an example or two may be counted otherwise."""
     with np.errstate(invalid="ignore"):
         off = np.abs(first + second - whole)
         largest = whole.max(initial=0)
         # Beyond that all numbers in 32 bits are whole: these are no counts.
         if (whole == np.round(whole)).all() and 2 < largest < _COUNTED:
-            allowed = np.asarray(2.0)
+            allowed = np.asarray(slack)
         else:  # of the parts too, which may cancel
             parts = np.abs(first) + np.abs(second) + np.abs(whole)
             allowed = (_NARROW if narrow else _SAME) * parts + 1e-6

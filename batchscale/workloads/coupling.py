@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from batchscale.workloads.adding import check_scale, check_sums, check_weights, 
 
 # Choices.
 _EXAMPLES = 8
+_FEW = 4  # in a batch of the smallest
 _MEASURED = 64  # so many that a metric is hardly the same for all of them
 _DRAWS = 3  # of parameters and examples: of one alone an exchange may happen to change little
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
@@ -224,7 +226,41 @@ def _mixes(
     if len(stays) > 1 and any(stays.values()):
         _refuse_pairs(workload, [name for name in stays if stays[name]][-1])
     # Where the loss is one of whole batches, so may its metrics be: that is told.
-    return True, not_adding(workload, measured, eps > 1e-5)
+    return True, _of_batches(workload, metrics, several, narrow=eps > 1e-5)
+
+
+def _of_batches(
+    workload: Workload,
+    metrics: Callable[[PyTree, PyTree], PyTree],
+    several: PyTree,
+    *,
+    narrow: bool,
+) -> dict[str, tuple[float, float]]:
+    """Metrics that are others for the same examples in batches of a few, at any of several points.
+
+    No count may be off by one, but in 16 bits, in which two classes may be as likely: what an
+    example is taken for changes seldom with its batch, and evaluations look for mistakes.
+    """
+    train = workload.splits()["train"]
+    count = min(arrays.examples(train), _MEASURED) // _FEW * _FEW
+    rows = np.linspace(0, arrays.examples(train) - 1, count).astype(int)
+    whole, small = datasets.take(train, rows), datasets.take(train, rows.reshape(-1, _FEW))
+
+    @jax.jit
+    def sums(several: PyTree, whole: PyTree, small: PyTree) -> Any:
+        def of(params: PyTree) -> Any:
+            parts = jax.lax.map(lambda batch: metrics(params, batch), small)
+            return jax.tree.map(lambda x: x.sum(0), parts), metrics(params, whole)
+
+        return jax.lax.map(of, several)
+
+    added, together = jax.device_get(sums(several, whole, small))
+    found: dict[str, tuple[float, float]] = {}
+    for draw in range(_DRAWS):
+        one, both = (jax.tree.map(operator.itemgetter(draw), of) for of in (added, together))
+        parts = one, jax.tree.map(np.zeros_like, one), both
+        found |= not_adding(workload, parts, narrow, slack=2.0 if narrow else 0.0)
+    return found
 
 
 def mixes_groups(workload: Workload, hyperparameters: Mapping[str, float]) -> bool:
