@@ -85,7 +85,7 @@ def best_by_budget(
             marker=MARKERS[place % len(MARKERS)],
             linestyle=DASHES[place % len(DASHES)] if len(budgets) > len(COLORS) else "-",
             color=color,
-            label=f"{budget:,g} {unit}",
+            label=f"{budget:,g} {unit if budget != 1 else unit[:-1]}",
             **sized({"markersize": 5.5}),
         )
     if mode == "min" and table["value"].min() > 0:
