@@ -243,7 +243,9 @@ def _result(folder: Path) -> bs.Result:
         return bs.load(where)
     begun = [where / numbered("measured", place) for place in range(10)]
     held = [path for path in begun if (path / "plan.json").is_file()]
-    return bs.load(held[-1] if held else begun[0])
+    if not held:
+        raise NotYetError(f"{where}: its pilot is not finished yet. The same call goes on with it.")
+    return bs.load(held[-1])
 
 
 def _found(folder: Path) -> bs.Result | bs.Measurement:

@@ -153,3 +153,9 @@ def test_small_and_large_numbers_are_printed_as_they_are(format):
     assert "3.2e-05" in text
     assert "1234567" in text
     assert "1234567.0" not in text
+
+
+def test_an_answer_whose_pilot_is_not_finished_says_so(tmp_path):
+    (tmp_path / "pilot").mkdir()
+    (tmp_path / "pilot" / "pilot.json").write_text("{}")
+    assert "its pilot is not finished yet" in run("show", tmp_path)

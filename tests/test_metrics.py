@@ -690,3 +690,20 @@ def test_a_study_that_has_not_begun_has_no_rows():
     assert steps_to_target(measurements, GOAL, trials=trials, feasible_trials=2).shape[0] == 0
     assert first_crossings(measurements, GOAL).shape == (0, 2)
     assert members(trials, 2).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "word"),
+    [("status", "diverged"), ("status", "Infeasible"), ("stop_reason", "finished")],
+)
+def test_words_of_trials_that_are_none_are_refused(column, word):
+    """A trial that diverged by another name would count."""
+    index = pd.MultiIndex.from_product([[8], range(2), [0]], names=TRIAL_INDEX)
+    trials = pd.DataFrame(
+        {"status": "complete", "steps_trained": 20, "stop_reason": "budget"}, index
+    )
+    rows = pd.MultiIndex.from_product([[8], range(2), [0], [10, 20]], names=MEASUREMENT_INDEX)
+    curves = pd.DataFrame({"validation/error": [0.4, 0.1, 0.2, 0.1]}, rows)
+    trials.loc[(8, 1, 0), column] = word
+    with pytest.raises(ValueError, match=f"{column} is '{word}' of trial .*; wanted one of '"):
+        steps_to_target(curves, Goal("validation/error", 0.3), trials=trials)

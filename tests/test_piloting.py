@@ -264,7 +264,7 @@ def test_the_best_rate_gets_there_first_however_it_ends_and_begins(start):
     )
     rows = pd.MultiIndex.from_product([sizes, range(3), [0]], names=names[:3])
     trials = pd.DataFrame({"learning_rate": rates * len(sizes), "status": "complete"}, index=rows)
-    scan = types.types.SimpleNamespace(trials=trials, measurements=measured)
+    scan = types.SimpleNamespace(trials=trials, measurements=measured)
     given = effort(scan=dict.fromkeys(sizes, 2000))
     table = scanning.table_of(asked(), given, scan)
     assert table["best_learning_rate"].tolist() == [0.1] * 3
@@ -527,8 +527,8 @@ def test_batch_sizes_beyond_are_those_that_are_missing_and_paid_for():
     refusals = bs.scaling.Refusal
 
     def more(kinds, minutes=1e6, unseen=""):
-        fit = types.types.SimpleNamespace(refusals=kinds, unseen=lambda *_: unseen)
-        found = types.types.SimpleNamespace(scaling=lambda: fit, table=table)
+        fit = types.SimpleNamespace(refusals=kinds, unseen=lambda *_: unseen)
+        found = types.SimpleNamespace(scaling=lambda: fit, table=table)
         speeds = pd.DataFrame({"batch_size": [8, 16], "seconds_per_step": [0.1, 0.2]})
         return growing.beyond(found, speeds, perceptron(), minutes)
 

@@ -311,7 +311,12 @@ def _resolution(of: _Measured) -> Check:
             f"{found}; trials of other settings even that out up to {_SPACING:.0%}, by simulation",
             "Evaluate more often, evaluation_spacing=0.1, in another folder.",
         )
-    return Check(name, Verdict.PASS, f"{found}, which trials of other settings even out")
+    return Check(
+        name,
+        Verdict.PASS,
+        f"{found}, which trials of other settings even out; a noisy curve that is looked at more "
+        "often passes a goal earlier, so that steps belong to their spacing",
+    )
 
 
 def _schedule(of: _Measured) -> Check:

@@ -239,8 +239,9 @@ def batch_dependent(evidence: Evidence) -> Check:
             "a mean over words or weights, or a loss of pairs), so that another batch size is "
             "another objective",
             "Of words, pixels or weights that are masked return (sum, count), with the full "
-            "Workload; use ghost batch norm (models.GhostBatchNorm) and batch sizes that its "
-            "groups divide, or a norm that does not see the batch.",
+            "Workload; use ghost batch norm (models.GhostBatchNorm), say how large its groups are "
+            "(ghost_batch_size=N of the workload) and take batch sizes that N divides; or a norm "
+            "that does not see the batch.",
         )
     return Check(
         name,

@@ -152,6 +152,14 @@ def plain_trials(trials: pd.DataFrame) -> pd.DataFrame:
     missing = {"status", "steps_trained", "stop_reason"} - set(trials.columns)
     if missing:
         raise ValueError(f"trials: lacks the columns {', '.join(sorted(missing))}.")
+    for column, words in (("status", Status), ("stop_reason", StopReason)):
+        known = [str(word) for word in words]
+        other = trials.loc[~trials[column].isin(known).to_numpy(), column]
+        if len(other):
+            raise ValueError(
+                f"trials: {column} is {other.iloc[0]!r} of trial {other.index[0]}; wanted one of "
+                f"{', '.join(map(repr, known))}."
+            )
     plain = trials.reset_index().astype({"batch_size": np.int64, "trial": np.int64})
     plain = select(plain, plain["replicate"] == 0).drop(columns="replicate")
     return plain.sort_values(["batch_size", "trial"], ignore_index=True)

@@ -392,6 +392,10 @@ def _sizes(
     while len(sizes) > 5 and sum(cost[size] for size in sizes) > asked.answer_seconds:
         dearest = max(sizes[0], sizes[-1], key=lambda size: cost[size])
         sizes.remove(dearest)
+    # A part of a group is another objective.
+    group = asked.workload.ghost_batch_size or 1
+    whole = [size for size in sizes if size % group == 0]
+    sizes = whole if len(whole) > 2 else sizes
     return sizes, sum(cost[size] for size in sizes)
 
 

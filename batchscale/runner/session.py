@@ -128,8 +128,9 @@ def opened(
             warnings.warn(
                 f"workload {training.workload.name!r}: the loss of an example depends on the "
                 "others of its batch, as with batch norm, or with a mean over those words of a "
-                "batch that are not masked, so that every batch size has another objective; "
-                "result.audit() says what to do.",
+                "batch that are not masked, so that every batch size has another objective. Of "
+                "ghost batch norm say ghost_batch_size=N with the workload, and take batch sizes "
+                "that N divides; the audit says more.",
                 stacklevel=5,
             )
         stored.write_provenance(records.provenance())
