@@ -242,7 +242,7 @@ def _check_metrics(
     for name, (together, apart) in found.items():
         words = (
             f"{name!r} of workload {workload.name!r} is {together:.6g} for some examples taken "
-            f"together, and {apart:.6g} for the same in two batches: it depends on how many are "
+            f"together, and {apart:.6g} for the same in small batches: it depends on how many are "
             "evaluated at once, which hangs on the device and the size of the split"
         )
         if name == goal.name and goal.split in parted:

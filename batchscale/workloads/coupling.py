@@ -72,7 +72,7 @@ def metrics_of_batches(
       hyperparameters: likewise.
 
     Returns:
-      Values by name: of some examples together, and of the same in two batches, added.
+      Values by name: of some examples together, and of the same in small batches, added.
 
     >>> x = np.linspace(-1, 1, 8, dtype=np.float32)
     >>> workload = Workload.from_functions(

@@ -44,10 +44,11 @@ def fingerprint(
     floats = arrays.float_type()
     compiler = f"jax {jax.__version__}, {jax.default_backend()}, {floats}"
     found = {"data": datasets.fingerprint(splits), "program": digest, "compiler": compiler}
-    first = _finalized(workload)
-    if not workload.finalize or first != _finalized(workload):  # one that draws says nothing
+    if not workload.finalize:
         return found
-    return found | {"finalize": first}
+    first = _finalized(workload)
+    # One that draws says nothing.
+    return found | ({"finalize": first} if first == _finalized(workload) else {})
 
 
 def changes(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
