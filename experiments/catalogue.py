@@ -429,6 +429,15 @@ def archive_name(data_set: str, model: str, optimizer: str) -> str:
     return f"{root}{data_set}/{model}/{called}"
 
 
+def trials_of_paper(name: str) -> int:
+    """How many complete trials of every batch size the paper's figures compare.
+
+    >>> trials_of_paper("mnist/fc_1024/sgd"), trials_of_paper("lm1b/lstm/nesterov_momentum")
+    (100, 50)
+    """
+    return _paper()[name].arguments["trials"]
+
+
 def words(name: str) -> Words:
     """What the paper's studies are called.
 

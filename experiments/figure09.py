@@ -58,7 +58,9 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     return scatter_panels.draw(cells, columns=3 if len(cells) % 3 == 0 else 4)
 
 
-FIGURE = Figure(9, tuple(STUDIES), draw, tuned=False, usable=harness.trained_whole)
+FIGURE = Figure(
+    9, tuple(STUDIES), draw, tuned=False, usable=harness.trained_whole, every_trial=True
+)
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

@@ -43,7 +43,14 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
 
 
 FIGURE = Figure(
-    10, NAMES, draw, tuned=False, goals=GOALS, panels=(_PAPER, _SMALL), usable=harness.trained_whole
+    10,
+    NAMES,
+    draw,
+    tuned=False,
+    goals=GOALS,
+    panels=(_PAPER, _SMALL),
+    usable=harness.trained_whole,
+    every_trial=True,
 )
 
 if __name__ == "__main__":

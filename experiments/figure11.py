@@ -51,7 +51,9 @@ def draw(studies: Studies, tuned: bool) -> dict[str, pd.DataFrame]:
     return {"best_by_budget": pd.concat(tables, ignore_index=True)}
 
 
-FIGURE = Figure(11, tuple(BUDGETS), draw, tuned=False, usable=harness.trained_whole)
+FIGURE = Figure(
+    11, tuple(BUDGETS), draw, tuned=False, usable=harness.trained_whole, every_trial=True
+)
 
 if __name__ == "__main__":
     harness.main(FIGURE, __doc__)

@@ -24,7 +24,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 import batchscale as bs
 from batchscale import records
+from batchscale.archive import studies as archived
 from batchscale.files import local_path
+from batchscale.records import Status
 from experiments import catalogue
 from experiments.catalogue import Entry, Words
 
@@ -79,6 +81,7 @@ class Figure:
       goals: what an archive is read at, by study; the goals of the paper's main figures otherwise.
       panels: of a figure that compares, the studies of each panel, of which it needs two.
       usable: which studies of a preset it can show.
+      every_trial: whether it shows all trials of an archive, and not as many at every batch size.
     """
 
     number: int
@@ -88,6 +91,7 @@ class Figure:
     goals: Mapping[str, bs.Goal] = dataclasses.field(default_factory=dict)
     panels: tuple[tuple[str, ...], ...] = ()
     usable: Callable[[Entry], bool] = lambda _: True
+    every_trial: bool = False
 
     def needed(self, known: Collection[str]) -> list[str]:
         """Those of its studies that are shown where some are known.
@@ -380,7 +384,10 @@ def _weights(workload: bs.Workload) -> int:
 
 
 def read(figure: Figure, archive: Path) -> dict[str, Study]:
-    """What a figure shows, from the paper's archive: the first 100 complete trials, or all of them.
+    """What a figure shows, from the paper's archive.
+
+    The fewest steps over more trials are fewer, so that minima are of the first so many complete
+    trials of every batch size, as many as the paper has: 100, of some studies 50.
 
     Args:
       figure: of the paper.
@@ -389,9 +396,28 @@ def read(figure: Figure, archive: Path) -> dict[str, Study]:
     studies = {}
     for name in figure.needed([name for name in figure.studies if (archive / name).is_dir()]):
         goal, examples = figure.goals.get(name), _examples(name)
-        result = bs.load_archive(archive / name, goal=goal, train_examples=examples)
+        trials = None if figure.every_trial else _compared(archive / name, name)
+        result = bs.load_archive(archive / name, goal=goal, train_examples=examples, trials=trials)
         studies[name] = Study(name, catalogue.words(name), result)
     return studies
+
+
+def _compared(folder: Path, name: str) -> int:
+    """How many complete trials of every batch size the paper compares, or all have."""
+    wanted = catalogue.trials_of_paper(name)
+    complete = {
+        one.batch_size: sum(trial.status == Status.COMPLETE for trial in archived.trials(one))
+        for one in archived.studies(folder)
+    }
+    fewest = min(complete, key=lambda size: complete[size])
+    if not complete[fewest]:
+        raise ValueError(f"{folder}: batch size {fewest:,} has no complete trial.")
+    if complete[fewest] < wanted:
+        print(
+            f"{name}: {complete[fewest]} complete trials of every batch size, for batch size "
+            f"{fewest:,} has no more; the paper has {wanted}."
+        )
+    return min(wanted, complete[fewest])
 
 
 def _examples(name: str) -> int | None:

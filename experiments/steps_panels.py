@@ -115,7 +115,10 @@ def _lines(panel: Panel, studies: Sequence[Study], tuned: bool, by: Part) -> dic
                 found[label] = shown.minima(study.result, goal, name=study.title)
             elif study.result.definition.stop not in ("first", "all"):
                 found[label] = shown.medians(study.result, goal, name=study.title)
-    return {label: one for label, one in found.items() if _reached(one)}
+    for label in [label for label, one in found.items() if not _reached(one)]:
+        one = found.pop(label)
+        print(f"{one.name}, {label}: no trial is ever {one.goal}; this line is left out.")
+    return found
 
 
 def _reached(one: Shown) -> list[int]:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,8 +33,8 @@ def crossing(name, batch_size, trial):
     return next(step for step in GRID if step >= needed)
 
 
-def write(root, name, goal):
-    """An archive of a study: six trials a batch size, of which the last diverges."""
+def write(root, name, goal, trials=6):
+    """An archive of a study: six trials a batch size, or others; the last of them diverges."""
     data_set, model, optimizer = name.split("/")[-3:]
     sizes = next(
         (sizes for start, sizes in SIZES.items() if data_set.startswith(start)), (2, 64, 512)
@@ -53,13 +54,16 @@ def write(root, name, goal):
             "early_stopping": False, "parameter_configs": configs, "train_steps": GRID[-1],
         }  # fmt: skip
         (folder / "study.json").write_text(json.dumps(about))
-        for trial in range(6):
+        for trial in range(trials):
             place = folder / str(trial)
             place.mkdir()
-            values = {"learning_rate": 10.0 ** (trial / 2 - 2), "momentum": 0.9 + 0.015 * trial}
+            values = {
+                "learning_rate": 10.0 ** (3 * trial / trials - 2),
+                "momentum": 0.9 + 0.09 * trial / trials,
+            }
             if model == "resnet_50":
                 values["label_smoothing"] = (0.0, 0.01, 0.1)[trial % 3]
-            status = "INFEASIBLE" if trial == 5 else "COMPLETE"
+            status = "INFEASIBLE" if trial == trials - 1 else "COMPLETE"
             said = {"trial_id": trial, "status": status, "steps": GRID[-1], "parameters": values}
             (place / "metadata.json").write_text(json.dumps(said))
             past, before = (0.7, 3.0) if goal.mode == "min" else (1.2, 0.3)
@@ -116,6 +120,31 @@ def test_the_steps_of_figure_1_are_the_fewest_of_complete_trials(archive, tmp_pa
     for row in table.to_dict("records"):
         wanted = min(crossing("", row["batch_size"], trial) for trial in range(5))
         assert row["steps"] == wanted
+
+
+def test_minima_are_of_the_first_trials_of_which_the_paper_has_as_many(tmp_path, capsys):
+    name = "lm1b/lstm/nesterov_momentum"  # of whose batch sizes the paper compares 50 trials
+    goal = catalogue.PRESETS["paper"]()[name].arguments["goal"]
+    write(tmp_path / "archive", name, goal, trials=54)
+    lucky = tmp_path / "archive" / name / "512"
+    (lucky / "51" / "measurements.csv").write_text(f"step,val/cross_entropy_error\n{GRID[1]},0.1\n")
+    steps = harness.read(FIGURES[1], tmp_path / "archive")[name].result.steps_to_target()
+    wanted = [min(crossing(name, size, trial) for trial in range(50)) for size in SIZES["lm1b"]]
+    assert steps["steps"].tolist() == wanted
+    assert harness.read(FIGURES[1], tmp_path / "archive")[name].result.definition.trials == 50
+    # The figures of all trials have all of them.
+    every = dataclasses.replace(FIGURES[1], every_trial=True)
+    trials = harness.read(every, tmp_path / "archive")[name].result.trials
+    assert len(trials) == len(SIZES["lm1b"]) * 54
+    assert trials["first_crossing"].xs(512, level="batch_size").min() == GRID[1]
+    assert all(FIGURES[n].every_trial == (n in (9, 10, 11)) for n in FIGURES)
+    assert "complete" not in capsys.readouterr().out
+    # Where there are fewer, all batch sizes have as many as the one that has the fewest.
+    for number in range(20, 54):
+        shutil.rmtree(lucky / str(number))
+    trials = harness.read(FIGURES[1], tmp_path / "archive")[name].result.trials
+    assert trials.groupby("batch_size").size().tolist() == [20] * len(SIZES["lm1b"])
+    assert f"{name}: 20 complete trials" in capsys.readouterr().out
 
 
 def test_figure_2_has_every_goal_of_the_paper(archive, tmp_path):
