@@ -60,11 +60,11 @@ FAMILIES = {
     ),
     "tiny_shakespeare/transformer_tiny": Family(
         "Transformer, tiny Shakespeare", "adam",
-        bs.Goal("validation/loss", 2.4), bs.powers_of_two(1, 64),
+        bs.Goal("validation/loss", 2.4), bs.powers_of_two(1, 256),
     ),
     "tiny_shakespeare/lstm_tiny": Family(
         "LSTM, tiny Shakespeare", "adam",
-        bs.Goal("validation/loss", 2.24), bs.powers_of_two(1, 64),
+        bs.Goal("validation/loss", 2.24), bs.powers_of_two(1, 256),
     ),
 }  # fmt: skip
 
