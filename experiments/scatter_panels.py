@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ class Cell:
 def draw(cells: Sequence[Cell], *, columns: int) -> dict[str, pd.DataFrame]:
     """Draws the cells; returns how many trials of each got to the goal, did not, or diverged.
 
+    Of those that got there also the effective learning rates: the least, the greatest, and that of
+    the fewest steps.
+
     Args:
       cells: in the order of panels.
       columns: beside each other.
@@ -63,6 +67,8 @@ def _counts(cell: Cell) -> dict[str, Any]:
     )
     diverged = (trials["status"] == "infeasible").to_numpy()
     reached = ~diverged & (trials["first_crossing"].to_numpy() <= last)
+    there = trials[reached].assign(rate=bs.tuner.effective_learning_rate(trials[reached]))
+    fastest = there["rate"].to_numpy()[there["first_crossing"].argsort()[:1]]
     return {
         "panel": cell.title,
         "batch_size": size,
@@ -70,4 +76,7 @@ def _counts(cell: Cell) -> dict[str, Any]:
         "reached": int(reached.sum()),
         "not_reached": int((~reached & ~diverged).sum()),
         "diverged": int(diverged.sum()),
+        "lowest_rate": there["rate"].min(),
+        "highest_rate": there["rate"].max(),
+        "fastest_rate": fastest[0] if len(fastest) else math.nan,
     }

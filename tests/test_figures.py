@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from math import nan
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -203,6 +204,14 @@ def test_figure_9_counts_what_is_reached_within_each_budget(archive, tmp_path):
         assert row["reached"] == sum(step <= row["last_step"] for step in steps)
         assert row["diverged"] == 1
         assert row["reached"] + row["not_reached"] == 5
+        rates = [10 ** (3 * t / 6 - 2) / (0.1 - 0.09 * t / 6) for t in range(5)]
+        there = [rate for step, rate in zip(steps, rates, strict=True) if step <= row["last_step"]]
+        found = row["lowest_rate"], row["highest_rate"]
+        assert found == pytest.approx(
+            (min(there), max(there)) if there else (nan, nan), nan_ok=True
+        )
+        if there:
+            assert row["fastest_rate"] == pytest.approx(rates[steps.index(min(steps))])
 
 
 def test_figure_11_leaves_out_budgets_that_nothing_was_trained_for(archive, tmp_path):
