@@ -1,4 +1,4 @@
-"""Writes the tables of the documentation from what benchmarks and validation have recorded.
+"""Writes the tables of the documentation from what benchmarks, validation and experiments recorded.
 
     python -m benchmarks.tables
 
@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from experiments import fits
+
 RESULTS, VALIDATION = Path("benchmarks/results"), Path("validation/results")
+ANALYSES = Path("results/analysis")
 PERFORMANCE, ANALYSIS = Path("docs/performance.md"), Path("docs/analysis.md")
 SCALING_OUT = Path("docs/scaling_out.md")
 
@@ -303,6 +308,78 @@ def processes() -> str:
     return f"{_made(found['machine'])}\n\n{_table([*head, 'against one process'], rows)}"
 
 
+def confirmation() -> str:
+    """Digits: the best of N beside the tuned settings' medians."""
+    rows = pd.read_csv(ANALYSES / "digits/confirmation.csv").to_dict("records")
+    names = [f"{row['batch_size']:,}" for row in rows[:-1]]
+    names.append(f"{rows[-1]['batch_size']:,} (full)")
+    head = ["batch size", "best of N", "median", "interval", "middle 80% of seeds", "luck"]
+    return _table(
+        head,
+        [
+            (
+                name,
+                f"{row['best_of_n']:,.0f}",
+                f"{row['steps']:,.0f}",
+                f"{row['low']:,.0f} to {row['high']:,.0f}",
+                f"{row['quantile_10']:,.0f} to {row['quantile_90']:,.0f}",
+                f"{row['luck']:.2f}",
+            )
+            for name, row in zip(names, rows, strict=True)
+        ],
+    )
+
+
+def fitted() -> str:
+    """Critical batch sizes of the four studies of analysis.md."""
+    table = pd.read_csv(ANALYSES / "fits.csv")
+    return fits.written(table[~table["study"].str.startswith("figure")])
+
+
+def recommendation() -> str:
+    """What is said of digits by its medians, in steps."""
+    return _quoted(0, slice(None))
+
+
+def recommendation_in_seconds() -> str:
+    """What is said of digits by its medians, in seconds, without what is said of steps too."""
+    return _quoted(1, slice(2, None))
+
+
+def _quoted(block: int, lines: slice) -> str:
+    blocks = (ANALYSES / "digits/recommendation.txt").read_text().split("\n\n")
+    return "\n".join(f"> {line}" for line in blocks[block].splitlines()[lines])
+
+
+def sensitivity() -> str:
+    """The share of the learning rates that works, on digits and on MNIST."""
+    columns = {}
+    for study in ("digits", "mnist"):
+        for budget in ("", "_steps", "_epochs"):
+            table = pd.read_csv(ANALYSES / study / f"sensitivity{budget}.csv")
+            columns[study, budget] = table.set_index("batch_size")
+    sizes = [[*columns[study, ""].index] for study in ("digits", "mnist")]
+    rows = [(one, one if one in sizes[1] else None) for one in sizes[0][:-1]]
+    rows.append((sizes[0][-1], sizes[1][-1]))  # the whole set, and the largest
+    cells = []
+    for pair in rows:
+        shown = dict.fromkeys(f"{size:,}" for size in pair if size is not None)
+        line = [" / ".join(shown)]
+        for study, size in zip(("digits", "mnist"), pair, strict=True):
+            if size is None:
+                line += [""] * 4
+                continue
+            whole = columns[study, ""].loc[size]
+            line += [f"{whole['near']:.0%}", f"{whole['learning_rate_width']:.2f}"]
+            line += [
+                f"{columns[study, of].loc[size]['reached']:.0%}" for of in ("_steps", "_epochs")
+            ]
+        cells.append(line)
+    head = ["batch size", "digits: within twice the fewest steps", "width", "in 400 steps"]
+    head += ["in 7 epochs", "MNIST: within twice the fewest steps", "width", "in 900 steps"]
+    return _table([*head, "in 2 epochs"], cells)
+
+
 TABLES: dict[Path, dict[str, Callable[[], str]]] = {
     PERFORMANCE: {
         "throughput": throughput,
@@ -313,7 +390,14 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "pruning": pruning,
         "estimates": estimates,
     },
-    ANALYSIS: {"measure": measure},
+    ANALYSIS: {
+        "measure": measure,
+        "confirmation": confirmation,
+        "fits": fitted,
+        "recommendation": recommendation,
+        "recommendation in seconds": recommendation_in_seconds,
+        "sensitivity": sensitivity,
+    },
     SCALING_OUT: {"executors": executors, "processes": processes},
 }
 

@@ -12,12 +12,20 @@ import pytest
 
 import batchscale as bs
 from batchscale.audit import audit, measured
+from benchmarks import tables
 from validation.simulation import Careful, simulate
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 MODELS = ["equinox", "functions", "haiku", "linen", "nnx"]
+
+
+@pytest.mark.parametrize("page", tables.TABLES, ids=str)
+def test_tables_of_the_pages_are_those_of_the_recorded_results(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    # Whoever records anew writes the pages anew: python -m benchmarks.tables.
+    assert tables.written(page) == page.read_text()
 
 
 def blocks(page):
