@@ -336,6 +336,31 @@ def fitted() -> str:
     return fits.written(table[~table["study"].str.startswith("figure")])
 
 
+def definitions() -> str:
+    """Critical batch sizes of digits and MNIST under other definitions of steps to target."""
+    digits, mnist = (
+        pd.read_csv(ANALYSES / study / "transitions.csv").to_dict("records")
+        for study in ("digits", "mnist")
+    )
+    rows = []
+    for name, *pair in zip(fits.DEFINITIONS, digits, mnist, strict=True):
+        row = [name]
+        for of in pair:
+            ends = [of["low"], of["high"]]
+            known = pd.notna(of["b_crit"]) and pd.isna(of["refused"])
+            low, high = (fits.rounded(end, 3) if known else "" for end in ends)
+            row.append(
+                f"{fits.rounded(of['b_crit'], 3)} ({low} to {high})" if known else "not known"
+            )
+            row += [
+                fits.rounded(of[key], 2) if known else ""
+                for key in ("perfect_until", "plateau_from")
+            ]
+        rows.append(row)
+    head = ["definition", "digits: B_crit", "perfect until", "plateau from"]
+    return _table([*head, "MNIST: B_crit", "perfect until", "plateau from"], rows)
+
+
 def recommendation() -> str:
     """What is said of digits by its medians, in steps."""
     return _quoted(0, slice(None))
@@ -394,6 +419,7 @@ TABLES: dict[Path, dict[str, Callable[[], str]]] = {
         "measure": measure,
         "confirmation": confirmation,
         "fits": fitted,
+        "definitions": definitions,
         "recommendation": recommendation,
         "recommendation in seconds": recommendation_in_seconds,
         "sensitivity": sensitivity,

@@ -101,10 +101,7 @@ def written(table: pd.DataFrame) -> str:
 
     def quoted(row: pd.Series, what: str, digits: int) -> str:
         value, *ends = (
-            np.format_float_positional(
-                row[name], precision=digits, fractional=False, unique=False, trim="-"
-            )
-            for name in (what, f"{what}_low", f"{what}_high")
+            rounded(row[name], digits) for name in (what, f"{what}_low", f"{what}_high")
         )
         return f"{value} ({ends[0]} to {ends[1]})"
 
@@ -118,6 +115,17 @@ def written(table: pd.DataFrame) -> str:
         cells += [quoted(row, what, 2) for what in ("perfect_until", "plateau_from")]
         lines.append(f"| {' | '.join([*cells, quoted(row, 'hyperbola', 3)])} |")
     return "\n".join(lines)
+
+
+def rounded(value: float, digits: int) -> str:
+    """A number to so many significant digits.
+
+    >>> rounded(1234.5, 2), rounded(7.0312, 3)
+    ('1200', '7.03')
+    """
+    return np.format_float_positional(
+        value, precision=digits, fractional=False, unique=False, trim="-"
+    )
 
 
 def variants_of(study: str) -> pd.DataFrame:

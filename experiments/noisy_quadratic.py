@@ -214,7 +214,9 @@ def main() -> None:
     (arguments.output / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     ax = bs.plots.confirmation(result)
     ax.plot(truth["batch_size"], truth["least_median"], color="black", lw=1, label="truth, median")
-    head(ax, ax.get_title(), ax.get_legend_handles_labels()[0])
+    handles, labels = ax.get_legend_handles_labels()
+    # Of bands of the same name the last one has the edges.
+    head(ax, ax.get_title(), [*dict(zip(labels, handles, strict=True)).values()])
     bs.plots.save(ax, arguments.output / "search", ["png"])
 
 

@@ -108,11 +108,30 @@ def test_one_step_time_for_all_changes_the_unit_alone():
             "seconds_per_step: no column 'seconds_per_step'; wanted 'batch_size' and "
             "'seconds_per_step'.",
         ),
+        (
+            pd.DataFrame({"batch_size": [1, 2, 2, 4], "seconds_per_step": [0.1, 0.1, 0.9, 0.1]}),
+            "seconds_per_step: batch size 2 stands twice; wanted one row a batch size.",
+        ),
     ],
 )
 def test_step_times_are_checked(seconds, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         scaling.frontier(table([400, 200, 100]), seconds_per_step=seconds)
+
+
+def test_batch_sizes_may_be_in_another_unit():
+    steps = table([400, 200, 110, 70, 50, 45])
+    millions = steps.assign(batch_size=steps["batch_size"] / 4)
+    there, here = scaling.frontier(millions), scaling.frontier(steps)
+    np.testing.assert_array_equal(there["batch_size"] * 4, here["batch_size"])
+    np.testing.assert_array_equal(there["examples"] * 4, here["examples"])
+    assert here["batch_size"].dtype.kind == "i"
+    ours, theirs = scaling.regimes(steps), scaling.regimes(millions)
+    assert theirs.perfect_until == ours.perfect_until / 4
+    assert theirs.plateau_from == ours.plateau_from / 4
+    found = scaling.recommend(millions)
+    assert found.knee == pytest.approx(scaling.recommend(steps).knee / 4)
+    assert "32" not in str(found)
 
 
 @given(b_crit=st.sampled_from([16, 32, 64, 128]), factor=st.floats(0.1, 50))

@@ -268,6 +268,30 @@ def test_arguments_are_checked(arguments, message):
         scaling.learning_rates(measurements, GOAL, trials=trials, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: pd.concat([t, t]), "table: a batch size stands twice"),
+        (lambda t: t.assign(batch_size=t["batch_size"] - 4), "table: wanted finite batch sizes"),
+        (lambda t: t.assign(batch_size=t["batch_size"].astype(str)), "table: the column 'batch_"),
+        (lambda t: t.assign(centre=0.0), "table: wanted a finite centre above 0"),
+        (lambda t: t.assign(centre=np.inf), "table: wanted a finite centre above 0"),
+    ],
+)
+def test_rules_of_a_table_that_is_none_are_refused(change, message):
+    table = measured(noise_dominated(lambda size: 0.5), sizes=[4, 16, 64])
+    with pytest.raises(ValueError, match=f"^{message}"):
+        scaling.rules(change(table))
+
+
+def test_rules_take_batch_sizes_of_another_unit():
+    table = measured(noise_dominated(lambda size: 0.5), sizes=[4, 16, 64])
+    ours = scaling.rules(table)
+    theirs = scaling.rules(table.assign(batch_size=table["batch_size"] / 100))
+    assert theirs.reference == ours.reference / 100
+    np.testing.assert_allclose(theirs.table["linear"], ours.table["linear"])
+
+
 def test_rules_begin_from_a_batch_size_that_has_a_learning_rate():
     table = measured(noise_dominated(lambda size: 0.5))
     message = (

@@ -293,6 +293,22 @@ def test_a_miss_takes_the_whole_budget_of_every_trial(status, reason, certain, r
     assert steps_to_target(measurements, GOAL, trials=trial_rows(trials), **rule)["trial"].isna()[0]
 
 
+def test_tables_of_impossible_numbers_are_refused():
+    measurements = curves({(8, 0, 0): 0.9, (8, 0, 10): 0.2})
+    unknown = trial_rows({(8, 0): ("complete", np.nan, "budget")})
+    with pytest.raises(
+        ValueError, match=r"^trials: steps_trained is nan of trial 0 at batch size 8"
+    ):
+        steps_to_target(measurements, GOAL, trials=unknown)
+    for row, message in (
+        ((8, 0, -10), "measurements: got step -10, wanted 0 or more"),
+        ((0, 0, 10), "measurements: got batch_size 0, wanted 1 or more"),
+        ((8, -1, 10), "measurements: got trial -1, wanted 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            steps_to_target(curves({row: 0.2, (8, 0, 0): 0.9}), GOAL)
+
+
 def test_a_trial_that_cannot_count_may_be_short():
     measurements = curves(
         {(8, trial, step): 0.9 for trial in (0, 1) for step in (0, 10)} | {(8, 0, 20): 0.2}
@@ -436,13 +452,13 @@ def by_definition(trials, values, goal, feasible_trials):
 @given(STUDIES, st.sampled_from([None, 1, 2, 3]))
 def test_steps_to_target_agrees_with_the_definition(studies, feasible_trials):
     expected = [by_definition(*study, GOAL, feasible_trials) for study in studies]
-    certain = {n: studies[n] for n, found in enumerate(expected) if found is not None}
+    certain = {n: studies[n - 1] for n, found in enumerate(expected, 1) if found is not None}
     if certain:
         measurements, trials = tables(certain)
         result = steps_to_target(measurements, GOAL, trials=trials, feasible_trials=feasible_trials)
         found = {size: (steps, trial) for size, (steps, _, trial) in answer(result).items()}
-        assert found == {size: expected[size] for size in certain}
-    uncertain = {n: studies[n] for n, found in enumerate(expected) if found is None}
+        assert found == {size: expected[size - 1] for size in certain}
+    uncertain = {n: studies[n - 1] for n, found in enumerate(expected, 1) if found is None}
     if uncertain:
         measurements, trials = tables(uncertain)
         with pytest.raises(ValueError, match="the curves are too short to tell") as error:
@@ -456,7 +472,7 @@ def test_steps_to_target_agrees_with_the_definition(studies, feasible_trials):
 def test_an_answer_from_cut_curves_is_the_answer_from_whole_ones(studies, number, value, data):
     goal = Goal(ERROR, value)
     whole, cut = {}, {}
-    for size, (trials, values) in enumerate(studies):
+    for size, (trials, values) in enumerate(studies, 1):
         # Whole: every trial diverged or was trained for the budget.
         trials = {
             trial: row if row[0] == "infeasible" else ("complete", GRID[-1], "budget")
@@ -489,7 +505,7 @@ def test_an_answer_from_cut_curves_is_the_answer_from_whole_ones(studies, number
 @settings(deadline=None, max_examples=10)
 @given(STUDIES, st.randoms())
 def test_more_trials_never_worsen_and_the_order_of_rows_does_not_matter(studies, random):
-    measurements, _ = tables(dict(enumerate(studies)))
+    measurements, _ = tables(dict(enumerate(studies, 1)))
     result = steps_to_target(measurements, GOAL)
     fewer = measurements[measurements.index.get_level_values("trial") % 2 == 0]
     both = result.merge(steps_to_target(fewer, GOAL), on="batch_size")
@@ -507,7 +523,7 @@ def test_more_trials_never_worsen_and_the_order_of_rows_does_not_matter(studies,
 @settings(deadline=None, max_examples=20)
 @given(STUDIES, st.randoms())
 def test_relabelling_trials_changes_no_step(studies, random):
-    measurements, _ = tables(dict(enumerate(studies)))
+    measurements, _ = tables(dict(enumerate(studies, 1)))
     rows = measurements.index.to_frame(index=False)
     known = sorted(set(rows["trial"]))
     names = dict(zip(known, random.sample(range(100), len(known)), strict=True))

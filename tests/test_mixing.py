@@ -437,6 +437,49 @@ def test_a_mean_in_which_examples_weigh_otherwise_than_they_are_counted_is_refus
     assert mixes_examples(masked(of_the_batch, even=True), SPACE.typical()) is False
 
 
+def labelled_in_part(of, share, seed):
+    """A linear classifier of examples of which only a share has a weight, one or some other."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(300, 4)).astype(np.float32)
+    weight = (random.uniform(size=300) < share) * random.choice([1.0, 0.5], 300)
+
+    def loss(params, batch):
+        off = optax.softmax_cross_entropy_with_integer_labels(
+            batch["input"] @ params, batch["label"]
+        )
+        return of(off * batch["weight"], batch["weight"])
+
+    split = {"input": x, "label": (x[:, 0] > 0).astype(np.int32), "weight": weight.astype("f4")}
+    return bs.Workload.from_functions(
+        lambda key: jnp.zeros((4, 2)),
+        loss,
+        metrics={"weights": lambda params, batch: (batch["weight"].sum(), len(batch["weight"]))},
+        data={"train": split},
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+def test_examples_of_no_weight_are_found_in_a_mean_and_counted_in_a_sum(share, seed):
+    means = [
+        lambda off, weight: off.sum() / weight.sum(),
+        lambda off, weight: off.sum() / jnp.maximum(weight.sum(), 1e-6),
+    ]
+    for mean in means:
+        with pytest.raises(ValueError, match="some examples do not count"):
+            mixes_examples(labelled_in_part(mean, share, seed), SPACE.typical())
+    sums = labelled_in_part(lambda off, weight: (off.sum(), weight.sum()), share, seed)
+    assert mixes_examples(sums, SPACE.typical()) is False
+    each = labelled_in_part(lambda off, weight: off, share, seed)
+    assert mixes_examples(each, SPACE.typical()) is False
+
+
+def test_what_a_loss_counts_is_not_negative():
+    negative = labelled_in_part(lambda off, weight: (-off.sum(), -weight.sum()), 1.0, 0)
+    with pytest.raises(ValueError, match=r"the count of 8 examples is -[0-9.]+\. What is counted"):
+        mixes_examples(negative, SPACE.typical())
+
+
 @pytest.mark.parametrize("scale", [1.0, 300.0, 5e4])
 def test_labels_of_any_size_are_learned(scale):
     x = RANDOM.normal(size=(300, 3)).astype(np.float32)

@@ -599,6 +599,16 @@ def test_next_tokens_are_counted_exactly_and_padding_is_none():
     assert (float(trained), int(count)) == (float(sums["loss"][0]), int(sums["loss"][1]))
 
 
+@pytest.mark.parametrize("ignored", [-100, 7, 255])
+def test_a_model_sees_the_first_token_in_the_place_of_what_is_ignored(ignored):
+    tokens = np.where(np.arange(12) < np.arange(1, 41)[:, None] % 12 + 1, TOKENS, ignored)
+    found = bs.Workload.from_model(bigrams(), {"train": tokens}, "next_token", ignore_label=ignored)
+    batch = found.prepare({"tokens": jnp.asarray(tokens)}, None)
+    seen = np.where(tokens == ignored, 0, tokens)[:, :-1]
+    np.testing.assert_array_equal(batch["input"], seen)
+    np.testing.assert_array_equal(batch["label"], tokens[:, 1:])
+
+
 def test_labels_of_several_classes_are_judged_as_scikit_learn_does():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 4)).astype(np.float32), rng.integers(0, 2, (60, 3)).astype(np.int32)

@@ -48,8 +48,8 @@ SPACE = tuner.SearchSpace(learning_rate=tuner.LogUniform(0.01, 1.0))
 @pytest.mark.parametrize(
     ("words", "call"),
     [
-        ("steps: wanted finite batch sizes", lambda: fit([NAN, *STEPS[1:]])),
-        ("steps: wanted finite batch sizes", lambda: fit([-1.0, *STEPS[1:]])),
+        ("steps: wanted steps of at least 0", lambda: fit([NAN, *STEPS[1:]])),
+        ("steps: wanted steps of at least 0", lambda: fit([-1.0, *STEPS[1:]])),
         ("steps: wanted finite batch sizes", lambda: fit(STEPS, [*SIZES[:-1], INF])),
         ("steps: wanted finite batch sizes", lambda: fit(STEPS, [NAN, *SIZES[1:]])),
         ("a previous_evaluation is not", lambda: fit(previous_evaluation=[9999.0] * 5)),

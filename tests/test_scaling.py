@@ -208,8 +208,8 @@ def test_a_critical_batch_size_that_was_not_seen_is_refused(some, why, interval)
     [
         (lambda t: t.drop(columns="steps"), "no column 'steps'"),
         (lambda t: pd.concat([t, t]), "a batch size stands twice"),
-        (lambda t: t.assign(batch_size=t["batch_size"] - 1), "batch sizes above 0 and steps of"),
-        (lambda t: t.assign(steps=-1), "batch sizes above 0 and steps of at least 0"),
+        (lambda t: t.assign(batch_size=t["batch_size"] - 1), "wanted finite batch sizes above 0"),
+        (lambda t: t.assign(steps=-1), "wanted steps of at least 0, inf for a miss"),
         (lambda t: t.assign(steps=0), "the goal held before the first step"),
         (
             lambda t: t.astype({"steps": str}),
@@ -227,7 +227,7 @@ def test_a_critical_batch_size_that_was_not_seen_is_refused(some, why, interval)
         ),
         (
             lambda t: t.assign(steps=t["steps"].astype("Float64").where(t["batch_size"] > 1)),
-            "batch sizes above 0 and steps of at least 0, inf for a miss",
+            "wanted steps of at least 0, inf for a miss",
         ),
         (
             lambda t: pd.concat([t, t[["steps"]]], axis=1),

@@ -115,6 +115,36 @@ def test_the_optimum_beats_every_learning_rate_of_a_fine_grid():
         MODEL.optimum(100.0, batch_size=8)
 
 
+def swinging(model, rate, momentum, batch_size, target):
+    """The first crossing, by the recursion of second moments of heavy-ball momentum."""
+    h, noise = model.curvature, model.noise / batch_size
+    both, mixed, speed = model.start.copy(), 0 * h, 0 * h
+    for step in range(600):
+        if 0.5 * (h * both).sum() < target:
+            return step
+        squared = momentum**2 * speed + 2 * momentum * h * mixed + h * h * both + noise
+        mixed = momentum * mixed + h * both
+        both, mixed = both - 2 * rate * mixed + rate**2 * squared, mixed - rate * squared
+        speed = squared
+    return np.inf
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "momentum", "batch_size", "target"),
+    [(10, 0.99, 1024, 0.1), (10, 0.99, 1024, 0.03), (100, 0.9, 1024, 0.1)],
+)
+def test_the_optimum_with_momentum_is_the_deepest_of_several_dips(
+    coordinates, momentum, batch_size, target
+):
+    model = NoisyQuadratic.power_law(coordinates)
+    best = model.optimum(target, batch_size=batch_size, momentum=momentum, max_steps=10_000)
+    rates = np.geomspace(1e-3, 2 * (1 + momentum) * 0.999, 300)
+    fewest = min(swinging(model, rate, momentum, batch_size, target) for rate in rates)
+    assert 0.99 * fewest <= best.steps <= 1.01 * fewest
+    there = swinging(model, best.learning_rate, momentum, batch_size, target)
+    assert best.steps == pytest.approx(there, abs=1)
+
+
 @pytest.mark.long
 def test_batch_sizes_follow_the_papers_findings():
     """Perfect scaling, then a plateau; the best rate grows with B; momentum carries further."""

@@ -160,6 +160,14 @@ def plain_trials(trials: pd.DataFrame) -> pd.DataFrame:
                 f"trials: {column} is {other.iloc[0]!r} of trial {other.index[0]}; wanted one of "
                 f"{', '.join(map(repr, known))}."
             )
+    trained = pd.to_numeric(trials["steps_trained"], errors="coerce").to_numpy(np.float64)
+    if not (trained >= 0).all():
+        place = int(np.flatnonzero(~(trained >= 0))[0])
+        size, trial, _ = trials.index[place]
+        raise ValueError(
+            f"trials: steps_trained is {trials['steps_trained'].iloc[place]} of trial {trial} at "
+            f"batch size {size}; wanted the step up to which it was trained."
+        )
     plain = trials.reset_index().astype({"batch_size": np.int64, "trial": np.int64})
     plain = select(plain, plain["replicate"] == 0).drop(columns="replicate")
     return plain.sort_values(["batch_size", "trial"], ignore_index=True)

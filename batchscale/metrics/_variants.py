@@ -44,6 +44,8 @@ def variants(
     - the mean of the last `smoothing` evaluations past the goal;
     - the first of k evaluations in a row that are all past the goal, for each k of `consecutive`.
 
+    An evaluation whose metric is NaN counts as none: the last three are of those on either side.
+
     Args:
       measurements: one row an evaluation.
       goal: the metric, its value and its direction.

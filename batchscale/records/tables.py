@@ -169,6 +169,9 @@ def check_index(frame: pd.DataFrame, names: Sequence[str], table: str) -> None:
         dtype = frame.index.get_level_values(name).dtype
         if not pd.api.types.is_integer_dtype(dtype):
             raise ValueError(f"{table}: index level {name!r} must be integers, got {dtype}.")
+        values, least = frame.index.get_level_values(name), int(name == "batch_size")
+        if (low := values.min()) < least:
+            raise ValueError(f"{table}: got {name} {low}, wanted {least} or more.")
     if not frame.index.is_unique:
         twice = frame.index[frame.index.duplicated()][0]
         row = ", ".join(f"{name} {value}" for name, value in zip(names, twice, strict=True))

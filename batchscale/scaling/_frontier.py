@@ -84,6 +84,11 @@ def _step_times(given: StepTimes, batch_sizes: list[int]) -> np.ndarray:
                 f"seconds_per_step: no column {', '.join(map(repr, sorted(missing)))}; wanted "
                 "'batch_size' and 'seconds_per_step'."
             )
+        if (twice := given["batch_size"].duplicated()).any():
+            raise ValueError(
+                f"seconds_per_step: batch size {given['batch_size'][twice].iloc[0]} stands twice; "
+                "wanted one row a batch size."
+            )
         given = dict(zip(given["batch_size"], given["seconds_per_step"], strict=True))
     if not isinstance(given, Mapping):
         given = dict.fromkeys(batch_sizes, given)
@@ -232,7 +237,7 @@ def _perfect(table: pd.DataFrame, found: Regimes, confidence: float) -> str:
             f"doubling the batch halves the steps, at no more than {share} over the fewest "
             "examples."
         )
-    smallest, largest = int(table["batch_size"].iloc[0]), int(table["batch_size"].iloc[-1])
+    smallest, largest = table["batch_size"].iloc[0], table["batch_size"].iloc[-1]
     until = found.perfect_until
     if len(table) == 1:
         return f"{smallest:,} is the only batch size: where perfect scaling ends is not known."
@@ -295,7 +300,7 @@ def _knee(reached: pd.DataFrame, knee: float, fit: Fit, unit: str) -> list[str]:
 
 
 def _gain(reached: pd.DataFrame, found: Regimes, confidence: float) -> str:
-    share, largest = f"{found.tolerance:.0%}", int(reached["batch_size"].iloc[-1])
+    share, largest = f"{found.tolerance:.0%}", reached["batch_size"].iloc[-1]
     if found.by == "fit" and math.isnan(found.plateau_from):
         return (
             f"No plateau is seen: {largest:,}, the largest batch size, needs over {share} more "

@@ -14,7 +14,7 @@ from batchscale.metrics import Goal, _tables
 from batchscale.metrics._crossings import check_trained, search_crossings
 from batchscale.metrics.goal import check_goal
 from batchscale.records import WHOLE_BUDGETS, Status
-from batchscale.scaling.curve import Interval
+from batchscale.scaling.curve import Interval, batch_sizes, whole
 from batchscale.scaling.knee import FEWEST as KNEE_FEWEST
 from batchscale.scaling.knee import Knee, knee
 from batchscale.scaling.response import FEWEST, Parabola, Shape, Wall, fit_curve
@@ -176,7 +176,7 @@ class Rules:
       confidence: for example 0.9.
     """
 
-    reference: int
+    reference: float
     table: pd.DataFrame
     exponent: float
     exponent_interval: Interval
@@ -188,7 +188,7 @@ class Rules:
 def rules(
     table: pd.DataFrame,
     *,
-    reference: int | None = None,
+    reference: float | None = None,
     confidence: float = 0.9,
 ) -> Rules:
     """The linear and the square-root rule against tuned learning rates, and the steps they lose.
@@ -205,7 +205,8 @@ def rules(
       confidence: of the intervals of exponent and knee.
 
     Raises:
-      ValueError: the reference has no tuned learning rate, or no batch size has.
+      ValueError: the table is not as above; the reference has no tuned learning rate, or no batch
+        size has.
 
     >>> table = pd.DataFrame({"batch_size": [1, 2, 4], "steps": [400, 200, 110]})
     >>> table = table.assign(centre=[0.1, 0.2, 0.2], sharpness=2.0, usable_low=[0.04, 0.08, 0.08])
@@ -220,7 +221,11 @@ def rules(
     confidence = numeric.confidence(confidence)
     given.frame("table", table, "the table of learning_rates", ["batch_size", *_LOST])
     if reference is not None:
-        reference = numeric.integer("reference", reference, 1)
+        reference = numeric.above("reference", reference, 0, "a batch size of the table")
+    table = table.assign(batch_size=batch_sizes("table", table["batch_size"]))
+    table = table.assign(batch_size=whole(table["batch_size"]))
+    if not (table["centre"].isna() | ((table["centre"] > 0) & (table["centre"] < np.inf))).all():
+        raise ValueError("table: wanted a finite centre above 0, or NaN where the goal is missed.")
     table = table.sort_values("batch_size", ignore_index=True)
     answered = _tables.select(table, table["centre"].notna())
     sizes = answered["batch_size"].tolist()
@@ -228,19 +233,19 @@ def rules(
         raise ValueError(
             "rules: no batch size reaches the goal, so there is nothing to begin from."
         )
-    reference = int(sizes[0] if reference is None else reference)
-    if reference not in sizes:
+    begins = float(sizes[0] if reference is None else reference)
+    if begins not in sizes:
         raise ValueError(
             f"rules: reference is {reference}, which has no tuned learning rate; "
             f"those that have: {', '.join(map(str, sizes))}."
         )
-    begin = answered.set_index("batch_size")["centre"].loc[reference]
-    ratio = table["batch_size"] / reference
+    begin = answered.set_index("batch_size")["centre"].loc[begins]
+    ratio = table["batch_size"] / begins
     found: dict[str, Any] = {"batch_size": table["batch_size"], "centre": table["centre"]}
     for name, rates in zip(_RULES, (begin * ratio, begin * np.sqrt(ratio)), strict=True):
         found[name] = rates
         found[f"{name}_lost"], found[f"{name}_why"] = _lost(table, rates)
-    return Rules(reference, pd.DataFrame(found), *_exponent(answered, confidence), confidence)
+    return Rules(sizes[sizes.index(begins)], pd.DataFrame(found), *_exponent(answered, confidence), confidence)
 
 
 def _lost(table: pd.DataFrame, rates: pd.Series) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from batchscale import columns, given, numeric
-from batchscale.scaling.curve import Interval, check_begun, points
+from batchscale.scaling.curve import Interval, check_begun, points, whole
 from batchscale.scaling.fitted import Fit
 from batchscale.scaling.pace import Pace, paced
 
@@ -78,7 +78,7 @@ def overhead(steps: pd.DataFrame) -> pd.DataFrame:
     table = table[["batch_size", "steps"]].assign(
         examples=examples, overhead=examples / first - 1 if math.isfinite(first) else math.nan
     )
-    return table.astype({"batch_size": int})
+    return table.assign(batch_size=whole(table["batch_size"]))
 
 
 def regimes(

@@ -98,7 +98,7 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
         )
     table = pd.DataFrame(
         {
-            "batch_size": _numbers(steps["batch_size"]),
+            "batch_size": batch_sizes("steps", steps["batch_size"]),
             "steps": _numbers(steps["steps"]),
             "after": _numbers(steps["previous_evaluation"])
             if "previous_evaluation" in steps
@@ -108,13 +108,9 @@ def points(steps: pd.DataFrame) -> pd.DataFrame:
             else 0.0,
         }
     ).sort_values("batch_size", ignore_index=True)
-    if table["batch_size"].duplicated().any():
-        raise ValueError("steps: a batch size stands twice; wanted one row a batch size.")
-    sizes, count, after, deviation = table.to_numpy().T
-    if not ((sizes > 0) & (sizes < np.inf) & (count >= 0)).all():
-        raise ValueError(
-            "steps: wanted finite batch sizes above 0 and steps of at least 0, inf for a miss."
-        )
+    _, count, after, deviation = table.to_numpy().T
+    if not (count >= 0).all():
+        raise ValueError("steps: wanted steps of at least 0, inf for a miss.")
     if not (np.isnan(after) | ((after >= 0) & (after < count))).all():
         raise ValueError(
             "steps: a previous_evaluation is not from 0 on and before its steps; wanted the step "
@@ -176,17 +172,44 @@ def deviations(
     return found
 
 
-def _numbers(column: pd.Series) -> np.ndarray:
-    """A column of a table of steps in float64; what is missing is NaN."""
+def batch_sizes(table: str, column: pd.Series) -> np.ndarray:
+    """The batch sizes of a table, one a row, in float64.
+
+    Args:
+      table: what an error calls the table.
+      column: of the table.
+
+    Raises:
+      ValueError: they are not finite numbers above 0, or one stands twice.
+    """
+    sizes = _numbers(column, table)
+    if not ((sizes > 0) & (sizes < np.inf)).all():
+        raise ValueError(f"{table}: wanted finite batch sizes above 0.")
+    if len(np.unique(sizes)) < len(sizes):
+        raise ValueError(f"{table}: a batch size stands twice; wanted one row a batch size.")
+    return sizes
+
+
+def whole(sizes: pd.Series) -> pd.Series:
+    """Batch sizes as integers, where all are whole; they may be in millions of tokens, say.
+
+    >>> whole(pd.Series([1.0, 2.0])).tolist(), whole(pd.Series([0.5, 2.0])).tolist()
+    ([1, 2], [0.5, 2.0])
+    """
+    return sizes.astype(int) if (sizes % 1 == 0).all() else sizes
+
+
+def _numbers(column: pd.Series, table: str = "steps") -> np.ndarray:
+    """A column of a table in float64; what is missing is NaN."""
     wanted = "wanted real numbers, such as pandas.to_numeric makes of words"
     kinds = pd.api.types
     if column.dtype == object:
         values = [np.nan if kinds.is_scalar(x) and pd.isna(x) else x for x in column]
         other = next((x for x in values if numeric.plain(x) is None), None)
         if other is not None:
-            raise ValueError(f"steps: the column {column.name!r} holds {other!r}; {wanted}.")
+            raise ValueError(f"{table}: the column {column.name!r} holds {other!r}; {wanted}.")
         return np.array(values, np.float64)
     real = kinds.is_numeric_dtype(column.dtype) and not kinds.is_complex_dtype(column.dtype)
     if not real or kinds.is_bool_dtype(column.dtype):
-        raise ValueError(f"steps: the column {column.name!r} is {column.dtype}; {wanted}.")
+        raise ValueError(f"{table}: the column {column.name!r} is {column.dtype}; {wanted}.")
     return column.to_numpy(np.float64, na_value=np.nan)

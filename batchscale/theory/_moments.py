@@ -12,7 +12,7 @@ class Leap:
     Args:
       curvature: h of every coordinate.
       noise: the variance of a gradient of one example, in every coordinate.
-      alpha: the learning rate.
+      alpha: the learning rate, or one a coordinate.
       batch_size: examples a step.
       momentum: m, of heavy-ball momentum.
       averaging: g, of the exponential average of iterates.
@@ -23,7 +23,7 @@ class Leap:
         self,
         curvature: Float[np.ndarray, " coordinates"],
         noise: Float[np.ndarray, " coordinates"],
-        alpha: float,
+        alpha: float | Float[np.ndarray, " coordinates"],
         batch_size: float,
         momentum: float,
         averaging: float,

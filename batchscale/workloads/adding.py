@@ -8,18 +8,86 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from batchscale import arrays, datasets, keys
 from batchscale.workloads import Workload
 
 # Choices.
+_SINGLE, _MANY = 64, 512  # examples, each a batch of its own
+_WITHOUT = 4  # of them, beside which another is taken
 _SAME = 2e-3  # of a ratio
 _EXAMPLES = 8
 _TRIPLES = (0, 2, 4, 5)  # of the eight, where they begin
 _OTHERWISE = 0.1  # of the logarithm of odds
 _NARROW = 0.05  # of a sum in 16 bits
 _COUNTED, _ADDED = 2**22, 1e-5  # the largest count of so few examples; of a value that is added
+
+
+def check_weightless(
+    workload: Workload,
+    loss: Callable[[PyTree, PyTree], tuple[Array, Array]],
+    several: PyTree,
+) -> Int[np.ndarray, " examples"]:
+    """Refuses a mean in which examples of no weight count: its count is not theirs.
+
+    The loss of such an example by itself is 0, or 0 / 0; beside another it changes nothing, where
+    it should halve the mean.
+
+    Args:
+      workload: of whose training examples some are taken, each a batch of its own.
+      loss: its sum over a batch, and what it counts, by parameters and batch.
+      several: parameters, more than one draw of them, along axis 0.
+
+    Returns:
+      Those of them whose own loss is neither; none where the loss takes no single examples.
+    """
+    train = workload.splits()["train"]
+    size = arrays.examples(train)
+
+    @jax.jit
+    def found(several: PyTree, batches: PyTree) -> PyTree:
+        return jax.lax.map(
+            lambda params: jax.lax.map(lambda batch: loss(params, batch), batches), several
+        )
+
+    def of(several: PyTree, rows: Int[np.ndarray, "batch rows"]) -> Float[np.ndarray, "2 ..."]:
+        return np.asarray(jax.device_get(found(several, datasets.take(train, rows))), np.float64)
+
+    def single(number: int) -> tuple[Int[np.ndarray, " some"], Float[np.ndarray, "2 some"]]:
+        some = np.unique(np.linspace(0, size - 1, number).astype(int))
+        return some, of(jax.tree.map(lambda x: x[:1], several), some[:, None])[:, 0]
+
+    try:
+        jax.eval_shape(loss, jax.tree.map(lambda x: x[0], several), datasets.take(train, [0]))
+    except Exception:  # of others: it may want pairs, or groups
+        return np.arange(0)
+    some, (totals, counts) = single(_SINGLE)
+    if (number := np.count_nonzero(_tells(totals, counts))) < 4 and (number or not counts.all()):
+        some, (totals, counts) = single(_MANY)  # few of them are labelled
+    told = _tells(totals, counts)
+    without = np.flatnonzero((counts > 0) & ~told)[:_WITHOUT]
+    if told.any() and without.size:
+        own = some[told][0]
+        both = of(several, np.array([[own, other] for other in some[without]]))
+        one = of(several, np.array([[own]] * len(without)))
+        with np.errstate(all="ignore"):
+            means, whole = both[0] / both[1], one[0] / one[1]
+            same = np.abs(means - whole) <= _SAME * np.abs(whole)
+        if (same & (whole != 0)).all(0).any():
+            raise ValueError(
+                f"loss: that of workload {workload.name!r} is a mean in which some examples do not "
+                "count, as those whose weight is 0, and it counts them: over several batches, it "
+                "is not the mean over all of them. Return (sum, count): the sum over all that "
+                "counts in the batch, and how much that is."
+            )
+    return some[told]
+
+
+def _tells(
+    totals: Float[np.ndarray, " some"], counts: Float[np.ndarray, " some"]
+) -> Bool[np.ndarray, " some"]:
+    return (counts > 0) & np.isfinite(totals) & (totals != 0)
 
 
 def check_weights(
@@ -93,7 +161,7 @@ def _odds(
         odds = (together - second) / (first - together)
         stated = counts[0] / counts[1]
         logs = np.log(np.where(told, odds, np.nan)).reshape(len(odds), -1, 3)
-    known = (np.isfinite(logs) & np.isfinite(np.log(stated)).reshape(logs.shape)).all((0, 2))
+        known = (np.isfinite(logs) & np.isfinite(np.log(stated)).reshape(logs.shape)).all((0, 2))
     logs, stated = logs[:, known], stated.reshape(logs.shape)[0, known]
     same = np.ptp(logs, axis=0) < _OTHERWISE / 2
     weights = np.abs(logs[..., 0] + logs[..., 1] - logs[..., 2]) < _OTHERWISE / 2

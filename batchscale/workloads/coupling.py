@@ -11,11 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from batchscale import arrays, datasets, keys
 from batchscale.workloads import Workload
-from batchscale.workloads.adding import check_scale, check_sums, check_weights, not_adding, usual
+from batchscale.workloads.adding import (
+    check_scale,
+    check_sums,
+    check_weightless,
+    check_weights,
+    not_adding,
+    usual,
+)
 
 # Choices.
 _EXAMPLES = 8
@@ -37,12 +44,13 @@ def mixes_examples(workload: Workload, hyperparameters: Mapping[str, float]) -> 
       hyperparameters: that the loss is given, by name.
 
     Returns:
-      Whether it does; None where the loss is not finite or flat, or there are fewer than four
-      examples.
+      Whether it does; None where the loss is not finite or flat, where no exchange of examples
+      changes it, or there are fewer than four examples.
 
     Raises:
       ValueError: the loss of a batch grows otherwise than with its examples, or is a mean in which
-        they weigh otherwise than it counts them, or what it counts depends on the parameters; or
+        they weigh otherwise than it counts them, or what it counts depends on the parameters, or is
+        negative; or
         it is one of all pairs of its examples, so that a field might belong to any of them; or the
         sums of a metric do not add.
 
@@ -103,14 +111,28 @@ def _mixes(
     size = arrays.examples(train)
     if size < 4:
         return None, {}
+    random = np.random.default_rng(0)
+    # Functions of others may take no arrays of NumPy.
+    values = {name: jnp.asarray(of, arrays.float_type()) for name, of in hyperparameters}
+    key = keys.key(0)
+    shapes, model_state = jax.eval_shape(workload.init, key)
+    several = jax.tree.map(lambda x: np.stack([usual(x, random) for _ in range(_DRAWS)]), shapes)
+    if jax.tree.leaves(model_state):  # of any kind: variances, counts, keys
+        model_state = jax.jit(workload.init)(key)[1]
+
+    def total(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
+        prepare_key, loss_key = jax.random.split(key)
+        prepared = workload.prepare(batch, prepare_key)
+        return workload.loss(params, model_state, prepared, loss_key, values)[0]
+
+    # An exchange of examples that count for nothing says nothing.
+    telling = check_weightless(workload, total, several)
     # Some of all of it: a batch of examples of one class would say less. The others stay as they
     # are: of two examples a norm leaves nothing but the sign.
-    random = np.random.default_rng(0)
     held = min(size, _EXAMPLES)
-    drawn = [random.choice(size, held, replace=False) for _ in range(_DRAWS - 1)]
+    drawn = [_drawn(random, size, held, telling) for _ in range(_DRAWS)]
     quadruples = [
-        [(x, y, *others) for x in (a, b) for y in (c, d)]
-        for a, b, c, d, *others in [np.linspace(0, size - 1, held).astype(int), *drawn]
+        [(x, y, *others) for x in (a, b) for y in (c, d)] for a, b, c, d, *others in drawn
     ]
     # With the first, each field alone: in another order, and with an entry of another example.
     fields = [name for name in train if name not in workload.unpaired]
@@ -141,18 +163,6 @@ def _mixes(
         datasets.take(train, part)
         for part in (some[: len(some) // 4], some[len(some) // 4 :], some)
     ]
-    # Functions of others may take no arrays of NumPy.
-    values = {name: jnp.asarray(of, arrays.float_type()) for name, of in hyperparameters}
-    key = keys.key(0)
-    shapes, model_state = jax.eval_shape(workload.init, key)
-    several = jax.tree.map(lambda x: np.stack([usual(x, random) for _ in range(_DRAWS)]), shapes)
-    if jax.tree.leaves(model_state):  # of any kind: variances, counts, keys
-        model_state = jax.jit(workload.init)(key)[1]
-
-    def total(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
-        prepare_key, loss_key = jax.random.split(key)
-        prepared = workload.prepare(batch, prepare_key)
-        return workload.loss(params, model_state, prepared, loss_key, values)[0]
 
     def metrics(params: PyTree, batch: PyTree) -> PyTree:
         return workload.metrics(params, model_state, workload.prepare(batch, None))
@@ -202,6 +212,12 @@ def _mixes(
     found = np.array([[of[:4] for of in once], twice], np.float64)
     if not (np.isfinite(found).all() and np.isfinite(changes[draws == 0]).all()):
         return None, {}
+    if (found[:, 1] < 0).any():
+        raise ValueError(
+            f"loss: that of workload {workload.name!r} returns (sum, count), and the count of "
+            f"{_EXAMPLES} examples is {found[:, 1].min():g}. What is counted is above zero, or "
+            "zero for a batch of which nothing counts; it is the sum that may be negative."
+        )
     if not found[:, 1].all():
         return None, {}
     eps = max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(shapes))
@@ -210,10 +226,10 @@ def _mixes(
         return None, {}
     check_scale(workload, *(total / count for total, count in found))
     rounding = _ROUNDING * eps * gradients[begins]
-    most = np.maximum(changes[begins + 1], changes[begins + 2])
-    if not (aparts[begins + 3] > np.maximum(_APART * most, rounding)).any():
+    each = np.array([changes[begins + 1], changes[begins + 2]])
+    if not (aparts[begins + 3] > np.maximum(_APART * each.max(0), rounding)).any():
         check_sums(workload, measured, eps > 1e-5)
-        return False, {}
+        return (False if (each.min(0) > rounding).any() else None), {}
     alone = changes[4 : 4 + 2 * len(fields)]
     stays = {
         name: dealt <= max(_APART * replaced, rounding[0])
@@ -227,6 +243,17 @@ def _mixes(
         _refuse_pairs(workload, [name for name in stays if stays[name]][-1])
     # Where the loss is one of whole batches, so may its metrics be: that is told.
     return True, _of_batches(workload, metrics, several, narrow=eps > 1e-5)
+
+
+def _drawn(
+    random: np.random.Generator, size: int, held: int, telling: Int[np.ndarray, " examples"]
+) -> Int[np.ndarray, " held"]:
+    """Examples of which the first four are exchanged: of those that tell something, if any are."""
+    if len(telling) < 4:
+        return random.choice(size, held, replace=False)
+    first = random.choice(telling, min(held, len(telling)), replace=False)
+    left = np.setdiff1d(np.arange(size), first)
+    return np.concatenate([first, random.choice(left, held - len(first), replace=False)])
 
 
 def _of_batches(

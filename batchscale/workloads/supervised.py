@@ -134,14 +134,15 @@ def scaled(labels: str, scale: float) -> Callable[[PyTree, Any], PyTree]:
     return preprocess
 
 
-def shifted(field: str) -> Callable[[PyTree, Any], PyTree]:
+def shifted(field: str, ignored: int | None) -> Callable[[PyTree, Any], PyTree]:
     """A `preprocess` of sequences of tokens: all but the last as `input`, the next as `label`."""
 
     def preprocess(batch: PyTree, key: Any) -> PyTree:
         del key
         tokens = jnp.asarray(batch[field]).astype(jnp.int32)
         # What is ignored may be no token, and no index: the model sees the first one in its place.
-        return {"input": jnp.maximum(tokens[:, :-1], 0), "label": tokens[:, 1:]}
+        seen = tokens if ignored is None else jnp.where(tokens == ignored, 0, tokens)
+        return {"input": jnp.maximum(seen[:, :-1], 0), "label": tokens[:, 1:]}
 
     return preprocess
 

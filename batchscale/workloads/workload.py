@@ -364,7 +364,14 @@ class Workload:
                 "inputs. Name the field of the labels with labels=..., or write a Workload."
             )
         scale = float(numeric.above("scale", scale, 0, "a number above 0, such as 255"))
-        preprocess = supervised.shifted(labels) if tokens else supervised.scaled(labels, scale)
+        ignored = (
+            None
+            if ignore_label is None
+            else numeric.integer("ignore_label", ignore_label, -(2**31), 2**31 - 1)
+        )
+        preprocess = (
+            supervised.shifted(labels, ignored) if tokens else supervised.scaled(labels, scale)
+        )
         own = others.pop("preprocess", None)
         if own is not None and scale != 255:
             raise ValueError("scale: inputs are not divided where `preprocess` is given; leave it.")
@@ -375,11 +382,6 @@ class Workload:
             zeros = {k: jnp.zeros(x.shape, x.dtype) for k, x in batch.items()}
             return preprocess(zeros, None)
 
-        ignored = (
-            None
-            if ignore_label is None
-            else numeric.integer("ignore_label", ignore_label, -(2**31), 2**31 - 1)
-        )
         values = splits[split][labels]
         streamed = datasets.is_streamed(splits[split])
         judge = losses.get(loss, ignored=ignored, labels=None if streamed else values)
