@@ -245,7 +245,12 @@ def rules(
     for name, rates in zip(_RULES, (begin * ratio, begin * np.sqrt(ratio)), strict=True):
         found[name] = rates
         found[f"{name}_lost"], found[f"{name}_why"] = _lost(table, rates)
-    return Rules(sizes[sizes.index(begins)], pd.DataFrame(found), *_exponent(answered, confidence), confidence)
+    return Rules(
+        sizes[sizes.index(begins)],
+        pd.DataFrame(found),
+        *_exponent(answered, confidence),
+        confidence,
+    )
 
 
 def _lost(table: pd.DataFrame, rates: pd.Series) -> tuple[np.ndarray, np.ndarray]:
