@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Final
 
 import jax
+
+ONCE: Final = {"xla_backend_optimization_level": 0}
+"""Options of XLA for what runs once: its compilation is what it costs."""
+
+
+def once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is compiled as fast as can be, and not optimised.
+
+    >>> int(once(lambda x: x + 1)(2))
+    3
+    """
+    return jax.jit(function, compiler_options=dict(ONCE))
 
 
 def as_usual() -> AbstractContextManager[Any]:

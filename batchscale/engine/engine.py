@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt32
 
-from batchscale import arrays, keys, train
+from batchscale import arrays, jitting, keys, train
 from batchscale.engine import devices, feed, hosts, parallel
 from batchscale.engine import packs as packing
 from batchscale.engine.evaluation import Evaluations
@@ -397,8 +397,7 @@ class Engine:
             self._values,
             lanes=lanes,
             at_once=1,
-            # It runs once, so its compilation is what it costs.
-            compiler_options={"xla_backend_optimization_level": 0},
+            compiler_options=jitting.ONCE,
         )
 
     def _segment(self, batch_size: int, layout: Layout) -> Future[Any]:

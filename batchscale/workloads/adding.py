@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from batchscale import arrays, datasets, keys
+from batchscale import arrays, datasets, jitting, keys
 from batchscale.workloads import Workload
 
 # Choices.
@@ -45,7 +45,7 @@ def check_weightless(
     train = workload.splits()["train"]
     size = arrays.examples(train)
 
-    @jax.jit
+    @jitting.once
     def found(several: PyTree, batches: PyTree) -> PyTree:
         return jax.lax.map(
             lambda params: jax.lax.map(lambda batch: loss(params, batch), batches), several
@@ -115,7 +115,7 @@ def check_weights(
         means = {name: x for name, x in measured if name not in workload.finalize}
         return {"": loss(params, batch), **means}
 
-    @jax.jit
+    @jitting.once
     def found(several: PyTree) -> PyTree:
         def of(batches: PyTree) -> PyTree:
             return jax.lax.map(

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from batchscale import arrays, datasets, keys
+from batchscale import arrays, datasets, jitting, keys
 from batchscale.workloads import Workload
 from batchscale.workloads.adding import (
     check_scale,
@@ -118,7 +118,7 @@ def _mixes(
     shapes, model_state = jax.eval_shape(workload.init, key)
     several = jax.tree.map(lambda x: np.stack([usual(x, random) for _ in range(_DRAWS)]), shapes)
     if jax.tree.leaves(model_state):  # of any kind: variances, counts, keys
-        model_state = jax.jit(workload.init)(key)[1]
+        model_state = jitting.once(workload.init)(key)[1]
 
     def total(params: PyTree, batch: PyTree) -> tuple[Array, Array]:
         prepare_key, loss_key = jax.random.split(key)
@@ -174,7 +174,7 @@ def _mixes(
     def norm(tree: PyTree) -> Array:
         return optax.tree.norm(tree).astype(float)
 
-    @jax.jit
+    @jitting.once
     def sums(several: PyTree, batches: PyTree, parts: list[PyTree]) -> Any:
         def step(carry: PyTree, given: tuple[Array, Array, PyTree]) -> tuple[PyTree, Any]:
             before, kept, apart = carry
@@ -273,7 +273,7 @@ def _of_batches(
     rows = np.linspace(0, arrays.examples(train) - 1, count).astype(int)
     whole, small = datasets.take(train, rows), datasets.take(train, rows.reshape(-1, _FEW))
 
-    @jax.jit
+    @jitting.once
     def sums(several: PyTree, whole: PyTree, small: PyTree) -> Any:
         def of(params: PyTree) -> Any:
             parts = jax.lax.map(lambda batch: metrics(params, batch), small)
@@ -335,9 +335,9 @@ def mixes_groups(workload: Workload, hyperparameters: Mapping[str, float]) -> bo
     key = keys.key(0)
     shapes, model_state = jax.eval_shape(workload.init, key)
     if jax.tree.leaves(model_state):
-        model_state = jax.jit(workload.init)(key)[1]
+        model_state = jitting.once(workload.init)(key)[1]
 
-    @jax.jit
+    @jitting.once
     def losses(params: PyTree, batches: PyTree) -> Array:
         def of(batch: PyTree) -> Array:
             prepare_key, loss_key = jax.random.split(key)
