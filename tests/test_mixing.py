@@ -474,6 +474,49 @@ def test_examples_of_no_weight_are_found_in_a_mean_and_counted_in_a_sum(share, s
     assert mixes_examples(each, SPACE.typical()) is False
 
 
+def hinge(params, batch):
+    """The hinge loss of each example, by a linear model of two columns, of which one is taken."""
+    sign = 2 * batch["label"].astype(jnp.float32) - 1
+    return jax.nn.relu(1 - sign * (batch["input"] @ params)[:, 0])
+
+
+def test_what_counts_for_little_or_nothing_where_it_is_so_counted_is_right():
+    split = labelled_in_part(lambda off, weight: off, 0.3, 0).splits()["train"]
+    random = np.random.default_rng(0)
+    others = {**split, "weight": random.lognormal(sigma=2, size=300).astype(np.float32)}
+
+    def right(split, of):
+        workload = bs.Workload.from_functions(
+            lambda key: jnp.zeros((4, 2)),
+            lambda params, batch: of(hinge(params, batch), batch["weight"]),
+            metrics={"one": lambda params, batch: batch["weight"] > 0},
+            data={"train": split},
+        )
+        assert mixes_examples(workload, SPACE.typical()) is False
+
+    # No example of no weight grows the count; one of no loss grows it, and lowers the mean.
+    right(split, lambda off, weight: ((off * weight).sum(), jnp.maximum(weight.sum(), 1e-3)))
+    right(split, lambda off, weight: ((off * weight).sum(), weight.sum() + 1e-8))
+    right(others, lambda off, weight: ((off * weight).sum(), weight.sum()))
+    right(others, lambda off, weight: off)
+
+
+def test_a_mean_over_those_examples_that_lose_something_mixes():
+    split = labelled_in_part(lambda off, weight: off, 0.3, 0).splits()["train"]
+
+    def loss(params, batch):
+        off = hinge(params, batch)
+        return off.sum() / jnp.maximum((off > 0).sum().astype(off.dtype), 1)
+
+    workload = bs.Workload.from_functions(
+        lambda key: jnp.zeros((4, 2)),
+        loss,
+        metrics={"one": lambda params, batch: batch["weight"] > 0},
+        data={"train": split},
+    )
+    assert mixes_examples(workload, SPACE.typical()) is True
+
+
 def test_what_a_loss_counts_is_not_negative():
     negative = labelled_in_part(lambda off, weight: (-off.sum(), -weight.sum()), 1.0, 0)
     with pytest.raises(ValueError, match=r"the count of 8 examples is -[0-9.]+\. What is counted"):

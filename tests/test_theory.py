@@ -140,9 +140,9 @@ def test_the_optimum_with_momentum_is_the_deepest_of_several_dips(
     best = model.optimum(target, batch_size=batch_size, momentum=momentum, max_steps=10_000)
     rates = np.geomspace(1e-3, 2 * (1 + momentum) * 0.999, 300)
     fewest = min(swinging(model, rate, momentum, batch_size, target) for rate in rates)
-    assert 0.99 * fewest <= best.steps <= 1.01 * fewest
+    assert best.steps <= 1.01 * fewest
     there = swinging(model, best.learning_rate, momentum, batch_size, target)
-    assert best.steps == pytest.approx(there, abs=1)
+    assert best.steps == there
 
 
 @pytest.mark.long

@@ -196,7 +196,7 @@ def whole(sizes: pd.Series) -> pd.Series:
     >>> whole(pd.Series([1.0, 2.0])).tolist(), whole(pd.Series([0.5, 2.0])).tolist()
     ([1, 2], [0.5, 2.0])
     """
-    return sizes.astype(int) if (sizes % 1 == 0).all() else sizes
+    return sizes.astype(int) if ((sizes % 1 == 0) & (sizes < 2**53)).all() else sizes
 
 
 def _numbers(column: pd.Series, table: str = "steps") -> np.ndarray:

@@ -31,8 +31,8 @@ Schedule = Sequence[tuple[int, float]]
 
 _SPACING = 0.05  # of the grid on which a crossing is bracketed, as in a study
 _LARGEST_BATCH = 2**16
-# With momentum: steps and rates that are followed one by one, then how many about the best ones.
-_FOLLOWED, _RATES, _BEST, _CLOSE, _CLOSER = 512, 480, 8, 21, 0.005
+# With momentum: steps that are followed one by one, of how many rates, and how many about the best.
+_FOLLOWED, _RATES, _WORK, _BEST, _CLOSE = 1000, (480, 20_000), 4e6, 8, 21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,13 +223,15 @@ class NoisyQuadratic:
         max_steps: int = 10**7,
         **options: float,
     ) -> Optimum:
-        """The learning rate with the fewest steps to a target, to about 0.1%; 1% with momentum.
+        """The learning rate with the fewest steps to a target, to about 0.1% without momentum.
 
-        Without momentum steps are a smooth, single-dipped function of a constant learning rate but
-        for being integers; the fewest are sought by a bounded search of log alpha below the largest
-        that is stable. With momentum the risk swings, and steps have dips as narrow as a few
-        percent of the rate: the first 512 steps are followed one by one for many rates, so that the
-        fewest may be fewer than `steps_to_target`, which passes over short dips, has at that rate.
+        Then steps are a smooth, single-dipped function of a constant learning rate but for being
+        integers; the fewest are sought by a bounded search of log alpha below the largest that is
+        stable. With momentum the risk swings, and steps have dips that may be narrower than a
+        percent of the rate. Where the search finds no more than 1,000 steps, those of many rates
+        are followed one by one (480 to 20,000 of them, by the number of coordinates and steps):
+        what is narrower than they are apart may still be missed. Dips count that `steps_to_target`
+        passes over.
 
         >>> model = NoisyQuadratic.power_law(100)
         >>> best = model.optimum(0.2, batch_size=16)
@@ -259,8 +261,6 @@ class NoisyQuadratic:
             return math.log(steps) if 0 < steps < math.inf else math.log(max_steps) + 1
 
         coarse = np.linspace(limit - math.log(1e5), limit - 1e-3, 24)
-        if beta and (best := self._swinging(target, coarse, batch_size, max_steps, options)):
-            return Optimum(batch_size, *best)
         values = [cost(x) for x in coarse]
         place = int(np.argmin(values))
         if values[place] > math.log(max_steps):
@@ -270,31 +270,42 @@ class NoisyQuadratic:
             cost, bounds=(low, high), method="bounded", options={"xatol": 1e-3}
         )
         best = float(found.x) if found.fun <= values[place] else float(coarse[place])
-        return Optimum(batch_size, round(math.exp(cost(best))), math.exp(best))
+        steps = round(math.exp(cost(best)))
+        if beta and steps <= _FOLLOWED:
+            fewer, rate = self._swinging(target, limit, batch_size, steps - 1, options)
+            if fewer < steps:
+                return Optimum(batch_size, int(fewer), rate)
+        return Optimum(batch_size, steps, math.exp(best))
 
     def _swinging(
         self,
         target: float,
-        coarse: Float[np.ndarray, " rates"],
+        limit: float,
         batch_size: int,
-        max_steps: int,
+        last: int,
         options: Mapping[str, float],
-    ) -> tuple[float, float] | None:
-        """The fewest steps among the first, each of which is looked at, and their rate."""
-        logs = np.linspace(coarse[0], coarse[-1], _RATES)
-        last = min(_FOLLOWED, max_steps)
+    ) -> tuple[float, float]:
+        """The fewest steps up to the last, each of which is looked at, and their rate; or inf."""
+        if last < 1:
+            return math.inf, math.nan
+        many = int(np.clip(_WORK / (len(self.start) * last), *_RATES)) // 2
+        decade = limit - math.log(10)  # where fewest steps are taken: half of the rates
+        ends = limit - math.log(1e5), limit - 1e-4
+        grid = [
+            np.linspace(ends[0], decade, many, endpoint=False),
+            np.linspace(decade, ends[1], many),
+        ]
+        logs = np.concatenate(grid)
         steps = self._followed(target, np.exp(logs), batch_size, last, options)
         if np.isinf(steps).all():
-            return None
-        for _ in range(2):  # about the best, ever closer
+            return math.inf, math.nan
+        apart = (ends[1] - decade) / many
+        for scale in (1.0, 0.1):  # about the best, ever closer
             near = logs[np.argsort(steps, kind="stable")[:_BEST]]
-            apart = np.diff(np.sort(logs)).max() if len(logs) == _RATES else _CLOSER
-            some = (near[:, None] + apart * np.linspace(-1, 1, _CLOSE)).ravel()
-            some = some[some < coarse[-1]]
-            logs = np.concatenate([logs, some])
-            steps = np.concatenate(
-                [steps, self._followed(target, np.exp(some), batch_size, last, options)]
-            )
+            some = (near[:, None] + scale * apart * np.linspace(-1, 1, _CLOSE)).ravel()
+            some = some[some < limit]
+            more = self._followed(target, np.exp(some), batch_size, last, options)
+            logs, steps = np.concatenate([logs, some]), np.concatenate([steps, more])
         best = int(np.argmin(steps))
         return float(steps[best]), float(np.exp(logs[best]))
 
@@ -327,9 +338,8 @@ class NoisyQuadratic:
                 squares = moments[:, watched, watched].reshape(many, coordinates)
                 below = (0.5 * squares @ self.curvature < target) & np.isinf(found)
                 found[below] = step
-                # Whoever needs many more steps than the fewest is of no interest.
-                if step > 2 * found.min():
-                    break
+                if below.any():
+                    break  # the others need more
         return found
 
     def simulate(

@@ -28,11 +28,11 @@ def check_weightless(
     workload: Workload,
     loss: Callable[[PyTree, PyTree], tuple[Array, Array]],
     several: PyTree,
-) -> Int[np.ndarray, " examples"]:
+) -> tuple[Int[np.ndarray, " telling"], Int[np.ndarray, " silent"]]:
     """Refuses a mean in which examples of no weight count: its count is not theirs.
 
-    The loss of such an example by itself is 0, or 0 / 0; beside another it changes nothing, where
-    it should halve the mean.
+    The loss of such an example by itself is 0, or 0 / 0; beside another it changes nothing but the
+    count, where it should lower the mean.
 
     Args:
       workload: of whose training examples some are taken, each a batch of its own.
@@ -40,7 +40,8 @@ def check_weightless(
       several: parameters, more than one draw of them, along axis 0.
 
     Returns:
-      Those of them whose own loss is neither; none where the loss takes no single examples.
+      Those of them whose own loss is neither, and the others; none where the loss takes no single
+      examples.
     """
     train = workload.splits()["train"]
     size = arrays.examples(train)
@@ -58,30 +59,42 @@ def check_weightless(
         some = np.unique(np.linspace(0, size - 1, number).astype(int))
         return some, of(jax.tree.map(lambda x: x[:1], several), some[:, None])[:, 0]
 
-    try:
-        jax.eval_shape(loss, jax.tree.map(lambda x: x[0], several), datasets.take(train, [0]))
-    except Exception:  # of others: it may want pairs, or groups
-        return np.arange(0)
+    if not _takes_one(workload, loss):
+        return np.arange(0), np.arange(0)
     some, (totals, counts) = single(_SINGLE)
     if (number := np.count_nonzero(_tells(totals, counts))) < 4 and (number or not counts.all()):
         some, (totals, counts) = single(_MANY)  # few of them are labelled
     told = _tells(totals, counts)
     without = np.flatnonzero((counts > 0) & ~told)[:_WITHOUT]
     if told.any() and without.size:
-        own = some[told][0]
-        both = of(several, np.array([[own, other] for other in some[without]]))
-        one = of(several, np.array([[own]] * len(without)))
+        own, *more = some[told]
+        # Last that one alone, and beside another that counts: so that its mean is no constant.
+        pairs = [[own, other] for other in (*some[without], own, *more[:1])]
+        totals, counts = of(several, np.array(pairs))
+        alone = of(several, np.array([[own]]))
         with np.errstate(all="ignore"):
-            means, whole = both[0] / both[1], one[0] / one[1]
+            means, whole = totals / counts, alone[0] / alone[1]
             same = np.abs(means - whole) <= _SAME * np.abs(whole)
-        if (same & (whole != 0)).all(0).any():
+        counted = counts > (1 + _OTHERWISE) * alone[1]
+        moves = not more or not same[:, -1].all()
+        if moves and (same & counted & (whole != 0))[:, : len(without)].all(0).any():
             raise ValueError(
                 f"loss: that of workload {workload.name!r} is a mean in which some examples do not "
                 "count, as those whose weight is 0, and it counts them: over several batches, it "
                 "is not the mean over all of them. Return (sum, count): the sum over all that "
                 "counts in the batch, and how much that is."
             )
-    return some[told]
+    return some[told], some[~told]
+
+
+def _takes_one(workload: Workload, loss: Callable[[PyTree, PyTree], PyTree]) -> bool:
+    """Whether a loss takes an example alone; it may want pairs, or groups."""
+    one = datasets.take(workload.splits()["train"], [0])
+    try:
+        jax.eval_shape(loss, jax.eval_shape(workload.init, keys.key(0))[0], one)
+    except Exception:  # of any kind: it is the user's
+        return False
+    return True
 
 
 def _tells(
@@ -104,6 +117,8 @@ def check_weights(
     """
     train = workload.splits()["train"]
     some = np.linspace(0, arrays.examples(train) - 1, _EXAMPLES).astype(int)
+    if not _takes_one(workload, loss):
+        return
     pairs = np.array([some[[k + i, k + j]] for k in _TRIPLES for i, j in ((0, 1), (1, 2), (0, 2))])
     both = datasets.take(train, pairs)  # shape (pair, 2, ...)
     one, other = (jax.tree.map(lambda x, k=k: x[:, k : k + 1], both) for k in range(2))

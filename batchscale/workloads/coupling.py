@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from batchscale.workloads.adding import (
 _EXAMPLES = 8
 _FEW = 4  # in a batch of the smallest
 _MEASURED = 64  # so many that a metric is hardly the same for all of them
-_DRAWS = 3  # of parameters and examples: of one alone an exchange may happen to change little
+_DRAWS = 3  # of parameters: of one alone an exchange may happen to change little
 _APART, _ROUNDING = 0.02, 16  # of what an exchange changes; of the precision, times the gradient
 
 
@@ -125,12 +125,16 @@ def _mixes(
         prepared = workload.prepare(batch, prepare_key)
         return workload.loss(params, model_state, prepared, loss_key, values)[0]
 
-    # An exchange of examples that count for nothing says nothing.
-    telling = check_weightless(workload, total, several)
+    # An exchange of examples that count for nothing says nothing; of one that does for one that
+    # does not, most.
+    telling, silent = check_weightless(workload, total, several)
+    quiet = silent if len(silent) else telling
+    kinds = [[telling] * 4, [telling, quiet, telling, telling], [telling, quiet] * 2]
+    kinds += [[telling] * 4, [], []]
     # Some of all of it: a batch of examples of one class would say less. The others stay as they
     # are: of two examples a norm leaves nothing but the sign.
     held = min(size, _EXAMPLES)
-    drawn = [_drawn(random, size, held, telling) for _ in range(_DRAWS)]
+    drawn = [_drawn(random, size, held, of) for of in kinds]
     quadruples = [
         [(x, y, *others) for x in (a, b) for y in (c, d)] for a, b, c, d, *others in drawn
     ]
@@ -152,8 +156,8 @@ def _mixes(
         for name in train
     }
     batches = {name: datasets.take({name: x}, rows[name])[name] for name, x in train.items()}
-    begins = np.array([0, *(4 * k + 2 * len(fields) for k in range(1, _DRAWS))])  # of a quadruple
-    count = 4 * _DRAWS + 2 * len(fields)
+    begins = np.array([0, *(4 * k + 2 * len(fields) for k in range(1, len(kinds)))])  # of each
+    count = 4 * len(kinds) + 2 * len(fields)
     draws = np.searchsorted(begins, np.arange(count), side="right") - 1
     signs = np.zeros(count)
     for k, sign in enumerate((1, -1, -1, 1)):
@@ -179,7 +183,7 @@ def _mixes(
         def step(carry: PyTree, given: tuple[Array, Array, PyTree]) -> tuple[PyTree, Any]:
             before, kept, apart = carry
             draw, sign, batch = given
-            params = jax.tree.map(lambda x: x[draw], several)
+            params = jax.tree.map(lambda x: x[draw % _DRAWS], several)
             found, gradient = jax.value_and_grad(total, has_aux=True)(params, batch)
             kept = jax.tree.map(lambda g, k: jnp.where(draw == before, k, g), gradient, kept)
             apart = jax.tree.map(
@@ -246,14 +250,20 @@ def _mixes(
 
 
 def _drawn(
-    random: np.random.Generator, size: int, held: int, telling: Int[np.ndarray, " examples"]
+    random: np.random.Generator, size: int, held: int, kinds: Sequence[np.ndarray]
 ) -> Int[np.ndarray, " held"]:
-    """Examples of which the first four are exchanged: of those that tell something, if any are."""
-    if len(telling) < 4:
-        return random.choice(size, held, replace=False)
-    first = random.choice(telling, min(held, len(telling)), replace=False)
+    """Examples, each once, of which the first are of these kinds; of any if there are too few."""
+    first: list[int] = []
+    for kind in kinds:
+        left = np.setdiff1d(kind, first)
+        if not len(left):
+            first = []
+            break
+        first.append(int(random.choice(left)))
     left = np.setdiff1d(np.arange(size), first)
-    return np.concatenate([first, random.choice(left, held - len(first), replace=False)])
+    return np.concatenate([first, random.choice(left, held - len(first), replace=False)]).astype(
+        int
+    )
 
 
 def _of_batches(
