@@ -104,7 +104,7 @@ def test_the_interval_holds_what_a_new_search_reports(trials, n):
         return np.where(random.random(u.shape) < 0.2, np.inf, np.ceil(steps))
 
     old, new = draw(400, trials), draw(400, n).min(axis=1)
-    made = [tables(steps, budget=10**6, batch_size=place) for place, steps in enumerate(old)]
+    made = [tables(steps, budget=10**6, batch_size=place) for place, steps in enumerate(old, 1)]
     measurements, plans = (pd.concat(parts) for parts in zip(*made, strict=True))
     found = metrics.best_of(measurements, GOAL, trials=plans, n=n)
     held = (found["low"] < new) & (new <= found["high"])

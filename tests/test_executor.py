@@ -467,6 +467,7 @@ def dying_once(marker: Path):
 
 @pytest.mark.filterwarnings("ignore:no trial reached")
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_dask_cluster_of_which_a_worker_is_killed_makes_the_same_tables(tmp_path):
     distributed = pytest.importorskip("distributed")
     marker = tmp_path / "killed"

@@ -281,7 +281,7 @@ def test_a_record_goes_on_where_its_slice_ended(tmp_path, monkeypatch, capsys):
     pd.testing.assert_frame_equal(sliced.trials, whole.trials)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_sizes_that_were_left_out_are_added_later(tmp_path):
     name = "digits/fc_64/sgd"
     figure = Figure(8, (name,), FIGURES[8].draw)

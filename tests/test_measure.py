@@ -415,7 +415,7 @@ def _timed(plan, *_):
     return {size: TOLD[size] for size in plan.definition.batch_sizes}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_measurement_goes_on_as_where_it_began_whatever_devices_there_are(tmp_path, monkeypatch):
     """Rounds are filled up to full packs, whose width is that of the devices."""
     monkeypatch.setattr(measure, "seconds_per_step", _timed)

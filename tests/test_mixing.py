@@ -666,7 +666,7 @@ def test_a_goal_that_depends_on_how_many_are_evaluated_at_once_is_refused(tmp_pa
     assert study.run(tmp_path / "part", progress=False).measurements["validation/loss"].all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_training_set_is_shuffled_where_its_order_matters(tmp_path):
     """Sorted by class, groups of examples in their order would be of one class each."""
     x, y = points(96)

@@ -442,7 +442,7 @@ def test_a_goal_that_cannot_be_reached_is_told_in_words_of_the_call(tmp_path):
         )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_sizes_are_added_where_the_plateau_is_not_seen(
     tmp_path, monkeypatch, capsys, only_rounds_count
 ):
@@ -477,7 +477,7 @@ class _StruckError(Exception):
     """Ends a call where a kill would."""
 
 
-@pytest.mark.parametrize("struck", [2, 3])
+@pytest.mark.parametrize("struck", [2, pytest.param(3, marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_an_answer_that_was_killed_while_it_grew_goes_on_with_all_that_was_added(
     tmp_path, monkeypatch, struck

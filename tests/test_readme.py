@@ -17,6 +17,7 @@ def test_files_that_the_readme_shows_exist():
 
 
 @pytest.mark.usefixtures("usual_promotion")
+@pytest.mark.slow
 def test_the_answer_in_one_call_is_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

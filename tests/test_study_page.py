@@ -79,7 +79,7 @@ def checked(result: bs.Result) -> None:
 
 
 @pytest.mark.usefixtures("usual_promotion")
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_interrupted_and_resumed_has_the_tables_of_one_that_was_not(
     tmp_path, monkeypatch, capsys
 ):
