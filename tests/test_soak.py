@@ -13,7 +13,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="it forks the pr
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_what_is_killed_goes_on_to_the_same_tables(tmp_path):
     found = tmp_path / "soak.json"
     command = [sys.executable, "-m", "validation.soak", "--calls", "run", "--moments", "3"]
