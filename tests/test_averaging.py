@@ -28,6 +28,7 @@ def holds(fits, truth):
 
 
 @pytest.mark.parametrize("sharpness", [0.7, 1.0, 2.0])
+@pytest.mark.slow
 def test_the_interval_holds_b_crit_whatever_the_bend_where_the_hyperbola_alone_does_not(sharpness):
     random, truth = np.random.default_rng(0), 500.0  # not in the middle of the batch sizes
     tables = [drawn(random, b_crit=truth, sharpness=sharpness, scatter=0.05) for _ in range(40)]

@@ -261,6 +261,7 @@ def test_the_limit_is_the_nearest_count_that_is_not_past_the_goal(value, count, 
         assert goal.limit(count) == (misses[-1] if len(misses) else -1)
 
 
+@pytest.mark.slow
 def test_a_confirmation_is_as_whole_as_its_study_and_answers_easier_goals(tmp_path, monkeypatch):
     some = study(
         batch_sizes=[8], stop=3.0, trials=8, space=bs.SearchSpace(learning_rate=0.1, momentum=0.9)

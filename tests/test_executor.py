@@ -290,6 +290,7 @@ def _changed(found, **changes):
         (lambda found: _changed(found, last=None, rows=[]), "does not fit its plan"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_no_answer_of_a_worker_is_refused_and_nothing_of_it_is_written(
     put, words, alone, tmp_path
 ):

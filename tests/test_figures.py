@@ -96,6 +96,7 @@ def drawn(figure: Figure, archive, folder):
 
 
 @pytest.mark.parametrize("number", FIGURES)
+@pytest.mark.slow
 def test_every_figure_is_drawn_of_an_archive(number, archive, tmp_path):
     folder = drawn(FIGURES[number], archive, tmp_path)
     image = plt.imread(folder / f"figure{number:02d}.png")

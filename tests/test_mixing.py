@@ -316,6 +316,7 @@ def test_large_groups_are_found_where_a_model_says_otherwise(size, right):
 
 
 @pytest.mark.parametrize("microbatch", [4, 8, 12, 16])
+@pytest.mark.slow
 def test_the_gradient_of_ghost_batches_is_the_same_in_every_microbatch(microbatch):
     workload = bs.Workload.from_flax(Net("ghost", 4), {"train": IMAGES})
     found = []
