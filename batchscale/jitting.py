@@ -1,4 +1,4 @@
-"""Functions are traced and compiled as usual, whatever a debugging switch of JAX says."""
+"""How functions are compiled: as usual, whatever a debugging switch of JAX says; or in haste."""
 
 from __future__ import annotations
 

@@ -520,7 +520,7 @@ def test_a_mean_over_those_examples_that_lose_something_mixes():
 
 def test_what_a_loss_counts_is_not_negative():
     negative = labelled_in_part(lambda off, weight: (-off.sum(), -weight.sum()), 1.0, 0)
-    with pytest.raises(ValueError, match=r"the count of 8 examples is -[0-9.]+\. What is counted"):
+    with pytest.raises(ValueError, match=r"the count of 6 examples is -[3-6][0-9.]*\. What is"):
         mixes_examples(negative, SPACE.typical())
 
 

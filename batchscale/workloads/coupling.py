@@ -219,7 +219,7 @@ def _mixes(
     if (found[:, 1] < 0).any():
         raise ValueError(
             f"loss: that of workload {workload.name!r} returns (sum, count), and the count of "
-            f"{_EXAMPLES} examples is {found[:, 1].min():g}. What is counted is above zero, or "
+            f"{len(first)} examples is {found[0, 1].min():g}. What is counted is above zero, or "
             "zero for a batch of which nothing counts; it is the sum that may be negative."
         )
     if not found[:, 1].all():
