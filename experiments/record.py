@@ -2,10 +2,12 @@
 
     python -m experiments.record --minutes 60
     python -m experiments.record --minutes 10 --data FOLDER
+    python -m experiments.record --only mnist --study mnist/fc_1024/sgd --largest 1024
     python -m experiments.record --list
 
 A slice ends after so many minutes, wherever it is; the next goes on from there. A figure is drawn
-as soon as all of its studies are done. `--data` names a folder of `<data set>.npz`, as
+as soon as all of its studies are done; with `--study` only those studies run and nothing is drawn,
+so that several processes can share the work. `--data` names a folder of `<data set>.npz`, as
 `datasets.to_npz` writes them, for machines without internet or tensorflow-datasets.
 """
 
@@ -70,24 +72,34 @@ def figure(number: int) -> Figure:
     return importlib.import_module(f"experiments.figure{number:02d}").FIGURE
 
 
-def tasks(preset: str, number: int, runs: Path, largest: int | None = None) -> list[Task]:
-    """The studies of a figure, in its order, up to a batch size.
+def tasks(
+    preset: str, number: int, runs: Path, largest: int | None = None, *, minima: bool = False
+) -> list[Task]:
+    """The studies of a figure, in its order, up to a batch size; confirmed unless `minima` says no.
 
     >>> [task.folder.name for task in tasks("cifar", 4, Path("runs"))]
     ['cifar_10-resnet_8-sgd', 'cifar_10-resnet_8-nesterov_momentum']
     """
     one = figure(number)
     return [
-        Task(preset, name, entry, one.tuned, harness.folder_of(runs / preset, name, entry))
+        Task(
+            preset,
+            name,
+            entry,
+            one.tuned and not minima,
+            harness.folder_of(runs / preset, name, entry),
+        )
         for name, entry in one.entries(preset, largest).items()
     ]
 
 
-def planned(runs: Path, largest: int | None = None) -> Iterator[tuple[str, int, list[Task]]]:
+def planned(
+    runs: Path, largest: int | None = None, *, minima: bool = False
+) -> Iterator[tuple[str, int, list[Task]]]:
     """Every preset and figure with its studies, in order of priority."""
     for preset, numbers in ORDER:
         for number in numbers:
-            yield preset, number, tasks(preset, number, runs, largest)
+            yield preset, number, tasks(preset, number, runs, largest, minima=minima)
 
 
 def state(task: Task) -> str:
@@ -116,10 +128,10 @@ def _confirmed(result: bs.Result, value: float) -> bool:
     return bool(table["steps"].notna().all())
 
 
-def table(runs: Path, largest: int | None = None) -> pd.DataFrame:
+def table(runs: Path, largest: int | None = None, *, minima: bool = False) -> pd.DataFrame:
     """What there is to record, and how far each study is."""
     rows, known = [], {}
-    for preset, number, studies in planned(runs, largest):
+    for preset, number, studies in planned(runs, largest, minima=minima):
         for task in studies:
             key = (task.folder, task.confirm)
             if key not in known:
@@ -134,9 +146,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0, help="of this slice, at most")
     parser.add_argument("--only", choices=[preset for preset, _ in ORDER], action="append")
     parser.add_argument("--figure", type=int, action="append", help="these alone")
+    parser.add_argument("--study", action="append", help="these alone, by the paper's names")
     parser.add_argument(
         "--largest", type=int, help="batch size; without it a later call adds the others"
     )
+    parser.add_argument("--minima", action="store_true", help="confirm in a later call")
     parser.add_argument("--list", action="store_true", help="say what is left, and run nothing")
     parser.add_argument("--data", type=local_path, help="a folder of <data set>.npz")
     parser.add_argument("--runs", type=local_path, default="runs/studies", help="raw tables")
@@ -145,18 +159,30 @@ def main() -> None:
     if given.data is not None:
         os.environ["TFDS_DATA_DIR"] = str(given.data)
     ends = time.monotonic() + 60 * given.minutes
+    _check_studies(parser, given.study)
     if not given.list:
         try:
-            for preset, number, studies in planned(given.runs, given.largest):
+            for preset, number, studies in planned(given.runs, given.largest, minima=given.minima):
                 others = given.only and preset not in given.only
                 if others or (given.figure and number not in given.figure):
                     continue
                 for task in studies:
-                    _run(task, ends)
-                _draw(preset, number, given.runs, given.output, given.largest)
+                    if not given.study or task.name in given.study:
+                        _run(task, ends)
+                if given.study:
+                    continue
+                _draw(preset, number, given.runs, given.output, given.largest, given.minima)
         except SliceOverError:
             print(f"{given.minutes:g} minutes are over; the same command goes on.")
-    print(table(given.runs, given.largest).to_string(index=False))
+    print(table(given.runs, given.largest, minima=given.minima).to_string(index=False))
+
+
+def _check_studies(parser: argparse.ArgumentParser, names: list[str] | None) -> None:
+    """Stops at a name that no figure has."""
+    known = sorted({task.name for _, _, studies in planned(Path("runs")) for task in studies})
+    for name in names or ():
+        if name not in known:
+            parser.error(f"--study: got {name!r}, wanted one of {', '.join(known)}")
 
 
 def _run(task: Task, ends: float) -> None:
@@ -179,15 +205,18 @@ def _run(task: Task, ends: float) -> None:
     harness.one(task.entry, task.folder, task.preset, confirm=task.confirm, progress=tell)
 
 
-def _draw(preset: str, number: int, runs: Path, output: Path, largest: int | None) -> None:
+def _draw(
+    preset: str, number: int, runs: Path, output: Path, largest: int | None, minima: bool
+) -> None:
     about = output / f"figure{number:02d}" / preset / "about.json"
     if about.exists():
-        drawn, tuned = json.loads(about.read_text()), figure(number).tuned
-        if drawn.get("largest") == largest and drawn.get("tuned", tuned) == tuned:
+        drawn, tuned = json.loads(about.read_text()), figure(number).tuned and not minima
+        if drawn.get("largest") == largest and drawn.get("tuned", tuned) >= tuned:
             return
     module = importlib.import_module(f"experiments.figure{number:02d}")
     arguments = ["--preset", preset, "--runs", str(runs), "--output", str(output)]
     arguments += [] if largest is None else ["--largest", str(largest)]
+    arguments += ["--minima"] if minima else []
     harness.main(module.FIGURE, module.__doc__, arguments)
 
 
