@@ -344,7 +344,11 @@ TABLE = [  # an entry point, good arguments, and what each argument is
     (finalized, {}, {"finalize": [lambda: 1, lambda s: None, lambda s: s["x"], lambda s: [1, 2]]}),
     (finalized, {}, {"finalize": [lambda s: 1j, lambda s: (1,), lambda s: True, 5]}),
     (of_model, {}, {"model": "model", "loss": "loss", "data": "data", "name": "name"}),
-    (of_model, {}, {"scale": "positive", "ignore_label": ["x", 2.5, 2**40], "mode": [5, "x"]}),
+    (
+        of_model,
+        {},
+        {"scale": ["3", NAN, True, 0, -1], "ignore_label": ["x", 2.5, 2**40], "mode": [5, "x"]},
+    ),
     (WORKLOAD.read, {"split": "train"}, {"indices": "indices"}),
     (records.StudyFolder.open, {}, {"folder": "path"}),
 ]

@@ -609,6 +609,27 @@ def test_a_model_sees_the_first_token_in_the_place_of_what_is_ignored(ignored):
     np.testing.assert_array_equal(batch["label"], tokens[:, 1:])
 
 
+def test_unsigned_8_bit_inputs_are_pixels_only_where_that_is_sure():
+    flat = np.random.default_rng(0).integers(0, 256, (6, 4), np.uint8)
+    labels = np.arange(6, dtype=np.uint8) % 3
+
+    def seen(inputs, **others):
+        model = lambda key: jnp.zeros(()), lambda w, x: jnp.zeros((len(x), 3)) + w
+        found = bs.Workload.from_model(model, {"train": (inputs, labels)}, **others)
+        return found, np.asarray(found.prepare(dict(found.splits()["train"]), None)["input"])
+
+    with pytest.raises(ValueError, match=r"'input' is unsigned 8-bit, .* shape \(4,\)"):
+        seen(flat)
+    with pytest.raises(ValueError, match=r"it may be pixels, tokens or a mask"):
+        seen(flat[:, 0])
+    np.testing.assert_allclose(seen(flat, scale=255)[1], flat / 255.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        seen(flat.reshape(6, 2, 2))[1].reshape(6, 4), flat / 255.0, rtol=1e-6
+    )
+    np.testing.assert_array_equal(seen(flat.astype(np.int32))[1], flat)
+    np.testing.assert_array_equal(seen(flat, preprocess=lambda batch, key: batch)[1], flat)
+
+
 def test_labels_of_several_classes_are_judged_as_scikit_learn_does():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 4)).astype(np.float32), rng.integers(0, 2, (60, 3)).astype(np.int32)

@@ -134,6 +134,25 @@ def scaled(labels: str, scale: float) -> Callable[[PyTree, Any], PyTree]:
     return preprocess
 
 
+def check_unsigned(batch: Mapping[str, Any], labels: str) -> None:
+    """Refuses unsigned 8-bit inputs that need not be images.
+
+    Args:
+      batch: a batch of one example, by field.
+      labels: the field of the labels, which may be of any type.
+
+    Raises:
+      ValueError: an example of such an input has fewer than two dimensions.
+    """
+    for name, x in batch.items():
+        if name != labels and x.dtype == np.uint8 and len(x.shape) < 3:
+            raise ValueError(
+                f"data: {name!r} is unsigned 8-bit, an example of shape {x.shape[1:]}: it may be "
+                "pixels, tokens or a mask. Of pixels say what they are divided by, scale=255; give "
+                "the others as 32-bit integers or floats, which are taken as they are."
+            )
+
+
 def shifted(field: str, ignored: int | None) -> Callable[[PyTree, Any], PyTree]:
     """A `preprocess` of sequences of tokens: all but the last as `input`, the next as `label`."""
 

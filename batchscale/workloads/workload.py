@@ -287,7 +287,7 @@ class Workload:
         finalize: Mapping[str, Callable[[PyTree], float]] | None = None,
         name: str | None = None,
         labels: str = "label",
-        scale: float = 255.0,
+        scale: float | None = None,
         mode: Mapping[str, tuple[Any, Any]] | None = None,
         **others: Any,
     ) -> Workload:
@@ -319,7 +319,9 @@ class Workload:
           finalize: for metrics that are no mean, as in `from_functions`.
           name: what tables and figures call it; the model's class by default.
           labels: the field of the labels.
-          scale: unsigned 8-bit inputs are divided by it; others are taken as they are.
+          scale: unsigned 8-bit inputs are divided by it; others are taken as they are. Without it
+            images of two dimensions and more are divided by 255, and smaller ones refused: they
+            may be pixels, tokens or a mask.
           mode: switches of the model, each with its value in training and in evaluation:
             `{"is_train": (True, False)}`.
           **others: further fields of `Workload`.
@@ -363,18 +365,22 @@ class Workload:
                 f"data: got the fields {sorted(batch)}, wanted the labels as {labels!r} and the "
                 "inputs. Name the field of the labels with labels=..., or write a Workload."
             )
-        scale = float(numeric.above("scale", scale, 0, "a number above 0, such as 255"))
+        own = others.pop("preprocess", None)
+        if own is not None and scale is not None:
+            raise ValueError("scale: inputs are not divided where `preprocess` is given; leave it.")
+        if scale is None and own is None and not tokens:
+            supervised.check_unsigned(batch, labels)
+        divisor = float(
+            numeric.above("scale", 255 if scale is None else scale, 0, "a number above 0")
+        )
         ignored = (
             None
             if ignore_label is None
             else numeric.integer("ignore_label", ignore_label, -(2**31), 2**31 - 1)
         )
         preprocess = (
-            supervised.shifted(labels, ignored) if tokens else supervised.scaled(labels, scale)
+            supervised.shifted(labels, ignored) if tokens else supervised.scaled(labels, divisor)
         )
-        own = others.pop("preprocess", None)
-        if own is not None and scale != 255:
-            raise ValueError("scale: inputs are not divided where `preprocess` is given; leave it.")
         preprocess = own or preprocess
         target = "label" if tokens else labels
 
