@@ -65,3 +65,23 @@ class Leap:
 def parts(momentum: float, averaging: float) -> list[int]:
     """Which of theta, velocity and average make up the state."""
     return [0, *([1] if momentum else []), *([2] if averaging else [])]
+
+
+def begun(
+    start: Float[np.ndarray, " coordinates"], momentum: float, averaging: float, times: int = 1
+) -> Float[np.ndarray, "..."]:
+    """The second moments before the first step, of all coordinates, so many times.
+
+    Args:
+      start: theta^2 of every coordinate.
+      momentum: m, of heavy-ball momentum.
+      averaging: g, of the exponential average of iterates.
+      times: how often, one after the other.
+    """
+    size = len(parts(momentum, averaging))
+    moments = np.zeros((times * len(start), size, size))
+    positions = [0, -1] if averaging else [0]
+    for i in positions:
+        for j in positions:
+            moments[:, i, j] = np.tile(start, times)
+    return moments

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike
 
 from batchscale import numeric
 from batchscale.stopping import evaluation_grid
-from batchscale.theory._moments import Leap, parts
+from batchscale.theory import _swinging
+from batchscale.theory._moments import Leap, begun
 
 if TYPE_CHECKING:
     from batchscale.workloads import Workload
@@ -31,8 +32,7 @@ Schedule = Sequence[tuple[int, float]]
 
 _SPACING = 0.05  # of the grid on which a crossing is bracketed, as in a study
 _LARGEST_BATCH = 2**16
-# With momentum: steps that are followed one by one, of how many rates, and how many about the best.
-_FOLLOWED, _RATES, _WORK, _BEST, _CLOSE = 1000, (480, 20_000), 4e6, 8, 21
+_FOLLOWED = 1000  # steps, with momentum, that are looked at one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ class NoisyQuadratic:
         order = np.unique(wanted)
         found: dict[int, float] = {}
         # Second moments of (theta, v, theta'), or of what of them there is, for every coordinate.
-        moments = self._begun(momentum, averaging, 1)
+        moments = begun(self.start, momentum, averaging)
         watched = -1 if averaging else 0
         at = 0
         ends = [first for first, _ in pieces[1:]] + [math.inf]
@@ -159,16 +159,6 @@ class NoisyQuadratic:
                     moments = leap.take(moments, int(end) - at)
                     at = int(end)
         return np.array([found[int(step)] for step in wanted.ravel()]).reshape(wanted.shape)
-
-    def _begun(self, momentum: float, averaging: float, times: int) -> Float[np.ndarray, "..."]:
-        """The second moments before the first step, of all coordinates, so many times."""
-        size = len(parts(momentum, averaging))
-        moments = np.zeros((times * len(self.start), size, size))
-        positions = [0, -1] if averaging else [0]
-        for i in positions:
-            for j in positions:
-                moments[:, i, j] = np.tile(self.start, times)
-        return moments
 
     def _risk_of(self, squares: np.ndarray) -> float:
         total = 0.5 * float(self.curvature @ squares)
@@ -272,75 +262,10 @@ class NoisyQuadratic:
         best = float(found.x) if found.fun <= values[place] else float(coarse[place])
         steps = round(math.exp(cost(best)))
         if beta and steps <= _FOLLOWED:
-            fewer, rate = self._swinging(target, limit, batch_size, steps - 1, options)
+            fewer, rate = _swinging.fewest(self, target, limit, batch_size, steps - 1, options)
             if fewer < steps:
                 return Optimum(batch_size, int(fewer), rate)
         return Optimum(batch_size, steps, math.exp(best))
-
-    def _swinging(
-        self,
-        target: float,
-        limit: float,
-        batch_size: int,
-        last: int,
-        options: Mapping[str, float],
-    ) -> tuple[float, float]:
-        """The fewest steps up to the last, each of which is looked at, and their rate; or inf."""
-        if last < 1:
-            return math.inf, math.nan
-        many = int(np.clip(_WORK / (len(self.start) * last), *_RATES)) // 2
-        decade = limit - math.log(10)  # where fewest steps are taken: half of the rates
-        ends = limit - math.log(1e5), limit - 1e-4
-        grid = [
-            np.linspace(ends[0], decade, many, endpoint=False),
-            np.linspace(decade, ends[1], many),
-        ]
-        logs = np.concatenate(grid)
-        steps = self._followed(target, np.exp(logs), batch_size, last, options)
-        if np.isinf(steps).all():
-            return math.inf, math.nan
-        apart = (ends[1] - decade) / many
-        for scale in (1.0, 0.1):  # about the best, ever closer
-            near = logs[np.argsort(steps, kind="stable")[:_BEST]]
-            some = (near[:, None] + scale * apart * np.linspace(-1, 1, _CLOSE)).ravel()
-            some = some[some < limit]
-            more = self._followed(target, np.exp(some), batch_size, last, options)
-            logs, steps = np.concatenate([logs, some]), np.concatenate([steps, more])
-        best = int(np.argmin(steps))
-        return float(steps[best]), float(np.exp(logs[best]))
-
-    def _followed(
-        self,
-        target: float,
-        rates: Float[np.ndarray, " rates"],
-        batch_size: int,
-        last: int,
-        options: Mapping[str, float],
-    ) -> Float[np.ndarray, " rates"]:
-        """The first steps below a target, of which none is passed over; inf beyond the last."""
-        beta, averaging = (options.get(name, 0.0) for name in ("momentum", "averaging"))
-        many, coordinates = len(rates), len(self.start)
-        leap = Leap(
-            np.tile(self.curvature, many),
-            np.tile(self.noise, many),
-            np.repeat(rates, coordinates),
-            batch_size,
-            beta,
-            averaging,
-            options.get("preconditioning", 0.0),
-        )
-        moments = self._begun(beta, averaging, many)
-        watched = -1 if averaging else 0
-        found = np.full(many, np.inf)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for step in range(1, last + 1):
-                moments = leap.take(moments, 1)
-                squares = moments[:, watched, watched].reshape(many, coordinates)
-                below = (0.5 * squares @ self.curvature < target) & np.isinf(found)
-                found[below] = step
-                if below.any():
-                    break  # the others need more
-        return found
 
     def simulate(
         self,
