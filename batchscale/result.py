@@ -153,25 +153,27 @@ class Result:
           form: `averaged` over the sharpness of the bend, or one that is assumed, `hyperbolic` or
             `generalised`: its interval holds the luck as scatter alone.
         """
-        luck = scaling.LUCK if form == "averaged" else 0.0
-        found = scaling.fit(self.steps_to_target(goal), form=form, paces=self.paces, luck=luck)
-        if form != "averaged":
-            found = found.cautioned(
-                "the steps are minima over trials, whose luck is not allowed for"
-            )
-        if goal is not None:
-            found = found.cautioned(self._seldom(goal))
-        return found.refuse(scaling.Refusal.EDGE, self._crowded(goal))
+        found = scaling.of_search(
+            self.steps_to_target(goal),
+            self._searched(goal),
+            self.definition.spaces,
+            form=form,
+            paces=self.paces,
+        )
+        return found if goal is None else found.cautioned(self._seldom(goal))
 
-    def _crowded(self, goal: Goal | None = None) -> str:
-        """Which edges of the search space those trials crowd that lead to a goal; empty if none."""
+    def _searched(self, goal: Goal | None = None) -> pd.DataFrame:
+        """The trials of the search, with the first crossings of a goal."""
         trials = self._finished()
         if goal is not None:
             crossings = metrics.first_crossings(self.measurements, goal)["first_crossing"]
             trials = trials.assign(first_crossing=crossings.reindex(trials.index).fillna(np.inf))
         trials = trials.reset_index()
-        trials = trials.loc[(trials["replicate"] == 0).to_numpy()]
-        return str(tuner.crowded_edges(trials, self.definition.spaces))
+        return trials.loc[(trials["replicate"] == 0).to_numpy()]
+
+    def _crowded(self, goal: Goal | None = None) -> str:
+        """Which edges of the search space those trials crowd that lead to a goal; empty if none."""
+        return str(tuner.crowded_edges(self._searched(goal), self.definition.spaces))
 
     def refined(self) -> pd.DataFrame:
         """The trials of `Study.refine`, as in `trials`; empty if there are none."""

@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 
 import batchscale as bs
+from batchscale import scaling
 from batchscale.audit import Verdict, audit
 from batchscale.confirmation import Confirmation
 from batchscale.engine.evaluation import counted
 from batchscale.engine.layout import Layout
+from batchscale.numeric import short
 from batchscale.plan import Plan
 from batchscale.scaling import Pace
 from validation.simulation import SIZES, Careful, simulate
@@ -119,6 +121,16 @@ def test_a_warm_up_is_found_where_the_crossings_of_the_plateau_come_soon_after_i
     assert check.verdict == (Verdict.FAIL if times == 1 else Verdict.PASS)
     unknown = checked(paces=None).of("steps not made by the schedule")
     assert unknown.verdict == Verdict.UNKNOWN
+
+
+def test_the_audit_has_the_critical_batch_size_that_is_quoted():
+    tables = simulate(Careful(), 1)
+    quoted = scaling.fit(tables.steps, form="averaged", luck=scaling.LUCK)
+    low, high = quoted.b_crit_interval
+    evidence = checked(1).of("extrapolated").evidence
+    assert evidence == f"{short(quoted.b_crit)}, {short(low)} to {short(high)} (best of N)"
+    plain = scaling.fit(tables.steps, form="averaged").b_crit_interval
+    assert high / low > 1.1 * plain[1] / plain[0]
 
 
 def test_an_unfinished_confirmation_leaves_the_best_of_n_to_be_fitted():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -301,12 +302,16 @@ def extrapolated(evidence: Evidence) -> Check:
         return Check(name, Verdict.UNKNOWN, NOTHING)
     if 0 in reached["steps"].to_numpy():
         return Check(name, Verdict.UNKNOWN, "the goal held before the first step")
-    table, of = evidence.steps, "best of N"
-    if evidence.confirmation is not None:
-        medians = evidence.confirmation.steps_to_target()
-        if len(medians) == len(table):  # else it is not finished
-            table, of = medians, "tuned setting's median"
-    found = scaling.fit(table, form="averaged", paces=evidence.paces)
+    confirmed = evidence.confirmation
+    finished = confirmed is not None and len(confirmed.steps_to_target()) == len(evidence.steps)
+    if confirmed is not None and finished:
+        found = dataclasses.replace(confirmed, paces=evidence.paces or {}).scaling()
+        of = "tuned setting's median"
+    else:
+        found = scaling.of_search(
+            evidence.steps, evidence.plain(), evidence.spaces, paces=evidence.paces
+        )
+        of = "best of N"
     if found.refused:
         return Check(
             name,
