@@ -127,6 +127,18 @@ def budget(
     return integer(f"max_steps at batch size {batch_size}", steps, 1, 2**31 - 1)
 
 
+def continued(steps: Mapping[int, float], batch_size: int) -> float:
+    """Steps at a batch size that may be none of those known: below them by perfect scaling.
+
+    >>> continued({8: 100, 16: 60}, 4), continued({8: 100, 16: 60}, 32)
+    (200.0, 60)
+    """
+    known = [size for size in steps if size <= batch_size]
+    if known:
+        return steps[max(known)]
+    return steps[min(steps)] * min(steps) / batch_size
+
+
 def precision(given: Any) -> float:
     """The half width of intervals that is asked for, as a share.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from batchscale import arrays
+from batchscale.arguments import continued
 from batchscale.files import numbered, replacing
 from batchscale.measurement import Measurement, NotReachedError
 from batchscale.piloting import Pilot
@@ -159,25 +159,12 @@ def _widened(call: Call, known: State, measured: Measurement, found: Pilot, left
             f"an end of the curve is not seen yet: batch sizes {', '.join(map(str, more))} are "
             "measured too"
         )
-        longer = {size: math.ceil(_continued(budgets, size)) for size in more}
-        study = dataclasses.replace(
-            study, batch_sizes=sorted([*budgets, *more]), max_steps={**budgets, **longer}
-        )
+        study = dataclasses.replace(study, max_steps=budgets).with_batch_sizes(more)
         known = known._replace(study=study, widened=known.widened + 1)
         settle(call.where / _FILE, known)
         precision = max(call.precision, _COARSE)
         measured = call.measure(study, known.place, precision, left, extend=True)
     return known
-
-
-def _continued(steps: Mapping[int, float], size: int) -> float:
-    """Steps at a batch size beyond others: perfect scaling below them, the plateau above.
-
-    >>> _continued({8: 100, 16: 60}, 4), _continued({8: 100, 16: 60}, 32)
-    (200.0, 60)
-    """
-    first, last = min(steps), max(steps)
-    return steps[first] * first / size if size < first else steps[last]
 
 
 def _seconds(speeds: pd.DataFrame, size: int, steps: float) -> float:
@@ -213,7 +200,7 @@ def beyond(
         wanted += [first // k for k in (2, 4) if first % k == 0]
     chosen, cost = [], 0.0
     for size in wanted:
-        cost += _seconds(speeds, size, _continued(steps, size))
+        cost += _seconds(speeds, size, continued(steps, size))
         if cost > 30 * minutes:  # seconds, of which there are 60 in each
             break
         chosen.append(size)
@@ -234,7 +221,7 @@ def carried(found: Pilot, study: Study) -> Pilot:
         if size in steps:
             rows.append((size, steps[size], budget, float(kept["minutes"][size])))
         else:
-            likely = _continued(steps, size)
+            likely = continued(steps, size)
             rows.append((size, likely, budget, _seconds(found.table, size, likely) / 60))
     expected = pd.DataFrame(rows, columns=list(found.expected.columns))
     return dataclasses.replace(found, study=study, expected=expected)

@@ -75,6 +75,7 @@ class Measurement:
       precision: that was asked for.
       paces: between which steps the schedule decides when the goal is reached, by batch size.
       runs: with what and when it was made, as `Result.runs`.
+      folder: in which `Study.measure` goes on with it.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Measurement:
     _spaces: Mapping[int, Any] = dataclasses.field(repr=False)
     runs: Sequence[Mapping[str, Any]] = dataclasses.field(default=(), repr=False)
     _audited: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+    folder: Path | None = dataclasses.field(default=None, repr=False)
 
     def __str__(self) -> str:
         shown = ["batch_size", "steps", "low", "high", "effective_learning_rate", "by"]

@@ -277,7 +277,7 @@ class Result:
             "counted": plan.counted,
         }
         made = measurement(found.plan, plan.definition, trials, paces=plan.paces, audited=audited)
-        return dataclasses.replace(made, runs=tuple(self.runs()))
+        return dataclasses.replace(made, runs=tuple(self.runs()), folder=self.folder)
 
     def audit(self) -> audit.Audit:
         """Whether the study is careful enough to be believed: named checks; see `batchscale.audit`.

@@ -244,6 +244,40 @@ class Study:
         """
         return cls(**{**protocol(workload, optimizer).arguments(), **others})
 
+    def with_batch_sizes(self, more: Sequence[int | Literal["full"]]) -> Study:
+        """The same study with more batch sizes, for `extend=True` of `measure`, or for `run`.
+
+        Budgets that are a mapping go on beyond it: below the smallest batch size as perfect scaling
+        has them, so that steps times batch size stays, elsewhere as at the next smaller one.
+
+        Args:
+          more: the batch sizes to be added; those that are there stay as they are.
+
+        Raises:
+          ValueError, TypeError: they are no batch sizes.
+
+        >>> import batchscale as bs
+        >>> study = bs.Study(
+        ...     workload=bs.workloads.get("digits/fc_64"),
+        ...     optimizer="sgd",
+        ...     space=bs.SearchSpace(learning_rate=bs.LogUniform(0.01, 10)),
+        ...     batch_sizes=[16, 64],
+        ...     goal=bs.Goal("validation/error", 0.05),
+        ...     trials=16,
+        ...     max_steps={16: 1000, 64: 400},
+        ... )
+        >>> study.with_batch_sizes([4, 128]).max_steps
+        {4: 4000, 16: 1000, 64: 400, 128: 400}
+        """
+        examples = self._train_examples()
+        added = arguments.batch_sizes(more, examples, self.workload.name)
+        sizes = sorted({*self.resolved_batch_sizes(), *added})
+        budgets = self.max_steps
+        if isinstance(budgets, Mapping):
+            known = budgets
+            budgets = {size: math.ceil(arguments.continued(known, size)) for size in sizes}
+        return dataclasses.replace(self, batch_sizes=sizes, max_steps=budgets)
+
     def resolved_batch_sizes(self) -> list[int]:
         """The batch sizes as integers, in increasing order."""
         return arguments.batch_sizes(self.batch_sizes, self._train_examples(), self.workload.name)

@@ -200,6 +200,7 @@ TABLE = [  # an entry point, good arguments, and what each argument is
     (study, {}, {"lanes": "lanes", "microbatch": "microbatch", "max_infeasible": [-1, 2.5, "x"]}),
     (study, {"max_steps": None}, {"max_epochs": "positive"}),
     (STUDY.run, {"folder": "a", "progress": False}, RUN),
+    (STUDY.with_batch_sizes, {}, {"more": ["8", 8, [], ["x"], [0], [2.5], [HUGE], [8, 8]]}),
     (STUDY.extend, {"folder": "a", "progress": False}, RUN | {"trials": [0, "x", 2.5]}),
     (STUDY.confirm, {"folder": "a"}, RUN | {"settings": "count", "seeds": "count"}),
     (STUDY.confirm, {"folder": "a"}, {"selection_seeds": "count", "patience": "patience"}),

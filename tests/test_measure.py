@@ -379,11 +379,27 @@ def test_where_half_of_the_seeds_missed_no_steps_are_quoted(measured):
     assert none.of("far").verdict == "unknown"
 
 
+def test_what_the_precision_is_short_of_is_said_where_an_end_is_not_seen_too(measured):
+    _, found = measured
+    table = pd.DataFrame({"batch_size": SIZES, "steps": [255.0, 74.0, 25.0, 14.0]})
+    fit = bs.scaling.fit(table)  # of 10 (1 + 100 / B), at 256 1.4 times the plateau
+    low, high = fit.b_crit_interval
+    half = 0.5 * math.log(high / low)
+    check = audited(found, fit=fit, precision=half / 2).of("within")
+    assert check.verdict == "warn"
+    assert f"a half width of {half:.0%}, where {half / 2:.0%} was asked for; but " in check.evidence
+    assert "the plateau is not seen" in check.evidence
+    assert "study.with_batch_sizes([...]).measure(folder, extend=True)" in check.remedy
+    assert "a half width" not in audited(found, fit=fit, precision=2 * half).of("within").evidence
+
+
 @pytest.mark.slow
 def test_batch_sizes_are_added_to_a_measurement_that_may_grow(tmp_path):
-    few, folder = study(batch_sizes=SIZES), tmp_path / "study"
+    few, folder = study(max_steps=dict.fromkeys(SIZES, 3000)), tmp_path / "study"
     few.measure(folder, 0.6, progress=False)
-    more = study(batch_sizes=[1, *SIZES, 1024])
+    more = few.with_batch_sizes([1024, 4, 1])  # what the audit says to do
+    assert more.max_steps == {1: 12_000, **few.max_steps, 1024: 3000}
+    assert few.measure(folder, 0.6, progress=False).folder == folder
     with pytest.raises(ValueError, match=r"smaller|batch size"):
         more.measure(folder, 0.6, progress=False)
     found = more.measure(folder, 0.6, progress=False, extend=True)

@@ -29,8 +29,8 @@ _HARDLY = 1 / 3  # of its decay the rate has fallen by a quarter or less
 _NEAR = 0.02  # of a range: as near an edge as that is at it
 
 _ADD = (
-    "A study with more batch sizes adds them to what is measured: "
-    "dataclasses.replace(study, batch_sizes=[...]).measure(folder, extend=True)."
+    "study.with_batch_sizes([...]).measure(folder, extend=True) adds batch sizes to what is "
+    "measured; of an answer the study is answer.pilot.study, the folder answer.measurement.folder."
 )
 _TABLE = ["batch_size", "steps", "low", "high", "by"]
 _CALIBRATION = ["batch_size", "seeds", "deviations", "agrees", "seen"]
@@ -371,19 +371,18 @@ def _within(of: _Measured) -> Check:
     found = f"{short(of.fit.b_crit)}, {short(low)} to {short(high)}"
     half = 0.5 * math.log(high / low)
     ends = of.fit.unseen(of.table["batch_size"].min(), of.table["batch_size"].max())
+    wide = half > _TOLERATED * of.precision
+    if wide:
+        found += f": a half width of {half:.0%}, where {of.precision:.0%} was asked for"
     if ends:
         return Check(
             name,
             Verdict.WARN,
             f"{found}; but {ends}",
-            f"It rests on the form of the curve beyond what was measured. {_ADD} Below 1 there is "
-            "none, but a harder goal has a larger critical batch size.",
+            "It rests on the form of the curve beyond what was measured"
+            f"{', and is known the better for an end that is seen' if wide else ''}. {_ADD} Below "
+            "1 there is none, but a harder goal has a larger critical batch size.",
         )
-    if half > _TOLERATED * of.precision:
-        return Check(
-            name,
-            Verdict.WARN,
-            f"{found}: a half width of {half:.0%}, where {of.precision:.0%} was asked for",
-            _finer(of),
-        )
+    if wide:
+        return Check(name, Verdict.WARN, found, f"{_finer(of)} {_ADD}")
     return Check(name, Verdict.PASS, found)

@@ -351,7 +351,8 @@ def _same(asked: Asked, folder: Path, known: Mapping[str, Any]) -> None:
     if differ:
         raise ValueError(
             f"{folder}: holds another pilot ({'; '.join(differ)}). Give this one a folder of its "
-            "own, or the same values."
+            "own, or the same values. Batch sizes are added to a measurement that is made by "
+            "study.with_batch_sizes([...]).measure(its folder, extend=True)."
         )
 
 
