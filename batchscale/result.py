@@ -23,6 +23,7 @@ from batchscale.metrics import Goal
 from batchscale.metrics.goal import check_goal
 from batchscale.plan import Definition, Plan
 from batchscale.records import TRIAL_COLUMNS, Origin, Status
+from batchscale.scaling.minima import of_search
 from batchscale.stored import opening
 from batchscale.tuner import SearchSpace
 
@@ -153,7 +154,7 @@ class Result:
           form: `averaged` over the sharpness of the bend, or one that is assumed, `hyperbolic` or
             `generalised`: its interval holds the luck as scatter alone.
         """
-        found = scaling.of_search(
+        found = of_search(
             self.steps_to_target(goal),
             self._searched(goal),
             self.definition.spaces,

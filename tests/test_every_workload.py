@@ -171,9 +171,30 @@ def test_the_table_has_all_35_and_says_why_some_cannot_be_trained(monkeypatch, t
     assert {p.workload for p in paper.ALL} <= names | {*catalogue.LARGE}
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.int64])
+def test_whole_numbers_of_any_type_are_the_same_pixels(dtype):
+    """Those of 8 bits alone used to be scaled."""
+    published = bs.datasets.load("digits")
+    mine = {k: {**x, "image": x["image"].astype(dtype)} for k, x in published.items()}
+    found = workloads.get("digits/fc_16", data=mine)
+    batch = found.prepare(dict(found.splits()["validation"]), None)
+    np.testing.assert_allclose(batch["image"], published["validation"]["image"] / 16, rtol=1e-6)
+    assert found.title() == "digits/fc_16"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
+        (
+            "mnist/fc_64",
+            {"image": np.full((2, 28, 28, 1), 256), "label": np.zeros(2, np.int32)},
+            "'image' reaches from 256 to 256, wanted 0 to 255, as published",
+        ),
+        (
+            "mnist/fc_64",
+            bs.datasets.Stream({"image": np.full((2, 28, 28, 1), 2), "label": np.zeros(2, int)}),
+            "'image' is a stream of int32, wanted uint8",
+        ),
         ("imagenet/resnet_50", {"image": np.zeros((2, 9, 9, 3), np.uint8)}, "has the fields image"),
         ("lm1b/lstm", {"tokens": np.full((2, 4), 32_000)}, "labels: .* outside 0 to 31999"),
         (

@@ -353,6 +353,8 @@ def test_sentences_become_tokens_of_one_length_and_come_back(benchmark, tmp_path
     assert said["splits"]["train"]["tokens"] == tokens_there
     assert said["splits"]["train"]["sentences"] == 300
     tokens.load(folder, verify=True)
+    with pytest.raises(ValueError, match="12 tokens of 300, and 'lm1b' has 128 of 32,000"):
+        large.streams("lm1b", directory=tmp_path / "here")
 
 
 def test_held_out_sentences_go_to_one_split_by_their_text(benchmark, tmp_path):

@@ -87,7 +87,7 @@ def test_a_folder_of_arrays_refuses_a_stream_of_the_same(square, tmp_path):
 def test_a_whole_batch_is_not_reordered_by_its_window(square, tmp_path, monkeypatch):
     options = {"batch_sizes": [8, "full"], "lanes": 1, "trials": 3}
     resident = study(square, **options).run(tmp_path / "resident", progress=False)
-    monkeypatch.setattr(feed, "WINDOW_BYTES", 1)  # windows of one step of one trial: 8 examples
+    monkeypatch.setattr(feed, "WINDOW_BYTES", 1)  # windows of one step of one trial
     found = study(streamed(square), **options).run(tmp_path / "streamed", progress=False)
     assert_same_tables(found, resident)
 
@@ -262,6 +262,24 @@ def test_an_example_that_is_not_like_the_first_is_named(other, words):
         workload.read("train", np.arange(20))
 
 
+def test_a_window_is_never_just_one_batch(square, monkeypatch):
+    """Else another program gathers the batch, whose last bits may be others."""
+    monkeypatch.setattr(feed, "WINDOW_BYTES", 1)
+    with engine(streamed(square)) as running, engine(square) as other:
+        small = [running._feed.places(size, 2) for size in (1, 7, 100)]
+        assert small == [2, 8, 101]
+        assert all(other._feed.places(size, 2) > size for size in (1, 7, 100))
+
+
+def test_masks_of_streamed_examples_are_not_lost():
+    rows = [{"input": np.ma.masked_less(np.array([1.0, x]), 0), "label": 0} for x in (1, 2, -9)]
+    unmasked = [{**row, "input": row["input"].filled(0)} for row in rows]
+    assert datasets.Stream(unmasked).read([2])["input"].tolist() == [[1, 0]]
+    for transform in (None, lambda row: row):
+        with pytest.raises(ValueError, match=r"example 0: field 'input' is a masked array with 0"):
+            datasets.Stream(rows, transform)
+
+
 def test_a_source_may_use_one_array_again_for_every_example():
     class Reusing:
         def __init__(self):
@@ -341,7 +359,8 @@ def test_memory_counts_windows_and_not_the_set(square, monkeypatch):
     with engine(streamed(square)) as running, engine(square) as other:
         layout = Layout(lanes=2, microbatch=4)
         windows, whole = (x.memory(4, layout, 8) for x in (running, other))
-        # An example is two floats and a label: 12 bytes. Two windows of 8 examples, and one ahead.
+        # An example is two floats and a label: 12 bytes. Two windows of 5 examples of each
+        # of 2 lanes, one more than a batch, and one window ahead.
         packs = -(-8 // (2 * running.mesh.size))
         apart = whole - other.scratch(4, layout) - windows + running.scratch(4, layout)
-        assert apart == 100 * 12 - (packs + 1) * 8 * 12
+        assert apart == 100 * 12 - (packs + 1) * 2 * 5 * 12

@@ -396,6 +396,18 @@ def test_complex_sums_are_refused():
         checks.metric(bs.Goal("validation/wave", 0.1), workload, ["learning_rate"])
 
 
+@pytest.mark.parametrize("made", [lambda x: x, lambda x: lambda: x])
+def test_whole_numbers_that_would_wrap_around_are_refused_in_the_full_contract_too(made):
+    def read(inputs):
+        data = {"train": {"input": np.array(inputs), "label": np.zeros(4, np.int32)}}
+        workload = bs.Workload("own", dict, lambda *_: (0.0, {}), lambda *_: {}, made(data))
+        return workload.splits()["train"]["input"]
+
+    with pytest.raises(ValueError, match=r"'input' reaches from 7 to 4294967301, which int32"):
+        read([2**32 + 5, 7, 9, 11])
+    assert read([2**31 - 1, -(2**31), 9, 11]).tolist() == [2**31 - 1, -(2**31), 9, 11]
+
+
 def test_masked_arrays_are_refused_in_the_full_contract_too():
     masked = {"input": np.ma.masked_less(POINTS, 0), "label": POINTS}
     message = r"data: split 'train' of 'own': field 'input' is a masked array with 32 of 64 entries"

@@ -11,6 +11,7 @@ from batchscale import scaling
 from batchscale.audit.checks import NOTHING, Check, Evidence, Verdict, sizes
 from batchscale.numeric import short
 from batchscale.records import Status
+from batchscale.scaling.minima import of_search
 
 # Choices.
 _EASY_STEPS = 10
@@ -308,9 +309,7 @@ def extrapolated(evidence: Evidence) -> Check:
         found = dataclasses.replace(confirmed, paces=evidence.paces or {}).scaling()
         of = "tuned setting's median"
     else:
-        found = scaling.of_search(
-            evidence.steps, evidence.plain(), evidence.spaces, paces=evidence.paces
-        )
+        found = of_search(evidence.steps, evidence.plain(), evidence.spaces, paces=evidence.paces)
         of = "best of N"
     if found.refused:
         return Check(

@@ -134,7 +134,23 @@ def sources(name: str, *, directory: str | os.PathLike[str] | None = None) -> Ma
 
 
 def streams(name: str, *, directory: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """The splits of `sources`, each a `Stream`, as the data of a workload."""
+    """The splits of `sources`, each a `Stream`, as the data of a named workload.
+
+    Raises:
+      ValueError: text was prepared in another length or vocabulary than the set's.
+      FileNotFoundError: as for `sources`.
+    """
+    kind, folder = SETS[name], find(name, directory=directory)
+    if isinstance(kind, Text) and folder is not None:
+        said = tokens.manifest(folder)
+        got, wanted = (said["length"], said["vocabulary"]), (kind.length, kind.vocabulary)
+        if got != wanted:
+            raise ValueError(
+                f"{folder}: sentences of {got[0]} tokens of {got[1]:,}, and {name!r} has "
+                f"{wanted[0]} of {wanted[1]:,}. Prepare it again in another folder, without "
+                "`length` and `vocabulary`; or train with Workload.from_model(model, "
+                "datasets.tokens.load(folder), 'next_token')."
+            )
     return {
         split: Stream(of, name=f"{name}: {split}")
         for split, of in sources(name, directory=directory).items()

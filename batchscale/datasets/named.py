@@ -135,6 +135,10 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
     _check_name(name)
     if name in SUBSETS:
         of = SUBSETS[name]
+        own = _stored(name, directory)
+        if own is not None:
+            _check(of.of, own[0], own[1])
+            return _first(own[0], of.train)
         return _first(load(of.of, directory=directory), of.train)
     splits, where = _found(name, directory)
     titles.warn(name, splits, where, validation=SETS[name].validation)
@@ -192,14 +196,20 @@ def _check_name(name: str) -> None:
         )
 
 
+def _stored(name: str, directory: str | os.PathLike[str] | None) -> tuple[Splits, Path] | None:
+    """The splits of `<name>.npz` in a directory, and where that is; None if there is none."""
+    if directory is None:
+        return None
+    stored = local_path(directory, "directory") / f"{name}.npz"
+    return (from_npz(stored), stored) if stored.is_file() else None
+
+
 def _found(name: str, directory: str | os.PathLike[str] | None) -> tuple[Splits, Path]:
     """The splits from the first source that has the set, and where that is."""
-    if directory is not None:
-        stored = local_path(directory, "directory") / f"{name}.npz"
-        if stored.is_file():
-            splits = from_npz(stored)
-            _check(name, splits, stored)
-            return splits, stored
+    own = _stored(name, directory)
+    if own is not None:
+        _check(name, own[0], own[1])
+        return own
     if name == "digits":
         return _digits(), Path("scikit-learn")
     root = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -61,6 +62,30 @@ def check_unmasked(where: str, field: str, value: object) -> None:
         )
 
 
+def check_held(where: str, field: str, value: np.ndarray) -> None:
+    """Refuses whole numbers that JAX would let wrap around: of 64 bits, where it has 32.
+
+    >>> check_held("split 'train'", "input", np.array([2**32 + 5]))
+    Traceback (most recent call last):
+    ValueError: split 'train': field 'input' reaches from 4294967301 to 4294967301, which int32
+    cannot hold. Scale or renumber it.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu" or not value.size:
+        return
+    held = jax.dtypes.canonicalize_dtype(value.dtype)
+    if held != value.dtype:
+        low, high = value.min(), value.max()
+        if low < np.iinfo(held).min or high > np.iinfo(held).max:
+            _refuse(where, field, low, high, held)
+
+
+def _refuse(where: str, field: str, low: object, high: object, dtype: np.dtype) -> None:
+    raise ValueError(
+        f"{where}: field {field!r} reaches from {low} to {high}, which {dtype} cannot hold. Scale "
+        "or renumber it."
+    )
+
+
 def narrow_float(dtype: np.dtype) -> bool:
     """Whether a type is a float that NumPy has not of its own: bfloat16 and narrower ones."""
     return dtype.kind == "V" and dtype.names is None and "float" in dtype.name
@@ -81,8 +106,5 @@ def _narrow(where: str, field: str, array: np.ndarray) -> np.ndarray:
         narrow = array.astype(dtype)
     lost = np.isinf(narrow) != np.isinf(array) if dtype.kind == "f" else narrow != array
     if np.any(lost):
-        raise ValueError(
-            f"{where}: field {field!r} reaches from {np.nanmin(array)} to {np.nanmax(array)}, "
-            f"which {dtype} cannot hold. Scale or renumber it."
-        )
+        _refuse(where, field, np.nanmin(array), np.nanmax(array), dtype)
     return narrow

@@ -345,7 +345,9 @@ def _check_alike(source: str, splits: Splits, first: str, other: str) -> None:
         )
     for field, wanted in splits[first].items():
         got = splits[other][field]
-        if (got.shape[1:], got.dtype.kind) != (wanted.shape[1:], wanted.dtype.kind):
+        # Unsigned 8-bit inputs are scaled, and others are not.
+        kinds = [x.dtype.kind + "8" * (x.dtype == np.uint8) for x in (got, wanted)]
+        if got.shape[1:] != wanted.shape[1:] or kinds[0] != kinds[1]:
             raise ValueError(
                 f"{source}field {field!r}: an example is {got.dtype} of shape {got.shape[1:]} in "
                 f"split {other!r}, and {wanted.dtype} of shape {wanted.shape[1:]} in split "

@@ -198,6 +198,7 @@ class Stream:
             for index, example in zip(indices, given, strict=True):
                 made = example if self._transform is None else self._transform(example)
                 fields = self._mapping(made, index)
+                self._check_unmasked(fields, index)
                 found.append({field: np.array(x) for field, x in fields.items()})
             return found
         except _WrongExampleError as error:
@@ -208,6 +209,13 @@ class Stream:
                 f"({type(error).__name__}: {error}). Mend the source or its transform, or leave "
                 "the example out."
             ) from error
+
+    def _check_unmasked(self, fields: Mapping[str, Any], index: int) -> None:
+        for field, x in fields.items():
+            try:
+                narrow.check_unmasked(f"{self._name}: example {index:,}", field, x)
+            except ValueError as error:
+                raise _WrongExampleError(str(error)) from None
 
     def _stacked(
         self, rows: list[Mapping[str, np.ndarray]], indices: list[int]

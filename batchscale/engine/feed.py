@@ -150,7 +150,9 @@ class Streamed:
         if self._examples * self._bytes > WINDOW_BYTES:
             fit = max(WINDOW_BYTES // (lanes * self._bytes), 1)
             most = min(most, 1 << (fit.bit_length() - 1))
-        return max(most, batch_size)
+        # A window of just one batch is another program, with other last bits than one of a part of
+        # what is drawn, as resident data have.
+        return max(most, batch_size + (batch_size < DRAWN_AT_ONCE))
 
     def data(self, batch_size: int, lanes: int) -> Argument:
         """See `Feed.data`: one window a device."""

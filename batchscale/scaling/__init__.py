@@ -15,7 +15,6 @@ from batchscale.scaling._frontier import recommend as recommend
 from batchscale.scaling._learning_rates import Rules as Rules
 from batchscale.scaling._learning_rates import learning_rates as learning_rates
 from batchscale.scaling._learning_rates import rules as rules
-from batchscale.scaling._minima import of_search as of_search
 from batchscale.scaling._regimes import Regimes as Regimes
 from batchscale.scaling._regimes import overhead as overhead
 from batchscale.scaling._regimes import regimes as regimes

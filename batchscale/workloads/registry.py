@@ -13,6 +13,7 @@ import numpy as np
 
 from batchscale import datasets, models
 from batchscale.datasets.large import SETS, streams, title
+from batchscale.datasets.stream import StreamedField
 from batchscale.workloads import classifier, language, large
 from batchscale.workloads.workload import Splits, Workload, _from_arrays
 
@@ -132,8 +133,8 @@ def _parted(name: str) -> tuple[str, str]:
 
 
 def _in_format(dataset: str, splits: Splits) -> Splits:
-    """Splits of one's own, if their fields are those of a small data set."""
-    wanted = _example(_DATASETS[dataset])
+    """Splits of one's own as those of a small data set, if they have its fields and its range."""
+    wanted, kept = _example(_DATASETS[dataset]), {}
     for split, fields in splits.items():
         where = f"data: split {split!r} of {dataset!r}"
         if set(fields) != set(wanted):
@@ -148,7 +149,30 @@ def _in_format(dataset: str, splits: Splits) -> Splits:
                     f"wanted {like.shape[1:]} and whole numbers, as published. Reshape or round "
                     "them; or make a workload of them with Workload.from_flax."
                 )
-    return splits
+        kept[split] = {
+            field: _bytes(where, field, x) if wanted[field].dtype == np.uint8 else x
+            for field, x in fields.items()
+        }
+    return kept
+
+
+def _bytes(where: str, field: str, values: Any) -> Any:
+    """Whole numbers as unsigned 8-bit ones, which alone are scaled as published ones are."""
+    if values.dtype == np.uint8:
+        return values
+    if isinstance(values, StreamedField):
+        raise ValueError(
+            f"{where}: {field!r} is a stream of {values.dtype}, wanted uint8, as published. Give "
+            "the stream a transform that makes them."
+        )
+    array = np.asarray(values)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 255:
+        raise ValueError(
+            f"{where}: {field!r} reaches from {low:,} to {high:,}, wanted 0 to 255, as published. "
+            "Scale them; or make a workload of them with Workload.from_flax."
+        )
+    return array.astype(np.uint8)
 
 
 def _titled(dataset: str, name: str, splits: Splits) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from batchscale import arrays, columns, datasets, given, keys, numeric
-from batchscale.datasets.narrow import check_unmasked
+from batchscale.datasets import narrow
 from batchscale.workloads import _fields, losses, networks, operations, supervised, tracing
 from batchscale.workloads._sums import finalized, loss_sums, sums
 
@@ -611,7 +611,9 @@ def _check_splits(splits: Splits, workload: Workload) -> None:
                     f"data: field {name!r} of split {split!r} of {workload.name!r} is "
                     f"{given.described(values)}, wanted an array with the examples along axis 0."
                 )
-            check_unmasked(f"data: split {split!r} of {workload.name!r}", name, values)
+            where = f"data: split {split!r} of {workload.name!r}"
+            narrow.check_unmasked(where, name, values)
+            narrow.check_held(where, name, values)
     if workload.classes is not None:
         datasets.check_labels(
             splits, workload.classes, field=workload.labels, ignored=workload.ignored_label
