@@ -338,7 +338,7 @@ def test_a_workload_is_found_wherever_it_lies_and_several_are_listed(tmp_path):
             "parameter_configs of 'learning_rate': max_value is None, but must be a number",
         ),
         ("study.json", {"_batchscale": {"stop": "first"}}, "not what batchscale wrote"),
-        ("1/metadata.json", None, "cannot be read (No such file or directory)"),
+        ("1/metadata.json", None, "metadata.json: cannot be read (No such file or directory)"),
         ("1/metadata.json", b"\xff\xfe", "not text"),
         ("1/metadata.json", '{"status": NaN}', "not JSON (got NaN, wanted a number)"),
         ("1/metadata.json", {"status": "DONE"}, "status: got 'DONE', wanted one of COMPLETE"),
@@ -358,6 +358,7 @@ def test_a_workload_is_found_wherever_it_lies_and_several_are_listed(tmp_path):
         ("1/measurements.csv", "step,val/loss\n0,1_0\n", "line 2: got '1_0', wanted a number"),
         ("1/measurements.csv", "step,val/loss\n0,high\n", "line 2: got 'high', wanted a number"),
         ("1/measurements.csv", "step,val/loss\n0.5,1\n", "line 2: got step '0.5', wanted a whole"),
+        ("1/measurements.csv", "step,val/loss\n1e300,1\n", "line 2: got step '1e300', wanted a w"),
         ("1/measurements.csv", "step,val/loss\n,1\n", "line 2: got step '', wanted a whole num"),
         ("1/measurements.csv", "step,val/loss,val/cross_entropy_error\n0,1,1\n", "two of its col"),
     ],
@@ -378,6 +379,26 @@ def test_damage_is_told_with_its_path(tmp_path, file, content, message):
     with pytest.raises(bs.DamagedError, match=re.escape(message)) as error:
         bs.load_archive(folder)
     assert str(error.value).startswith(str(named if "trial_id" in message else path))
+
+
+def test_a_file_that_ends_within_a_line_is_told(tmp_path):
+    folder = write(tmp_path, 64, [trial(1, {0: 0.9, 10: 0.05, 20: 0.042})])
+    path = folder / "64" / "1" / "measurements.csv"
+    assert steps(bs.load_archive(folder, goal=bs.Goal("validation/error", 0.04)))[64][0] == np.inf
+    path.write_text(path.read_text().rstrip()[:-2])  # 20,0.0
+    with pytest.warns(UserWarning, match=r"1/measurements\.csv: it ends within a line"):
+        cut = bs.load_archive(folder, goal=bs.Goal("validation/error", 0.04))
+    assert steps(cut)[64][0] == 20  # hence the warning
+
+
+def test_the_first_trials_are_those_of_the_lowest_numbers_whatever_their_folders(tmp_path):
+    folder = write(tmp_path, 64, [trial(1, {0: 0.9, 20: 0.5}), trial(2, {0: 0.9, 20: 0.01})])
+    for place, number in ((1, 2), (2, 1)):
+        path = folder / "64" / str(place) / "metadata.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"trial_id": number}))
+    assert steps(bs.load_archive(folder, trials=1, goal=bs.Goal("validation/error", 0.04))) == {
+        64: (20, 1)
+    }
 
 
 def test_batch_sizes_of_an_archive_fit_one_another(tmp_path):

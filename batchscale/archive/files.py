@@ -19,6 +19,7 @@ from batchscale.numeric import plain
 from batchscale.records import DamagedError
 
 _LISTED = 10
+_MOST_STEPS = 2.0**53  # above which floats are no longer every whole number
 
 
 def damaged(path: Path, found: str) -> DamagedError:
@@ -91,6 +92,8 @@ def record(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(_text(path), parse_constant=_no_constant)
+    except DamagedError:
+        raise
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"not JSON ({error}).") from error
     if not isinstance(found, dict):
@@ -152,19 +155,21 @@ def whole(path: Path, of: dict[str, Any], key: str, least: int = 0) -> int:
     return int(value)
 
 
-def measurements(path: Path) -> tuple[pd.DataFrame, int]:
+def measurements(path: Path) -> tuple[pd.DataFrame, int, bool]:
     """The evaluations of a trial.
 
     Returns:
       One row an evaluation, indexed by `step`, with a column a "split/metric", by its name here;
-      NaN where a cell is empty. And how many rows were left out, because a later one is of the
-      same step: the last one counts.
+      NaN where a cell is empty. How many rows were left out, because a later one is of the
+      same step: the last one counts. And whether the file ends within a line, so that its last
+      number may have been cut.
 
     Raises:
       DamagedError: it is missing, or no such table.
     """
     try:
-        rows = list(csv.reader(_text(path).splitlines(), strict=True))
+        text = _text(path)
+        rows = list(csv.reader(text.splitlines(), strict=True))
     except csv.Error as error:
         raise damaged(path, f"not a table ({error}).") from error
     head = rows[0] if rows else []
@@ -179,7 +184,8 @@ def measurements(path: Path) -> tuple[pd.DataFrame, int]:
     table = np.array([_numbers(path, line, row) for line, row in rows], float)
     table = table.reshape(len(rows), len(head))
     steps = table[:, head.index("step")]
-    wrong = np.flatnonzero(~(np.isfinite(steps) & (steps >= 0) & (steps == np.floor(steps))))
+    whole = (steps >= 0) & (steps <= _MOST_STEPS) & (steps == np.floor(steps))
+    wrong = np.flatnonzero(~whole)
     if len(wrong):
         line, row = rows[wrong[0]]
         got = row[head.index("step")]
@@ -193,7 +199,7 @@ def measurements(path: Path) -> tuple[pd.DataFrame, int]:
             columns[here] = table[:, place]
     frame = pd.DataFrame(columns, index=pd.Index(steps.astype(np.int64), name="step"))
     kept = frame.loc[~frame.index.duplicated(keep="last")]
-    return kept, len(frame) - len(kept)
+    return kept, len(frame) - len(kept), not text.endswith(("\n", "\r"))
 
 
 def _numbers(path: Path, line: int, row: list[str]) -> list[float]:

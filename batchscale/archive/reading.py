@@ -152,6 +152,7 @@ def _train_examples(path: Path, found: list[Study], workload: str, given: int | 
 
 def _chosen(of: Study, every: list[Trial], count: int | None) -> list[Trial]:
     """The trials of a batch size that are read."""
+    every = sorted(every, key=lambda trial: trial.number)  # which their folders need not be by
     complete = [trial for trial in every if trial.status == Status.COMPLETE]
     if count is not None:
         if len(complete) < count:
@@ -177,16 +178,26 @@ def _curves(chosen: Mapping[int, list[Trial]]) -> _Curves:
     """The evaluations of every trial that is read, by batch size, trial and replicate."""
     curves: _Curves = {}
     left_out: dict[Path, int] = {}
+    cut: list[Path] = []
     for size, some in chosen.items():
         for trial in some:
             path = trial.folder / names.MEASUREMENTS
-            curves[size, trial.number, 0], twice = files.measurements(path)
+            curves[size, trial.number, 0], twice, within = files.measurements(path)
             if twice:
                 left_out[path] = twice
+            if within:
+                cut.append(path)
     if left_out:
         warnings.warn(
             f"{next(iter(left_out))}: {sum(left_out.values())} evaluations, in {len(left_out)} "
             "files, are of a step that a later row is of too; the last of them is taken.",
+            stacklevel=4,
+        )
+    if cut:
+        warnings.warn(
+            f"{cut[0]}: it ends within a line, so that its last number may have been cut"
+            f"{f'; and {len(cut) - 1} files likewise' if len(cut) > 1 else ''}. Unpack the archive "
+            "again.",
             stacklevel=4,
         )
     return curves
