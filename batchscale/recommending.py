@@ -31,9 +31,9 @@ class Answer:
     """Which batch size to train with and which settings go with it; `str` gives the words.
 
     Attributes:
-      batch_size: the measured one nearest to the critical batch size, up to which larger batches
-        are nearly free; where that is not quoted, the one with the least product of steps and
-        examples.
+      batch_size: the measured one nearest to the critical batch size, where steps and examples are
+        both about twice the fewest; where that is not quoted, the one with the least product of
+        steps and examples.
       hyperparameters: the best setting there.
       measurement: all batch sizes, with intervals.
       pilot: what was found out beforehand, and the study that followed from it.

@@ -133,6 +133,13 @@ def test_the_audit_has_the_critical_batch_size_that_is_quoted():
     assert high / low > 1.1 * plain[1] / plain[0]
 
 
+def test_evaluations_after_every_step_are_said_to_be_a_step_apart():
+    tables = simulate(Careful(), 0)
+    steps = tables.steps.assign(steps=6.0, previous_evaluation=5.0)
+    found = audit(tables.measurements, tables.trials, steps, tables.goal, spaces=tables.spaces)
+    assert found.of("resolution").evidence == "a single step apart"
+
+
 def test_an_unfinished_confirmation_leaves_the_best_of_n_to_be_fitted():
     table = confirmed(1.2).table
     table.loc[table["batch_size"] > 2, ["steps", "luck"]] = float("nan")

@@ -403,7 +403,9 @@ def test_splits_that_do_not_match_are_refused(validation, expected):
         (
             [0.0, 1.0],
             "labels: split 'train': field 'label' has the dtype float64, wanted integers, one a "
-            "class. Convert it with .astype(np.int32), or call it 'target' if it is no class.",
+            "class. Convert classes with .astype(np.int32); of a regression, give "
+            "Workload.from_model loss='squared_error' or a loss of your own, and a Workload no "
+            "`classes`.",
         ),
     ],
 )

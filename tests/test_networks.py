@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import sys
 import warnings
 
@@ -648,6 +649,26 @@ def test_labels_of_several_classes_are_judged_as_scikit_learn_does():
     assert int(sums["loss"][1]) == real.sum()
     assert float(sums["loss"][0]) / real.sum() == pytest.approx(expected, rel=1e-5)
     assert int(sums["error"][0]) == ((scores > 0) != y[real]).sum()
+
+
+@pytest.mark.parametrize("labels", [[5.0], [5.0] * 100, [0.3] * 100, [0.0] * 7])
+def test_r2_of_labels_that_are_all_the_same_is_not_known(labels):
+    train = np.linspace(-3, 1, 50, dtype=np.float32)
+    model = lambda key: jnp.zeros(()), lambda w, x: x + w
+    found = bs.Workload.from_model(model, {"train": (train, train)}, "squared_error")
+    x = jnp.arange(len(labels), dtype=jnp.float32)
+    sums = found.metrics(jnp.zeros(()), {}, {"input": x, "label": jnp.asarray(labels)})
+    assert math.isnan(found.finalized("r2", jax.tree.map(np.asarray, sums["r2"])))
+
+
+def test_labels_of_a_regression_that_are_not_finite_are_named_with_their_split():
+    x = np.linspace(-3, 1, 50, dtype=np.float32)
+    bad = np.where(np.arange(50) > 47, np.nan, x)
+    model = lambda key: jnp.zeros(()), lambda w, x: x + w
+    for split in ("train", "validation"):
+        data = {"train": (x, x), "validation": (x, x), split: (x, bad)}
+        with pytest.raises(ValueError, match=f"'{split}/label' has 2 .* the first of example 48"):
+            bs.Workload.from_model(model, data, "squared_error")
 
 
 def test_r2_is_that_of_scikit_learn_also_far_from_zero():

@@ -145,7 +145,7 @@ def resolution(evidence: Evidence) -> Check:
     if reached.empty:
         return Check(name, Verdict.UNKNOWN, NOTHING)
     gap = reached["steps"] - reached["previous_evaluation"]
-    share = (gap / reached["steps"]).where(gap > 1, 0.0)
+    share = (gap / reached["steps"]).where(gap > 1, 0.0)  # closer than a step there is none
     coarse = reached.loc[share > _RESOLUTION, "batch_size"]
     if len(coarse):
         return Check(
@@ -155,7 +155,8 @@ def resolution(evidence: Evidence) -> Check:
             f"at {sizes(coarse)}",
             "Evaluate more often: evaluation_spacing=0.05.",
         )
-    return Check(name, Verdict.PASS, f"at most {share.max():.0%} of the steps apart")
+    apart = f"at most {share.max():.0%} of the steps" if share.max() > 0 else "a single step"
+    return Check(name, Verdict.PASS, f"{apart} apart")
 
 
 def looks(evidence: Evidence) -> Check:

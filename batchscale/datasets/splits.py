@@ -321,7 +321,8 @@ def _check_integers(where: str, field: str, labels: np.ndarray) -> None:
     if labels.dtype.kind not in "iu":
         raise ValueError(
             f"{where}: field {field!r} has the dtype {labels.dtype}, wanted integers, one a class. "
-            "Convert it with .astype(np.int32), or call it 'target' if it is no class."
+            "Convert classes with .astype(np.int32); of a regression, give Workload.from_model "
+            "loss='squared_error' or a loss of your own, and a Workload no `classes`."
         )
 
 

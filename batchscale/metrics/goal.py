@@ -48,6 +48,12 @@ class Goal:
                 'Goal: metric must be "split/name", such as "validation/error"; '
                 f"got {self.metric!r}."
             )
+        if operator := re.search("[<>=]+", self.metric):
+            raise ValueError(
+                f"Goal: got the metric {self.metric!r}, wanted its name alone; the value and the "
+                f"direction stand beside it: Goal({self.metric[: operator.start()].strip()!r}, "
+                f'0.9, "{"max" if ">" in operator[0] else "min"}"), which gets strictly past it.'
+            )
         value = plain(self.value)
         if value is None or not math.isfinite(value):
             raise ValueError(f"Goal: value must be a finite number, got {self.value!r}.")

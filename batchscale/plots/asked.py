@@ -26,7 +26,8 @@ def check_reads(name: str, value: Any, wanted: str, *reads: str) -> None:
     TypeError: result: got 0.1, wanted the result of a study: batchscale.load(folder).
     """
     if isinstance(value, type) or not all(hasattr(value, read) for read in reads):
-        raise TypeError(f"{name}: got {described(value)}, wanted {wanted}.")
+        of_answer = " Of an answer give answer.measurement." if hasattr(value, "pilot") else ""
+        raise TypeError(f"{name}: got {described(value)}, wanted {wanted}.{of_answer}")
 
 
 def check_place(ax: Any, title: Any) -> None:

@@ -130,9 +130,9 @@ def finalized(function: Callable[[PyTree], Any], added: PyTree, what: str) -> fl
 
 
 _PAIRS = (
-    "Labels of shape (N, 1) beside predictions of shape (N,) give every pair of both: make the "
-    "shapes the same, with labels[:, 0]. Of several values an example, such as the tokens of a "
-    "sequence, return (sum, count) over those that count."
+    "Labels of shape (N, 1) beside predictions of shape (N,), or the other way round, give every "
+    "pair of both: make the shapes the same, with labels[:, 0]. Of several values an example, such "
+    "as the tokens of a sequence, return (sum, count) over those that count."
 )
 _SUMS = (
     "Of a mean over examples, leave the mean out; of anything else, return sums over the batch, "

@@ -387,11 +387,12 @@ def _alike(rows: Any) -> bool:
 
 def _refuse_pairs(workload: Workload, field: str) -> None:
     shape = workload.splits()["train"][field].shape
+    remedy = f"{field}[:, 0]" if len(shape) > 1 else "predictions[:, 0]"
     raise ValueError(
         f"loss: of workload {workload.name!r} it stays the same when the field {field!r} is dealt "
         "out among its examples in another order: it looks like a mean over all pairs of them, as "
-        "labels of shape (N, 1) beside predictions of shape (N,) give it. "
-        f"{field!r} has the shape {shape}; make the shapes the same, with {field}[:, 0] for "
-        "example, and return one value an example. If its entries belong to no example, as samples "
+        "labels of shape (N, 1) beside predictions of shape (N,) give it, or the other way round. "
+        f"{field!r} has the shape {shape}; make the shapes the same, with {remedy} for example, "
+        "and return one value an example. If its entries belong to no example, as samples "
         f"of another distribution, say so with Workload(unpaired=({field!r},))."
     )

@@ -172,11 +172,15 @@ class SigmoidCrossEntropy(Loss):
         return None if self.ignored is None else labels != self.ignored
 
 
+_ROUNDING = 1e-5  # of sums in 32 bits
+
+
 @dataclasses.dataclass(frozen=True)
 class SquaredError(Loss):
     """The mean squared difference of outputs and labels; `r2` beside it.
 
-    R^2 = 1 - sum of squared errors / sum of squared deviations from the mean of the split's labels.
+    R^2 = 1 - sum of squared errors / sum of squared deviations from the mean of the split's labels;
+    NaN where these are no more than rounding, as of labels that are all the same.
 
     Attributes:
       centre: of the labels, about which sums are taken, so that they are exact enough.
@@ -206,6 +210,17 @@ class SquaredError(Loss):
             "squares": jnp.square(away).sum(),
         }
         return {"loss": (summed, count), "r2": sums}
+
+    def check_values(self, labels: np.ndarray, field: str) -> None:
+        """Refuses what is not finite, which no step gets over."""
+        wrong = np.flatnonzero(
+            ~np.isfinite(np.asarray(labels, np.float32)).reshape(len(labels), -1).all(1)
+        )
+        if len(wrong):
+            raise ValueError(
+                f"labels: {field!r} has {len(wrong):,} that are not finite, the first of example "
+                f"{wrong[0]:,}. Leave these examples out."
+            )
 
     def check(self, outputs: PyTree, labels: PyTree, field: str) -> int | None:
         """Refuses shapes that do not go together."""
@@ -329,7 +344,8 @@ def _perplexity(sums: PyTree) -> float:
 
 def _r2(sums: PyTree) -> float:
     deviations = sums["squares"] - sums["away"] ** 2 / sums["count"]
-    return 1 - sums["error"] / deviations if deviations > 0 else float("nan")
+    known = deviations > _ROUNDING * sums["squares"]
+    return 1 - sums["error"] / deviations if known else float("nan")
 
 
 def _one_array(outputs: PyTree) -> Any:
