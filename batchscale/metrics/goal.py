@@ -52,7 +52,7 @@ class Goal:
             raise ValueError(
                 f"Goal: got the metric {self.metric!r}, wanted its name alone; the value and the "
                 f"direction stand beside it: Goal({self.metric[: operator.start()].strip()!r}, "
-                f'0.9, "{"max" if ">" in operator[0] else "min"}"), which gets strictly past it.'
+                f'{self.value!r}, "{"max" if ">" in operator[0] else "min"}"), which gets strictly past it.'
             )
         value = plain(self.value)
         if value is None or not math.isfinite(value):

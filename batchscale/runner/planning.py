@@ -92,9 +92,15 @@ def same_study(
     if differ:
         lacks = plan.definition.lacks(definition)
         more = f" It is smaller, too, which study.extend(folder) mends ({'; '.join(lacks)})."
+        of_goal = (
+            " An easier goal is read off what was measured: "
+            "batchscale.load(folder).steps_to_target(goal)."
+            if [what.partition(":")[0] for what in differ] == ["goal"]
+            else ""
+        )
         raise ValueError(
             f"{where}: holds another study ({'; '.join(differ)}). "
-            f"Give this one a folder of its own.{more if lacks else ''}"
+            f"Give this one a folder of its own.{more if lacks else ''}{of_goal}"
         )
     here = conditions(mesh)
     for name, remedy in _TRAJECTORIES.items():
