@@ -285,6 +285,14 @@ def test_types_become_those_that_jax_holds(field, given, kept):
     assert result.tolist() == array.tolist()
 
 
+def test_names_that_npz_files_cannot_tell_apart_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"field 'a\.npy' ends with \.npy"):
+        datasets.to_npz({"train": {"a": np.zeros(2), "a.npy": np.ones(2)}}, tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", **{"train/a": np.zeros(2), "train/a.npy": np.ones(2)})
+    with pytest.raises(ValueError, match=r"cannot tell 'train/a\.npy' from"):
+        datasets.from_npz(tmp_path / "y.npz")
+
+
 def test_an_npz_file_of_a_part_comes_first_too(tmp_path, cache, no_network, small_mnist):
     few = held_out(small_mnist)
     datasets.to_npz(few, tmp_path / "mnist_6875.npz")
@@ -580,6 +588,9 @@ def test_idx_files_become_splits_in_file_order(tmp_path, zipped):
             f"validation: got {validation:,}, wanted 0 to 6, since {tmp_path} holds 7 training "
             "examples. Hold out fewer."
         )
+    for validation in ("2", 2.5, True):
+        with pytest.raises(ValueError, match=f"validation: got {validation!r}, wanted an integer"):
+            datasets.from_idx(tmp_path, validation=validation)
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,23 @@ def test_an_example_that_is_not_like_the_first_is_named(other, words):
         workload.read("train", np.arange(20))
 
 
+def test_the_example_that_cannot_be_read_is_named_and_not_its_neighbours():
+    def decoded(x):
+        if x == 5:
+            raise OSError("truncated")
+        return {"input": np.float32(x), "label": 0}
+
+    stream = datasets.Stream(list(range(8)), decoded)
+    with pytest.raises(ValueError, match=r"example 5 cannot be read \(OSError: truncated\)"):
+        stream.read(np.array([3, 4, 5, 6]))
+
+
+def test_a_split_is_streamed_or_not():
+    stream = datasets.Stream({"input": np.zeros((4, 2))}).fields()
+    with pytest.raises(ValueError, match=r"'train': 'input' is streamed, and its other fields"):
+        datasets.from_arrays(train={**stream, "label": np.zeros(4, int)})
+
+
 def test_a_window_is_never_just_one_batch(square, monkeypatch):
     """Else another program gathers the batch, whose last bits may be others."""
     monkeypatch.setattr(feed, "WINDOW_BYTES", 1)

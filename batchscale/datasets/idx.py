@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from batchscale.datasets.splits import Splits, _checked, _hold_out
 from batchscale.files import local_path
+from batchscale.numeric import integer
 
 # Of each split the fields of its parts, one after the other.
 Parts: TypeAlias = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
@@ -76,6 +77,7 @@ def from_idx(directory: str | os.PathLike[str], *, validation: int = 5000) -> Sp
         {name: path.read_bytes() for name, path in paths.items() if path}, source=f"{folder}: "
     )
     examples = len(splits["train"]["label"])
+    validation = integer("validation", validation, -(2**31))
     if not 0 <= validation < examples:
         raise ValueError(
             f"validation: got {validation:,}, wanted 0 to {examples - 1:,}, since {folder} holds "

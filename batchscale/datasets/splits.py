@@ -81,8 +81,12 @@ def from_npz(path: str | os.PathLike[str]) -> Splits:
             stored = np.load(file, allow_pickle=False)
             if isinstance(stored, np.ndarray):
                 raise ValueError("it holds one array without a name")
+            if twice := [name for name in stored.files if name.endswith(".npy")]:
+                raise ValueError(f"NumPy cannot tell {twice[0]!r} from another array")
             arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error
+    ) as error:  # fmt: skip
         raise ValueError(
             f"{path}: not a readable .npz file of plain arrays ({error}). "
             "Write it with datasets.to_npz."
@@ -125,6 +129,11 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
         if not split or "/" in split:
             raise ValueError(f"split {split!r}: its name must not be empty or hold '/'. Rename it.")
         for field, array in fields.items():
+            if field.endswith(".npy"):
+                raise ValueError(
+                    f"split {split!r}: field {field!r} ends with .npy, as NumPy ends names itself. Rename "
+                    "it."
+                )
             if narrow_float(array.dtype):
                 raise ValueError(
                     f"split {split!r}: field {field!r} is {array.dtype}, which an .npz file cannot "
@@ -259,6 +268,12 @@ def _checked(splits: Mapping[str, Mapping[str, ArrayLike]], *, source: str = "")
     result: Splits = {}
     for split, fields in splits.items():
         where = f"{source}split {split!r}"
+        streamed = [name for name, x in fields.items() if isinstance(x, StreamedField)]
+        if 0 < len(streamed) < len(fields):
+            raise ValueError(
+                f"{where}: {', '.join(map(repr, streamed))} is streamed, and its other fields are "
+                "arrays. Make one stream of all fields, or read them all."
+            )
         result[split] = {field: _field(where, field, fields[field]) for field in fields}
         _check_lengths(where, result[split])
     if not result:

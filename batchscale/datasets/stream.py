@@ -204,8 +204,11 @@ class Stream:
         except _WrongExampleError as error:
             raise ValueError(str(error)) from None
         except Exception as error:
+            # Of what is read one by one, the one that fails follows those that were read.
+            at = [indices[min(len(found), len(indices) - 1)]]
+            which = _these(indices if several is not None else at)
             raise ValueError(
-                f"{self._name}: {_these(indices)} cannot be read "
+                f"{self._name}: {which} cannot be read "
                 f"({type(error).__name__}: {error}). Mend the source or its transform, or leave "
                 "the example out."
             ) from error

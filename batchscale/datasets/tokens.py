@@ -19,6 +19,7 @@ from jaxtyping import Int, UInt64
 from batchscale.datasets.sentences import Sentences, key
 from batchscale.datasets.vocabulary import Vocabulary, learned
 from batchscale.files import local_path, replacing, sync_folder, told
+from batchscale.numeric import integer
 
 # Choices.
 LENGTH = 128  # tokens a sentence; what is beyond is cut
@@ -66,6 +67,7 @@ def prepare(
       ImportError: sentencepiece is not installed.
     """
     target = local_path(folder, "folder")
+    length = integer("length", length, 2, others=" tokens a sentence")
     if target.exists():
         raise FileExistsError(f"{target}: it is there already. Name another folder, or remove it.")
     places = _places(_keys(train))
@@ -98,7 +100,14 @@ def prepare(
             file.write(model)
         with replacing(unfinished / _MANIFEST) as file:
             file.write(json.dumps(manifest, indent=2).encode())
-        os.replace(unfinished, target)
+        try:
+            os.replace(unfinished, target)
+        except OSError as error:
+            if target.exists():
+                raise FileExistsError(
+                    f"{target}: it has been made by another process meanwhile, and is kept."
+                ) from error
+            raise
         sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -49,10 +49,12 @@ class Goal:
                 f"got {self.metric!r}."
             )
         if operator := re.search("[<>=]+", self.metric):
+            alone = self.metric[: operator.start()].strip()
+            mode = "max" if ">" in operator[0] else "min"
             raise ValueError(
                 f"Goal: got the metric {self.metric!r}, wanted its name alone; the value and the "
-                f"direction stand beside it: Goal({self.metric[: operator.start()].strip()!r}, "
-                f'{self.value!r}, "{"max" if ">" in operator[0] else "min"}"), which gets strictly past it.'
+                f'direction stand beside it: Goal({alone!r}, {self.value!r}, "{mode}"), which gets '
+                "strictly past it."
             )
         value = plain(self.value)
         if value is None or not math.isfinite(value):
