@@ -131,8 +131,8 @@ def to_npz(splits: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLi
         for field, array in fields.items():
             if field.endswith(".npy"):
                 raise ValueError(
-                    f"split {split!r}: field {field!r} ends with .npy, as NumPy ends names itself. Rename "
-                    "it."
+                    f"split {split!r}: field {field!r} ends with .npy, as NumPy ends names itself. "
+                    "Rename it."
                 )
             if narrow_float(array.dtype):
                 raise ValueError(
