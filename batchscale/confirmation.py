@@ -55,6 +55,27 @@ class Confirmation:
     def _repr_html_(self) -> str:
         return display.page(f"Medians of tuned settings: {self.scaling()}", self.table)
 
+    def whole(self, trials: pd.DataFrame) -> bool:
+        """Whether every batch size that trials of the search reached the goal at has its median.
+
+        A batch size that only trials got to that diverged later has no setting to confirm.
+
+        Args:
+          trials: of the search, with `batch_size` as a column or in the index, `status` and
+            `first_crossing`.
+        """
+        got_there = trials.loc[
+            (trials["status"] != Status.INFEASIBLE).to_numpy()
+            & np.isfinite(trials["first_crossing"].to_numpy(float))
+        ]
+        if "batch_size" in got_there:
+            sizes = got_there["batch_size"]
+        else:
+            sizes = got_there.index.get_level_values("batch_size")
+        steps = self.table.set_index("batch_size")["steps"]
+        under_way = steps.index[steps.isna()].isin(sizes)
+        return bool(steps.notna().any() and not under_way.any())
+
     def steps_to_target(self) -> pd.DataFrame:
         """The medians, as a table for `scaling.fit`, `scaling.regimes` and `scaling.recommend`.
 

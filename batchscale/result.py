@@ -247,13 +247,7 @@ class Result:
             found = self.confirmation()
         except FileNotFoundError:
             return None
-        # A batch size that only trials got to that diverged later has no setting to confirm.
-        some = self.trials
-        some = some.loc[(some["status"] != Status.INFEASIBLE).to_numpy()]
-        some = some.loc[np.isfinite(some["first_crossing"].to_numpy(float))]
-        steps = found.table.set_index("batch_size")["steps"]
-        under_way = steps.index[steps.isna()].isin(some.index.get_level_values("batch_size"))
-        return None if under_way.any() or not steps.notna().any() else found
+        return found if found.whole(self.trials) else None
 
     def measurement(self) -> Measurement:
         """What `Study.measure` has found out, as far as it has come; nothing trains.

@@ -211,6 +211,8 @@ def _draw(
     about = output / f"figure{number:02d}" / preset / "about.json"
     if about.exists():
         drawn, tuned = json.loads(about.read_text()), figure(number).tuned and not minima
+        if minima and drawn.get("tuned", figure(number).tuned):
+            return  # medians are more
         if drawn.get("largest") == largest and drawn.get("tuned", tuned) >= tuned:
             return
     module = importlib.import_module(f"experiments.figure{number:02d}")

@@ -133,6 +133,23 @@ def test_the_audit_has_the_critical_batch_size_that_is_quoted():
     assert high / low > 1.1 * plain[1] / plain[0]
 
 
+def test_batch_sizes_that_are_not_done_refuse_nothing():
+    """As of `Result.scaling`, which leaves them out."""
+    tables = simulate(Careful(), 0)
+    narrow = tables.spaces | {1: bs.SearchSpace(learning_rate=bs.LogUniform(1e-9, 1e-8))}
+    steps = tables.steps[tables.steps["batch_size"] > 1]
+    crowding = tables.trials.copy()
+    at = crowding.index.get_level_values("batch_size") == 1
+    crowding.loc[at, "learning_rate"] = np.geomspace(1e-9, 1e-8, at.sum())
+    crowding.loc[at, "first_crossing"] = np.linspace(900, 100, at.sum())
+    found = [
+        audit(tables.measurements, crowding, some, tables.goal, spaces=narrow).of("extrapolated")
+        for some in (tables.steps, steps)
+    ]
+    assert "crowd the high edge of learning_rate at batch size 1" in found[0].evidence
+    assert found[1].evidence.endswith("(best of N)")
+
+
 def test_evaluations_after_every_step_are_said_to_be_a_step_apart():
     tables = simulate(Careful(), 0)
     steps = tables.steps.assign(steps=6.0, previous_evaluation=5.0)

@@ -296,7 +296,8 @@ def test_names_that_npz_files_cannot_tell_apart_are_refused(tmp_path):
 def test_an_npz_file_of_a_part_comes_first_too(tmp_path, cache, no_network, small_mnist):
     few = held_out(small_mnist)
     datasets.to_npz(few, tmp_path / "mnist_6875.npz")
-    assert_same(datasets.load("mnist_6875", directory=tmp_path), few)
+    with pytest.warns(UserWarning, match=r"not 'mnist_6875', .* 'mnist_6875 \(other images or"):
+        assert_same(datasets.load("mnist_6875", directory=tmp_path), few)
     with pytest.raises(FileNotFoundError):
         datasets.load("mnist_13750", directory=tmp_path)
 
@@ -374,11 +375,6 @@ def test_a_split_is_a_mapping_or_a_pair(train, got):
             {"image": np.zeros((2, 4), np.uint8), "label": np.zeros(2, int)},
             "field 'image': an example is uint8 of shape (4,) in split 'validation', and uint8 of "
             "shape (3,) in split 'train'. Prepare every split in the same way.",
-        ),
-        (
-            {"image": np.zeros((2, 3), np.uint16), "label": np.zeros(2, int)},
-            "field 'image': an example is uint16 of shape (3,) in split 'validation', and uint8 "
-            "of shape (3,) in split 'train'. Prepare every split in the same way.",
         ),
         (
             {"image": np.zeros((2, 3)), "label": np.zeros(2, int)},

@@ -191,6 +191,11 @@ def test_whole_numbers_of_any_type_are_the_same_pixels(dtype):
             "'image' reaches from 256 to 256, wanted 0 to 255, as published",
         ),
         (
+            "digits/fc_16",
+            {"image": np.full((2, 8, 8, 1), 17), "label": np.zeros(2, np.int32)},
+            "'image' reaches from 17 to 17, wanted 0 to 16, as published",
+        ),
+        (
             "mnist/fc_64",
             bs.datasets.Stream({"image": np.full((2, 28, 28, 1), 2), "label": np.zeros(2, int)}),
             "'image' is a stream of int32, wanted uint8",

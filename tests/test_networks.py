@@ -628,6 +628,14 @@ def test_unsigned_8_bit_inputs_are_pixels_only_where_that_is_sure():
         seen(flat.reshape(6, 2, 2))[1].reshape(6, 4), flat / 255.0, rtol=1e-6
     )
     np.testing.assert_array_equal(seen(flat.astype(np.int32))[1], flat)
+    mask = np.tril(np.ones((6, 3, 3), np.uint8))  # of attention, say
+    with pytest.raises(ValueError, match=r"with nothing above 1: it may be pixels"):
+        seen(mask)
+    np.testing.assert_array_equal(seen(mask, scale=1)[1], mask)
+    wide = flat.reshape(6, 2, 2)
+    other = {"train": (wide, labels), "validation": (wide.astype(np.uint16), labels)}
+    with pytest.raises(ValueError, match="'input' is uint8 in 'train', uint16 in 'validation'"):
+        bs.Workload.from_model(nn.Dense(3), other, scale=255)
     np.testing.assert_array_equal(seen(flat, preprocess=lambda batch, key: batch)[1], flat)
 
 
@@ -649,6 +657,20 @@ def test_labels_of_several_classes_are_judged_as_scikit_learn_does():
     assert int(sums["loss"][1]) == real.sum()
     assert float(sums["loss"][0]) / real.sum() == pytest.approx(expected, rel=1e-5)
     assert int(sums["error"][0]) == ((scores > 0) != y[real]).sum()
+
+
+def test_r2_is_known_of_labels_far_from_zero_that_are_streamed():
+    rng = np.random.default_rng(0)
+    years = rng.normal(2000, 5, 400).astype(np.float32)
+    model = lambda key: jnp.full((), 2000.0), lambda w, x: x * 0 + w
+    for streamed in (True, False):
+        data = {"input": years, "label": years}
+        train = bs.datasets.Stream(data) if streamed else data
+        found = bs.Workload.from_model(model, {"train": train}, "squared_error")
+        sums = found.metrics(jnp.full((), 2000.0), {}, jax.tree.map(jnp.asarray, data))
+        assert found.finalized("r2", jax.tree.map(np.asarray, sums["r2"])) == pytest.approx(
+            sklearn.metrics.r2_score(years, np.full(400, 2000.0)), abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("labels", [[5.0], [5.0] * 100, [0.3] * 100, [0.0] * 7])

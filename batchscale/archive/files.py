@@ -184,7 +184,7 @@ def measurements(path: Path) -> tuple[pd.DataFrame, int, bool]:
     table = np.array([_numbers(path, line, row) for line, row in rows], float)
     table = table.reshape(len(rows), len(head))
     steps = table[:, head.index("step")]
-    whole = (steps >= 0) & (steps <= _MOST_STEPS) & (steps == np.floor(steps))
+    whole = (steps >= 0) & (steps < _MOST_STEPS) & (steps == np.floor(steps))
     wrong = np.flatnonzero(~whole)
     if len(wrong):
         line, row = rows[wrong[0]]

@@ -304,13 +304,19 @@ def extrapolated(evidence: Evidence) -> Check:
         return Check(name, Verdict.UNKNOWN, NOTHING)
     if 0 in reached["steps"].to_numpy():
         return Check(name, Verdict.UNKNOWN, "the goal held before the first step")
-    confirmed = evidence.confirmation
-    finished = confirmed is not None and len(confirmed.steps_to_target()) == len(evidence.steps)
-    if confirmed is not None and finished:
+    confirmed, trials = evidence.confirmation, evidence.plain()
+    done = set(evidence.steps["batch_size"])
+    whole = confirmed is not None and confirmed.whole(trials)
+    if confirmed is not None and whole and set(confirmed.table["batch_size"]) == done:
         found = dataclasses.replace(confirmed, paces=evidence.paces or {}).scaling()
         of = "tuned setting's median"
     else:
-        found = of_search(evidence.steps, evidence.plain(), evidence.spaces, paces=evidence.paces)
+        found = of_search(
+            evidence.steps,
+            trials.loc[trials["batch_size"].isin(done)],
+            {size: space for size, space in evidence.spaces.items() if size in done},
+            paces=evidence.paces,
+        )
         of = "best of N"
     if found.refused:
         return Check(

@@ -138,7 +138,9 @@ def load(name: str, *, directory: str | os.PathLike[str] | None = None) -> Split
         own = _stored(name, directory)
         if own is not None:
             _check(of.of, own[0], own[1])
-            return _first(own[0], of.train)
+            part = _first(own[0], of.train)
+            titles.warn_of_subset(name, part, own[1])
+            return part
         return _first(load(of.of, directory=directory), of.train)
     splits, where = _found(name, directory)
     titles.warn(name, splits, where, validation=SETS[name].validation)

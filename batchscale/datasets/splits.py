@@ -202,7 +202,7 @@ def check_labels(
                 f"labels: split {split!r} has no field {field!r}, only {_listed(fields)}. "
                 "Name the field that holds the labels."
             )
-        labels = _some(fields[field])
+        labels = some(fields[field])
         _check_integers(f"labels: split {split!r}", field, labels)
         if ignored is not None:
             labels = labels[labels != ignored]
@@ -237,7 +237,7 @@ def fingerprint(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     for split in sorted(splits):
         for field in sorted(splits[split]):
             given = splits[split][field]
-            array = _some(given)
+            array = some(given)
             little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
             kind = little.dtype.name if narrow_float(array.dtype) else little.dtype.str
             of = given.shape if isinstance(given, StreamedField) else little.shape
@@ -296,8 +296,12 @@ def _hold_out(splits: Splits, examples: int) -> Splits:
     }
 
 
-def _some(array: Any) -> np.ndarray:
-    """An array; of a field of a stream, a sample."""
+def some(array: Any) -> np.ndarray:
+    """An array; of a field of a stream, a sample.
+
+    >>> some(Stream({"input": np.arange(3)}).fields()["input"]).tolist()
+    [0, 1, 2]
+    """
     if isinstance(array, StreamedField):
         return array.stream.sample()[array.field]
     return np.asarray(array)
@@ -361,9 +365,7 @@ def _check_alike(source: str, splits: Splits, first: str, other: str) -> None:
         )
     for field, wanted in splits[first].items():
         got = splits[other][field]
-        # Unsigned 8-bit inputs are scaled, and others are not.
-        kinds = [x.dtype.kind + "8" * (x.dtype == np.uint8) for x in (got, wanted)]
-        if got.shape[1:] != wanted.shape[1:] or kinds[0] != kinds[1]:
+        if (got.shape[1:], got.dtype.kind) != (wanted.shape[1:], wanted.dtype.kind):
             raise ValueError(
                 f"{source}field {field!r}: an example is {got.dtype} of shape {got.shape[1:]} in "
                 f"split {other!r}, and {wanted.dtype} of shape {wanted.shape[1:]} in split "

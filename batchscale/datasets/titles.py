@@ -38,6 +38,18 @@ def of_subset(name: str, splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     return name if fingerprint(splits) == SUBSETS[name] else f"{name} (other images or order)"
 
 
+def warn_of_subset(name: str, splits: Mapping[str, Mapping[str, np.ndarray]], where: Path) -> None:
+    """Tells the caller of `datasets.load` of a part that is not that of the published images."""
+    called = of_subset(name, splits)
+    if called != name:
+        warnings.warn(
+            f"{where}: not {name!r}, the first of the published images with the standard "
+            f"validation and test: it is {called!r} in tables. Take it away to have the published "
+            "ones read instead, or load it under another name with from_npz.",
+            stacklevel=3,
+        )
+
+
 def warn(
     name: str, splits: Mapping[str, Mapping[str, np.ndarray]], where: Path, *, validation: int
 ) -> None:

@@ -48,14 +48,6 @@ class Goal:
                 'Goal: metric must be "split/name", such as "validation/error"; '
                 f"got {self.metric!r}."
             )
-        if operator := re.search("[<>=]+", self.metric):
-            alone = self.metric[: operator.start()].strip()
-            mode = "max" if ">" in operator[0] else "min"
-            raise ValueError(
-                f"Goal: got the metric {self.metric!r}, wanted its name alone; the value and the "
-                f'direction stand beside it: Goal({alone!r}, {self.value!r}, "{mode}"), which gets '
-                "strictly past it."
-            )
         value = plain(self.value)
         if value is None or not math.isfinite(value):
             raise ValueError(f"Goal: value must be a finite number, got {self.value!r}.")

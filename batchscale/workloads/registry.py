@@ -134,7 +134,9 @@ def _parted(name: str) -> tuple[str, str]:
 
 def _in_format(dataset: str, splits: Splits) -> Splits:
     """Splits of one's own as those of a small data set, if they have its fields and its range."""
-    wanted, kept = _example(_DATASETS[dataset]), {}
+    kind = _DATASETS[dataset]
+    scale = int(kind.scale) if isinstance(kind, _Images) else None
+    wanted, kept = _example(kind), {}
     for split, fields in splits.items():
         where = f"data: split {split!r} of {dataset!r}"
         if set(fields) != set(wanted):
@@ -150,29 +152,36 @@ def _in_format(dataset: str, splits: Splits) -> Splits:
                     "them; or make a workload of them with Workload.from_flax."
                 )
         kept[split] = {
-            field: _bytes(where, field, x) if wanted[field].dtype == np.uint8 else x
+            field: _bytes(where, field, x, scale) if wanted[field].dtype == np.uint8 else x
             for field, x in fields.items()
         }
     return kept
 
 
-def _bytes(where: str, field: str, values: Any) -> Any:
-    """Whole numbers as unsigned 8-bit ones, which alone are scaled as published ones are."""
-    if values.dtype == np.uint8:
-        return values
+def _bytes(where: str, field: str, values: Any, scale: int | None) -> Any:
+    """Whole numbers as unsigned 8-bit ones, which alone are scaled as published ones are.
+
+    Args:
+      where: the split, for errors.
+      field: its name.
+      values: the whole numbers.
+      scale: what pixels are divided by, the largest one; None of tokens, which are not scaled.
+    """
     if isinstance(values, StreamedField):
-        raise ValueError(
-            f"{where}: {field!r} is a stream of {values.dtype}, wanted uint8, as published. Give "
-            "the stream a transform that makes them."
-        )
-    array = np.asarray(values)
+        if scale is not None and values.dtype != np.uint8:
+            raise ValueError(
+                f"{where}: {field!r} is a stream of {values.dtype}, wanted uint8, as published. "
+                "Give the stream a transform that makes them."
+            )
+        return values
+    array, most = np.asarray(values), 255 if scale is None else scale
     low, high = int(array.min()), int(array.max())
-    if low < 0 or high > 255:
+    if low < 0 or high > most:
         raise ValueError(
-            f"{where}: {field!r} reaches from {low:,} to {high:,}, wanted 0 to 255, as published. "
-            "Scale them; or make a workload of them with Workload.from_flax."
+            f"{where}: {field!r} reaches from {low:,} to {high:,}, wanted 0 to {most}, as "
+            "published. Scale them; or make a workload of them with Workload.from_flax."
         )
-    return array.astype(np.uint8)
+    return array.astype(np.uint8, copy=False)
 
 
 def _titled(dataset: str, name: str, splits: Splits) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from batchscale.datasets.splits import some
 from batchscale.optimizers import Hyperparameters
 from batchscale.workloads import _regularised, losses
 from batchscale.workloads.losses import Loss
@@ -134,21 +135,34 @@ def scaled(labels: str, scale: float) -> Callable[[PyTree, Any], PyTree]:
     return preprocess
 
 
-def check_unsigned(batch: Mapping[str, Any], labels: str) -> None:
-    """Refuses unsigned 8-bit inputs that need not be images.
+def check_unsigned(splits: Mapping[str, Mapping[str, Any]], labels: str, *, scaled: bool) -> None:
+    """Refuses unsigned 8-bit inputs that are not sure to be pixels, or are so in some splits alone.
 
     Args:
-      batch: a batch of one example, by field.
+      splits: arrays by split and field.
       labels: the field of the labels, which may be of any type.
+      scaled: whether it was said by what they are divided.
 
     Raises:
-      ValueError: an example of such an input has fewer than two dimensions.
+      ValueError: an example of such an input has fewer than two dimensions, or is of 0 and 1 alone,
+        and nothing was said; or the input is of another type in another split.
     """
-    for name, x in batch.items():
-        if name != labels and x.dtype == np.uint8 and len(x.shape) < 3:
+    for name, x in splits["train"].items():
+        types = {split: fields[name].dtype for split, fields in splits.items()}
+        if name == labels or np.uint8 not in types.values():
+            continue
+        if len(set(types.values())) > 1:
+            got = ", ".join(f"{dtype} in {split!r}" for split, dtype in types.items())
             raise ValueError(
-                f"data: {name!r} is unsigned 8-bit, an example of shape {x.shape[1:]}: it may be "
-                "pixels, tokens or a mask. Of pixels say what they are divided by, scale=255; give "
+                f"data: {name!r} is {got}, and unsigned 8-bit inputs alone are divided. Give every "
+                "split the same type."
+            )
+        flat, shape = len(x.shape) < 3, x.shape[1:]
+        if not scaled and (flat or some(x).max() == 1):
+            raise ValueError(
+                f"data: {name!r} is unsigned 8-bit, an example of shape {shape}"
+                f"{'' if flat else ' with nothing above 1'}: it may be pixels, tokens or a mask. "
+                "Of pixels say what they are divided by, scale=255, as earlier versions did; give "
                 "the others as 32-bit integers or floats, which are taken as they are."
             )
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, PyTree
 
 from batchscale import arrays, columns, datasets, given, keys, numeric
 from batchscale.datasets import narrow
+from batchscale.datasets.splits import some
 from batchscale.workloads import _fields, losses, networks, operations, supervised, tracing
 from batchscale.workloads._sums import finalized, loss_sums, sums
 
@@ -368,8 +369,8 @@ class Workload:
         own = others.pop("preprocess", None)
         if own is not None and scale is not None:
             raise ValueError("scale: inputs are not divided where `preprocess` is given; leave it.")
-        if scale is None and own is None and not tokens:
-            supervised.check_unsigned(batch, labels)
+        if own is None and not tokens:
+            supervised.check_unsigned(splits, labels, scaled=scale is not None)
         divisor = float(
             numeric.above("scale", 255 if scale is None else scale, 0, "a number above 0")
         )
@@ -390,7 +391,8 @@ class Workload:
 
         values = splits[split][labels]
         streamed = datasets.is_streamed(splits[split])
-        judge = losses.get(loss, ignored=ignored, labels=None if streamed else values)
+        known = some(values)
+        judge = losses.get(loss, ignored=ignored, labels=known)
         made = networks.network(model, lambda: supervised.inputs(prepared(), target), mode)
         classes = judge.check(made.outputs, jax.eval_shape(prepared)[target], labels)
         if not streamed:
